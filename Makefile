@@ -1,0 +1,49 @@
+# Every target does its own set-up: a virtual environment with the versions of constraints.txt.
+#   make demo       the whole way on a laptop: no network beyond the package index, no account, no GPU
+#   make test       what CI runs
+#   make test-all   the long tests too
+PYTHON ?= python3
+VENV ?= .venv
+# Where torch comes from, if not from the default index (say, a CPU-only or a CUDA wheel index).
+TORCH_INDEX_URL ?=
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+.PHONY: help demo test test-all lint types layers bench clean
+help:
+	@sed -n 's/^#   //p' Makefile
+
+$(READY): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "$(PYTHON) is too old: Python 3.11 or newer is needed; set PYTHON=python3.12, say" >&2; exit 1; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) || \
+	  { echo "$(PYTHON) cannot make a virtual environment; on Debian and Ubuntu: apt install python3-venv" >&2; exit 1; }
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt \
+	  $(if $(TORCH_INDEX_URL),--index-url $(TORCH_INDEX_URL)) torch
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --editable '.[dev]'
+	@touch $(READY)
+
+demo: $(READY)
+	@$(BIN)/python pipelines/demo/run.py --output demo-output
+
+test: $(READY) lint types layers
+	$(BIN)/python -m pytest -m "not slow" --cov --cov-report=term
+
+test-all: $(READY) lint types layers
+	$(BIN)/python -m pytest --cov --cov-report=term
+
+lint: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(READY)
+	$(BIN)/mypy
+
+layers: $(READY)
+	$(BIN)/lint-imports
+
+bench: $(READY)
+	@for script in align cache read train; do $(BIN)/python benchmarks/$$script.py || exit 1; done
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info demo-output

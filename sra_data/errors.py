@@ -1,0 +1,34 @@
+"""The one tree of errors a user may meet.
+
+Every message says what is wrong, where, with which value, and what to do about it, in one line; the command line
+prints that line on standard error and exits with 1. Anything that is not an ``SRAError`` is a bug and keeps its
+traceback.
+"""
+
+
+class SRAError(Exception):
+    """Something the user can mend; the message is one line: what, where, value, remedy."""
+
+
+class ConfigError(SRAError):
+    """An option, or a combination of options, that cannot be carried out."""
+
+
+class SourceError(SRAError):
+    """The user's text: a file, a row or a column that cannot be read as examples."""
+
+
+class TokenizerError(SRAError):
+    """A tokenizer that cannot be loaded or whose offsets cannot be trusted."""
+
+
+class ModelError(SRAError):
+    """A model that cannot be loaded, captured or trained as asked."""
+
+
+class ShardError(SRAError):
+    """Shards on disk: missing, unfinished, damaged, or made from something else."""
+
+
+class TrainingError(SRAError):
+    """A run that cannot start or must stop."""

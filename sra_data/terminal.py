@@ -1,0 +1,167 @@
+"""What a command shows while it works, and how it ends.
+
+On a terminal: a live bar with rate and time left. Elsewhere: one plain line every few seconds. With ``--json``: nothing
+but the final object. Both command lines end through `run`, so that errors look the same everywhere.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+from sra_data.errors import SRAError
+
+SECONDS_BETWEEN_LINES = 5.0
+
+
+@dataclass
+class Task:
+    """One piece of work with a known or unknown total; `advance` as it is done."""
+
+    description: str
+    total: float | None
+    unit: str
+    show: Callable[[Task], None]
+    done: float = 0.0
+    fields: dict[str, str] = field(default_factory=dict)
+    started: float = field(default_factory=time.monotonic)
+
+    def advance(self, amount: float = 1, **fields: str) -> None:
+        """Count `amount` units as done; `fields` are shown beside the rate (say, ``disk_free="80 GB"``)."""
+        self.done += amount
+        self.fields.update(fields)
+        self.show(self)
+
+    @property
+    def rate(self) -> float:
+        """Units per second since the start."""
+        return self.done / max(time.monotonic() - self.started, 1e-9)
+
+    def status(self) -> str:
+        """Progress in words: done, rate, time left and the live fields."""
+        of = "" if self.total is None else f"/{self.total:,.0f}"
+        words = [f"{self.done:,.0f}{of} {self.unit}", f"{self.rate:,.0f} {self.unit}/s"]
+        if self.total is not None and self.done > 0:
+            words.append(f"{clock((self.total - self.done) / self.rate)} left")
+        words += [f"{name.replace('_', ' ')} {value}" for name, value in self.fields.items()]
+        return " · ".join(words)
+
+
+class Reporter:
+    """Shows nothing; the base of the others and the one for ``--json`` and the Python API."""
+
+    def line(self, text: str) -> None:
+        """Print one line of plain text."""
+
+    @contextmanager
+    def task(self, description: str, total: float | None = None, unit: str = "items") -> Iterator[Task]:
+        """Show progress of `total` `unit`s of work while the block runs."""
+        yield Task(description, total, unit, show=lambda task: None)
+
+
+class PlainReporter(Reporter):
+    """Plain lines on standard error: for logs and pipes."""
+
+    def line(self, text: str) -> None:
+        print(text, file=sys.stderr, flush=True)
+
+    @contextmanager
+    def task(self, description: str, total: float | None = None, unit: str = "items") -> Iterator[Task]:
+        last = time.monotonic()
+
+        def show(task: Task) -> None:
+            nonlocal last
+            if time.monotonic() - last >= SECONDS_BETWEEN_LINES:
+                last = time.monotonic()
+                self.line(f"{description}: {task.status()}")
+
+        task = Task(description, total, unit, show)
+        yield task
+        self.line(f"{description}: {task.done:,.0f} {unit} in {clock(time.monotonic() - task.started)}")
+
+
+class RichReporter(Reporter):
+    """A live bar on a terminal."""
+
+    def __init__(self) -> None:
+        from rich.console import Console
+
+        self.console = Console(stderr=True)
+
+    def line(self, text: str) -> None:
+        self.console.print(text, markup=False, highlight=False)
+
+    @contextmanager
+    def task(self, description: str, total: float | None = None, unit: str = "items") -> Iterator[Task]:
+        from rich.progress import BarColumn, Progress, TextColumn
+
+        columns = (TextColumn("{task.description}"), BarColumn(bar_width=24), TextColumn("{task.fields[status]}"))
+        with Progress(*columns, console=self.console, transient=False) as progress:
+            shown = progress.add_task(description, total=total, status="")
+            yield Task(
+                description,
+                total,
+                unit,
+                show=lambda task: progress.update(shown, completed=task.done, status=task.status()),
+            )
+
+
+def make_reporter(*, quiet: bool) -> Reporter:
+    """The reporter that fits where standard error goes; `quiet` for ``--json``."""
+    if quiet:
+        return Reporter()
+    return RichReporter() if sys.stderr.isatty() else PlainReporter()
+
+
+def print_json(value: dict[str, Any]) -> None:
+    """Print one JSON object on standard output, for machines."""
+    print(json.dumps(value, ensure_ascii=False, default=str))
+
+
+def clock(seconds: float) -> str:
+    """A duration as people read it: ``4.2 s``, ``3:05``, ``2:10:00``."""
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
+
+
+def bytes_in_words(count: float) -> str:
+    """A size as people read it, in powers of 1000: ``512 B``, ``4.5 MB``."""
+    for unit in ("B", "kB", "MB", "GB", "TB"):
+        if abs(count) < 1000 or unit == "TB":
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1000
+    raise AssertionError("unreachable")
+
+
+def run(app: Callable[[], object], *, how_to_go_on: str) -> None:
+    """Run a command line: known errors and interruptions become one line on standard error.
+
+    Exit codes: 0 done; 1 a known error; 2 wrong usage (Typer's own); 130 interrupted.
+    SIGTERM is treated as Ctrl-C, because that is how rented machines announce their end.
+    """
+
+    def interrupt(signum: int, frame: object) -> None:
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGTERM, interrupt)
+    try:
+        app()
+    except SRAError as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        print(f"interrupted; {how_to_go_on}", file=sys.stderr, flush=True)
+        sys.exit(130)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)

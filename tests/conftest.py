@@ -1,0 +1,28 @@
+"""What every test shares: no network, few threads, and the way to the shared material (or a reason to skip)."""
+
+import os
+from pathlib import Path
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
+
+import pytest
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _few_threads() -> None:
+    import torch
+
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def shared_folder() -> Path:
+    """The folder of shared data and tokenizers beside the project; tests that need it skip where it is absent."""
+    folder = REPOSITORY.parent / "shared"
+    if not (folder / "tokenizers").is_dir():
+        pytest.skip(f"needs the shared tokenizers and data in {folder.name}/ beside the project, which is absent")
+    return folder
