@@ -1,0 +1,1 @@
+"""The only room that opens data files: format in README.md, public face in store.py."""

@@ -1,0 +1,202 @@
+"""Many rows of the corpus or an alignment at once, as columns: the fast way into `writer.write_columns`.
+
+The arrays of a whole batch become Parquet's columns as they are, one buffer and its offsets each, without an object per
+row. What is written is, byte for byte, what `write_part` makes of the same rows one by one (a test holds both to it).
+
+Shapes: B rows; the others as in schema.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any, Protocol
+
+import numpy as np
+import pyarrow as pa
+import xxhash
+from numpy.typing import NDArray
+
+from sra_data.errors import ShardError
+from sra_data.shards.columns import TEXT, Column, FolderSchema, alignment_schema, corpus_schema, hash_rows
+from sra_data.shards.schema import count_positions
+
+LARGEST_VALUE = (1 << 31) - (1 << 20)  # a Parquet page, and so a row group's column, is below 2 GiB
+HASH_BYTES = 8
+
+
+class Rows(Protocol):
+    """Rows of unequal length in one array: row i is ``values[splits[i]:splits[i + 1]]``."""
+
+    @property
+    def values(self) -> NDArray[Any]:
+        """[N, ...], the rows one after the other."""
+
+    @property
+    def splits(self) -> NDArray[np.int64]:
+        """[B + 1]."""
+
+
+@dataclass(frozen=True, eq=False)
+class EncodedRows:
+    """Rows as they are stored.
+
+    Attributes:
+        schema: their folder's columns.
+        batch: keys, hashes and values, [B] rows.
+        row_hashes: uint64 [B].
+    """
+
+    schema: FolderSchema
+    batch: pa.RecordBatch
+    row_hashes: NDArray[np.uint64]
+
+    @property
+    def num_positions(self) -> NDArray[np.int32]:
+        """[B] cached positions of each row (the corpus)."""
+        found: NDArray[np.int32] = self.batch.column("num_positions").to_numpy()
+        return found
+
+
+def corpus_columns(
+    *,
+    ids: Sequence[str],
+    splits: Sequence[str],
+    statuses: Sequence[str],
+    texts: Sequence[str],
+    response_ranges: Rows,
+    teacher_ids: Rows,
+    teacher_ends: Rows,
+    teacher_response_spans: Rows,
+) -> EncodedRows:
+    """`CorpusRow`s by column; int32 arrays, [R, 2] and [N] a row.
+
+    Raises:
+        ValueError: If an array has another dtype or shape, or another number of rows.
+        ShardError: If a value is larger than a part can hold.
+    """
+    keys = {
+        "id": ids,
+        "split": splits,
+        "status": statuses,
+        "num_tokens": _lengths(teacher_ids),
+        "num_positions": position_counts(teacher_response_spans),
+    }
+    values = {
+        "text": texts,
+        "response_ranges": response_ranges,
+        "teacher_ids": teacher_ids,
+        "teacher_ends": teacher_ends,
+        "teacher_response_spans": teacher_response_spans,
+    }
+    return _encode(corpus_schema(), keys, values)
+
+
+def alignment_columns(
+    *,
+    ids: Sequence[str],
+    statuses: Sequence[str],
+    student_ids: Rows,
+    student_ends: Rows,
+    label_spans: Rows,
+    student_spans: Rows,
+    teacher_spans: Rows,
+    student_texts: Sequence[str | None],
+) -> EncodedRows:
+    """`AlignmentRow`s by column; raises as `corpus_columns` does."""
+    keys = {
+        "id": ids,
+        "status": statuses,
+        "num_student_tokens": _lengths(student_ids),
+        "num_labels": label_counts(label_spans),
+        "num_spans": _lengths(student_spans),
+    }
+    values = {
+        "student_ids": student_ids,
+        "student_ends": student_ends,
+        "label_spans": label_spans,
+        "student_spans": student_spans,
+        "teacher_spans": teacher_spans,
+        "student_text": student_texts,
+    }
+    return _encode(alignment_schema(), keys, values)
+
+
+def position_counts(spans: Rows) -> NDArray[np.int32]:
+    """`count_positions` of every row of spans [R, 2]: int32 [B]."""
+    counts = np.zeros(len(spans.splits) - 1, np.int32)
+    num_spans = _lengths(spans)
+    single = num_spans == 1
+    chosen = spans.values[spans.splits[:-1][single]].reshape(-1, 2)
+    counts[single] = chosen[:, 1] - np.maximum(chosen[:, 0] - 1, 0)
+    for row in np.flatnonzero(num_spans > 1).tolist():
+        counts[row] = count_positions(spans.values[spans.splits[row] : spans.splits[row + 1]])
+    return counts
+
+
+def label_counts(label_spans: Rows) -> NDArray[np.int32]:
+    """Labels of every row that can be learnt, int32 [B]: nothing stands before token 0 to predict it from."""
+    labels = label_spans.values
+    counts = np.maximum(labels[:, 1] - np.maximum(labels[:, 0], 1), 0)
+    sums = np.concatenate([[0], np.cumsum(counts, dtype=np.int64)])
+    return np.diff(sums[label_spans.splits]).astype(np.int32)
+
+
+def _lengths(rows: Rows) -> NDArray[np.int32]:
+    return np.diff(rows.splits).astype(np.int32)
+
+
+def _encode(schema: FolderSchema, keys: Mapping[str, Any], values: Mapping[str, Any]) -> EncodedRows:
+    arrays = [pa.array(keys[name], dtype) for name, dtype in schema.keys.items()]
+    ids = keys["id"]
+    stored = [_stored(column, values[column.name], ids) for column in schema.columns]
+    if {len(array) for array in (*arrays, *stored)} != {len(ids)}:
+        raise ValueError(f"columns of {sorted({len(array) for array in (*arrays, *stored)})} rows for {len(ids)} ids")
+    hashes = np.stack([value_hashes(array) for array in stored], axis=1).astype("<u8", copy=False)
+    offsets = np.arange(len(ids) + 1, dtype=np.int64) * (HASH_BYTES * len(stored))
+    hash_array = pa.Array.from_buffers(
+        pa.large_binary(), len(ids), [None, pa.py_buffer(offsets), pa.py_buffer(np.ascontiguousarray(hashes))]
+    )
+    columns = [key.tolist() if isinstance(key, np.ndarray) else key for key in keys.values()]
+    batch = pa.record_batch([*arrays, hash_array, *stored], schema=schema.arrow())
+    return EncodedRows(schema, batch, hash_rows(columns, hashes))
+
+
+def _stored(column: Column, value: Any, ids: Sequence[str]) -> pa.Array:
+    """A column's values as Parquet stores them; numbers are not copied."""
+    if column.codec == TEXT:
+        array = pa.array(value, pa.large_string())
+    else:
+        numbers = value.values
+        if column.codec != "int32" or numbers.dtype != np.int32 or numbers.shape[1:] != column.shape[1:]:
+            raise ValueError(f"column {column.name}: expected {column.codec} {column.shape}, got {numbers.dtype}")
+        if int(value.splits[-1]) != len(numbers):
+            raise ValueError(f"column {column.name}: {len(numbers)} numbers, its rows hold {value.splits[-1]}")
+        width = 4 * int(np.prod(numbers.shape[1:], dtype=np.int64))
+        buffers = [pa.py_buffer(value.splits * width), pa.py_buffer(np.ascontiguousarray(numbers))]
+        array = pa.Array.from_buffers(pa.large_binary(), len(value.splits) - 1, [None, *buffers])
+    sizes = np.diff(_offsets(array))
+    if len(sizes) and sizes.max() > LARGEST_VALUE:
+        row = int(sizes.argmax())
+        raise ShardError(
+            f"example {ids[row]}, column {column.name}: {sizes[row]} bytes, a value holds at most {LARGEST_VALUE}; "
+            "give a shorter maximum length"
+        )
+    return array
+
+
+def _offsets(array: pa.Array) -> NDArray[np.int64]:
+    return np.frombuffer(array.buffers()[1], np.int64, len(array) + 1, 8 * array.offset)
+
+
+def value_hashes(array: pa.Array) -> NDArray[np.uint64]:
+    """`value_hash` of every value of a large_binary or large_string array: uint64 [B]."""
+    data = memoryview(array.buffers()[2] or b"")
+    digest = xxhash.xxh3_64_intdigest
+    hashes = np.fromiter(
+        [digest(data[start:stop]) for start, stop in pairwise(_offsets(array).tolist())], np.uint64, len(array)
+    )
+    if array.null_count:
+        hashes[array.is_null().to_numpy(zero_copy_only=False)] = 0
+    return hashes

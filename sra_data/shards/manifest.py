@@ -1,0 +1,321 @@
+"""What a folder of shards is made of: the manifest of the whole, one plan per folder, one receipt per part.
+
+The plan is written before any work and never derived from the number of workers: which unit makes which part from
+which rows. A receipt says that its part is there and whole; a part without one does not exist. The manifest names the
+inputs (fingerprints) of every folder and, once all receipts are there, its sealed root.
+
+Only the coordinating process writes plans and the manifest; workers write parts and receipts. Two coordinators (a job
+array) take turns through a lock.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from sra_data.errors import ShardError
+from sra_data.shards.columns import FORMAT_VERSION
+from sra_data.shards.durable import folder_lock, read_json, write_json
+
+MANIFEST = "manifest.json"
+PLAN = "plan.json"
+LONGEST_VALUE_SHOWN = 90
+
+
+@dataclass(frozen=True)
+class Unit:
+    """One piece of work: rows [start, stop) of the corpus become part number `part`. `hint` is the maker's own."""
+
+    part: int
+    start: int
+    stop: int
+    hint: Any = None
+
+    @property
+    def name(self) -> str:
+        """Stem of its files."""
+        return f"part-{self.part:05d}"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A folder's inputs and its units; `files` are others it needs beside its parts (say head.safetensors)."""
+
+    kind: str  # "corpus" | "alignment" | "teacher"
+    fingerprint: dict[str, Any]
+    units: tuple[Unit, ...]
+    files: tuple[str, ...] = ()
+
+    def save(self, folder: Path) -> None:
+        """Write plan.json."""
+        units = [[unit.part, unit.start, unit.stop, unit.hint] for unit in self.units]
+        write_json(folder / PLAN, {"format_version": FORMAT_VERSION, **asdict(self), "units": units}, is_flat=True)
+
+    @classmethod
+    def load(cls, folder: Path) -> Plan:
+        """Read plan.json.
+
+        Raises:
+            ShardError: If it is missing, damaged or of another format version.
+        """
+        found = read_json(folder / PLAN, remedy=f"run the command that makes {folder.name} again")
+        check_version(found, folder / PLAN)
+        units = tuple(Unit(*unit) for unit in found["units"])
+        return cls(found["kind"], found["fingerprint"], units, tuple(found["files"]))
+
+
+@dataclass(frozen=True)
+class Receipt:
+    """Proof that a part is there and whole.
+
+    Attributes:
+        part: its number.
+        rows: rows in it.
+        row_groups: rows of each row group.
+        bytes: size of the file.
+        sha256: of the file's bytes.
+        footer: xxh3_64 of the file's Parquet footer: checked whenever the part is opened.
+        rows_root: sha256 over the columns' definition and every row's hash: the content, whatever the file's bytes.
+        notes: what its maker counted (any JSON).
+    """
+
+    part: int
+    rows: int
+    row_groups: list[int]
+    bytes: int
+    sha256: str
+    footer: str
+    rows_root: str
+    notes: dict[str, Any] = field(default_factory=dict)
+
+    def save(self, folder: Path) -> None:
+        """Write part-NNNNN.receipt.json."""
+        write_json(receipt_path(folder, self.part), asdict(self), is_flat=True)
+
+    @classmethod
+    def load(cls, folder: Path, part: int) -> Receipt:
+        """Read it.
+
+        Raises:
+            ShardError: If it is missing or damaged.
+        """
+        path = receipt_path(folder, part)
+        found = read_json(path, remedy=f"delete it and run the command that makes {folder.name} again")
+        try:
+            return cls(**found)
+        except TypeError as error:
+            raise ShardError(f"{path}: damaged ({error}); delete it and run the same command again") from error
+
+
+def part_path(folder: Path, part: int) -> Path:
+    """Where a part is."""
+    return folder / f"part-{part:05d}.parquet"
+
+
+def receipt_path(folder: Path, part: int) -> Path:
+    """Where its receipt is."""
+    return folder / f"part-{part:05d}.receipt.json"
+
+
+def check_version(found: Mapping[str, Any], path: Path) -> None:
+    """Refuse another format version.
+
+    Raises:
+        ShardError: With the remedy.
+    """
+    version = found.get("format_version") if isinstance(found, Mapping) else None
+    if version != FORMAT_VERSION:
+        raise ShardError(
+            f"{path}: shard format {version}, this build reads {FORMAT_VERSION}; run `sra-data align` again "
+            "into an empty folder"
+        )
+
+
+# --------------------------------------------------------------------------- the manifest
+
+
+class Manifest:
+    """manifest.json of a folder of shards, as read at one moment.
+
+    Sections are "corpus", "teacher" and "alignments/<name>": the folders' own names. A section is a dictionary with
+    ``fingerprint`` (its inputs), ``root`` (None until sealed) and whatever its stage recorded.
+    """
+
+    def __init__(self, shards: Path, content: dict[str, Any]) -> None:
+        self.shards = shards
+        self.content = content
+
+    @classmethod
+    def load(cls, shards: Path) -> Manifest:
+        """Read it.
+
+        Raises:
+            ShardError: If there is none, or it is damaged or of another format version.
+        """
+        path = shards / MANIFEST
+        content = read_json(path, remedy="no shards here; run `sra-data align` first")
+        check_version(content, path)
+        return cls(shards, content)
+
+    @classmethod
+    def exists(cls, shards: Path) -> bool:
+        """Whether the folder holds shards at all."""
+        return (shards / MANIFEST).is_file()
+
+    @property
+    def alignments(self) -> list[str]:
+        """Names of the alignments, sorted."""
+        return sorted(self.content.get("alignments", {}))
+
+    def section(self, name: str) -> dict[str, Any] | None:
+        """A section, or None if that folder was never begun."""
+        group, _, key = name.partition("/")
+        found = self.content.get(group)
+        return found.get(key) if found is not None and key else found
+
+    def sealed(self, name: str) -> dict[str, Any]:
+        """A section that is sealed.
+
+        Raises:
+            ShardError: If it was never begun or is unfinished; with the command that makes it.
+        """
+        found = self.section(name)
+        if found is None or found.get("root") is None:
+            state = "missing" if found is None else "unfinished"
+            raise ShardError(f"{self.shards / name}: {state}; {command_for(name, self.shards)}")
+        return found
+
+
+def command_for(section: str, shards: Path) -> str:
+    """The remedy for a missing or unfinished section."""
+    if section == "teacher":
+        return f"run `sra-data cache-teacher {shards}` (run again, it does what is missing)"
+    return f"run `sra-data align ... --out {shards}` with the same arguments, it does what is missing"
+
+
+def record(shards: Path, section: str, **values: Any) -> Manifest:
+    """Set values of a section in the manifest, creating either; atomic, one process at a time.
+
+    Returns:
+        The manifest as written.
+    """
+    shards.mkdir(parents=True, exist_ok=True)
+    with folder_lock(shards):
+        manifest = Manifest.load(shards) if Manifest.exists(shards) else Manifest(shards, _empty())
+        group, _, key = section.partition("/")
+        place = manifest.content.setdefault(group, {})
+        if key:
+            place = place.setdefault(key, {})
+        place.update(values)
+        write_json(shards / MANIFEST, manifest.content)
+    return manifest
+
+
+def _empty() -> dict[str, Any]:
+    return {"format_version": FORMAT_VERSION}
+
+
+# --------------------------------------------------------------------------- beginning and going on
+
+
+def begin(
+    shards: Path,
+    section: str,
+    fingerprint: Mapping[str, Any],
+    make_units: Callable[[], Sequence[Unit]],
+    *,
+    files: Sequence[str] = (),
+) -> Plan:
+    """Start a folder, or go on with it: the plan that is there, or a new one written before any work.
+
+    Args:
+        shards: the whole folder.
+        section: "corpus", "teacher" or "alignments/<name>".
+        fingerprint: everything the content depends on (JSON values), under names people understand.
+        make_units: called only if there is no plan yet.
+        files: names of files beside the parts without which the folder is not complete.
+
+    Raises:
+        ShardError: If the folder was begun from other inputs; names each that differs.
+    """
+    folder = shards / section
+    kind = {"corpus": "corpus", "teacher": "teacher"}.get(section, "alignment")
+    inputs: dict[str, Any] = json.loads(json.dumps(dict(fingerprint)))  # as they will be read back
+    plan = None if (folder / PLAN).is_file() else Plan(kind, inputs, tuple(make_units()), tuple(files))
+    folder.mkdir(parents=True, exist_ok=True)
+    with folder_lock(folder):
+        if (folder / PLAN).is_file():  # there before, or written by another coordinator meanwhile
+            plan = Plan.load(folder)
+            refuse_if_changed(plan.fingerprint, inputs, where=folder)
+        else:
+            assert plan is not None
+            _refuse_orphans(folder, plan)
+            plan.save(folder)
+    known = Manifest.load(shards).section(section) if Manifest.exists(shards) else None
+    if known is None or known.get("fingerprint") != plan.fingerprint:
+        record(shards, section, fingerprint=plan.fingerprint, root=None)
+    return plan
+
+
+def _refuse_orphans(folder: Path, plan: Plan) -> None:
+    """Parts without a plan were made from who knows what."""
+    for unit in plan.units:
+        path = receipt_path(folder, unit.part)
+        if path.exists():
+            raise ShardError(f"{path}: a receipt without {PLAN}; delete the folder {folder} and run the command again")
+
+
+def refuse_if_changed(old: Mapping[str, Any], new: Mapping[str, Any], *, where: Path) -> None:
+    """Refuse different inputs.
+
+    Raises:
+        ShardError: One line, field by field: ``teacher tokenizer: had X, got Y``.
+    """
+    had, got = _flat(old), _flat(new)
+    names = [name for name in {**had, **got} if had.get(name, "nothing") != got.get(name, "nothing")]
+    if names:
+        listed = "; ".join(
+            f"{name}: had {_short(had.get(name, 'nothing'))}, got {_short(got.get(name, 'nothing'))}" for name in names
+        )
+        raise ShardError(f"{where}: made from other inputs ({listed}); choose another folder or delete this one")
+
+
+def _flat(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, item in value.items():
+        words = f"{prefix}{str(name).replace('_', ' ')}"
+        flat.update(_flat(item, f"{words}.") if isinstance(item, Mapping) else {words: item})
+    return flat
+
+
+def _short(value: Any) -> str:
+    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= LONGEST_VALUE_SHOWN else f"{text[:LONGEST_VALUE_SHOWN]}..."
+
+
+def missing_units(folder: Path, plan: Plan) -> list[Unit]:
+    """The units still to do: those without a receipt, or whose part is gone or has another size than it says."""
+    return [unit for unit in plan.units if not is_done(folder, unit)]
+
+
+def is_done(folder: Path, unit: Unit) -> bool:
+    """Whether a unit's part exists: its receipt does, and the file has the size it says."""
+    if not receipt_path(folder, unit.part).exists():
+        return False
+    receipt = Receipt.load(folder, unit.part)
+    path = part_path(folder, unit.part)
+    return path.exists() and path.stat().st_size == receipt.bytes
+
+
+def rows_root(canonical: str, row_hashes: bytes) -> str:
+    """sha256 over a part's column definitions and its rows' hashes (uint64, little endian): the content."""
+    return hashlib.sha256(canonical.encode() + b"\n" + row_hashes).hexdigest()
+
+
+def folder_root(rows_roots: Sequence[str], files: Mapping[str, str]) -> str:
+    """sha256 over the parts' rows_roots in order and the other files' sha256: what a folder is sealed with."""
+    return hashlib.sha256(json.dumps([list(rows_roots), dict(sorted(files.items()))]).encode()).hexdigest()

@@ -1,0 +1,265 @@
+"""One part's file, opened for reading: checked on the way in, read in two ways.
+
+Compressed columns come through Parquet's decoder, a row group at a time. Uncompressed columns of known size (hidden
+states, attention, hashes) are read straight from the file: in a column chunk that is one plain page the values stand
+one after the other behind 4-byte lengths and end where the chunk ends, so a row's bytes are found by arithmetic and
+read with one call into memory of ours. No decoder, no second copy, and a single row can be read alone. The lengths are
+checked here, the values against their hashes by the caller; the writer reads every part back this way before it
+publishes it.
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from itertools import accumulate, pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import xxhash
+from numpy.typing import NDArray
+
+from sra_data.errors import ShardError
+from sra_data.shards.columns import HASHES, FolderSchema, hash_rows, schema_from_arrow, value_hash
+
+FOOTER_END = 8  # its length and the magic word
+PREFIX_BYTES = 4  # Parquet writes a value's length before it
+LENGTH = struct.Struct("<I")
+ALIGNMENT = 64
+LONGEST_READ = 1 << 30  # Linux reads at most 2 GiB a call
+
+
+def damaged(path: Path, what: str, problem: str) -> ShardError:
+    """A damaged value, named, with the remedy."""
+    receipt = path.with_suffix(".receipt.json").name
+    return ShardError(
+        f"{path}: {what}: {problem}; run `sra-data verify {path.parent}/..`, delete {path.name} and {receipt} "
+        "and run the command that made them again"
+    )
+
+
+def footer_hash(path: Path) -> str:
+    """xxh3_64 of a Parquet file's footer, as hex: its last 8 bytes give the footer's length, and are included.
+
+    Raises:
+        OSError: If the file cannot be read.
+        ValueError: If it cannot end with a footer.
+    """
+    with path.open("rb") as file:
+        size = file.seek(0, os.SEEK_END)
+        if size < FOOTER_END:
+            raise ValueError(f"file of {size} bytes")
+        file.seek(size - FOOTER_END)
+        length = int.from_bytes(file.read(4), "little") + FOOTER_END
+        if length > size:
+            raise ValueError(f"a footer of {length} bytes in a file of {size}")
+        file.seek(size - length)
+        return xxhash.xxh3_64_hexdigest(file.read())
+
+
+class PartFile:
+    """A part opened for reading.
+
+    Attributes:
+        path: its file.
+        schema: its columns.
+        row_groups: rows of each row group, int64 [G].
+        starts: first row of each row group and the number of rows, int64 [G + 1].
+    """
+
+    def __init__(self, path: Path, *, row_groups: Sequence[int], footer: str) -> None:
+        """Open it; `row_groups` and `footer` are what its receipt says.
+
+        The footer is checked before anything in it is believed: a flipped bit there could change how values are read.
+
+        Raises:
+            ShardError: If it is missing or is not the part its receipt describes.
+        """
+        self.path = path
+        with self.naming("footer"):
+            if footer_hash(path) != footer:
+                raise ValueError("not the one the receipt names")
+            self._file = pq.ParquetFile(path, pre_buffer=False)  # a local file: reading ahead only costs
+            self._metadata = self._file.metadata
+            self.schema = schema_from_arrow(self._file.schema_arrow, where=str(path))
+            groups = [self._metadata.row_group(index).num_rows for index in range(self._metadata.num_row_groups)]
+            if groups != list(row_groups):
+                raise ValueError(f"row groups {groups} instead of {list(row_groups)}")
+            self._handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        self.row_groups = np.asarray(groups, np.int64)
+        self.starts = np.concatenate([[0], np.cumsum(self.row_groups)]).astype(np.int64)
+        self._chunk_ends: dict[str, NDArray[np.int64]] = {}
+
+    def close(self) -> None:
+        """Close its files."""
+        self._file.close()
+        if self._handle >= 0:
+            os.close(self._handle)
+            self._handle = -1
+
+    def __enter__(self) -> PartFile:
+        return self
+
+    def __exit__(self, *unused: object) -> None:
+        self.close()
+
+    @property
+    def num_rows(self) -> int:
+        """Rows in it."""
+        return int(self.starts[-1])
+
+    def table(self, row_groups: Sequence[int], columns: Sequence[str]) -> pa.Table:
+        """Some columns of some row groups, in that order."""
+        with self.naming(f"row groups {list(row_groups)}, columns {', '.join(columns)}"):
+            return self._file.read_row_groups(list(row_groups), columns=list(columns), use_threads=False)
+
+    def bytes_by_column(self) -> dict[str, int]:
+        """Bytes of each column in the file, compressed where it is."""
+        sizes: dict[str, int] = {}
+        for group in range(self._metadata.num_row_groups):
+            found = self._metadata.row_group(group)
+            for number in range(found.num_columns):
+                chunk = found.column(number)
+                sizes[chunk.path_in_schema] = sizes.get(chunk.path_in_schema, 0) + chunk.total_compressed_size
+        return sizes
+
+    def hashes(self, row_group: int) -> NDArray[np.uint64]:
+        """The hashes of a row group's values: uint64 [rows, columns]."""
+        rows, width = int(self.row_groups[row_group]), 8 * len(self.schema.columns)
+        stop = int(self._chunk_end(HASHES)[row_group])
+        block = self._read(stop - rows * (width + PREFIX_BYTES), stop, f"row group {row_group}, column {HASHES}")
+        values = np.frombuffer(block, np.uint8).reshape(rows, -1)[:, PREFIX_BYTES:]
+        return np.ascontiguousarray(values).view("<u8")
+
+    def direct(
+        self, column: str, row_group: int, sizes: NDArray[np.int64], rows: NDArray[np.int64]
+    ) -> list[memoryview]:
+        """Values of an uncompressed column, straight from the file.
+
+        Args:
+            column: its name.
+            row_group: number of the row group.
+            sizes: bytes of every value of the row group, int64 [rows of the group].
+            rows: which values (one at least), increasing, numbered within the row group.
+
+        Returns:
+            One view per row; neighbours share one read and one block of memory, aligned for any dtype.
+        """
+        stops = list(accumulate(size + PREFIX_BYTES for size in sizes.tolist()))
+        origin = int(self._chunk_end(column)[row_group]) - stops[-1]  # of the page's values in the file
+        values: list[memoryview] = []
+        borders = (np.flatnonzero(np.diff(rows) != 1) + 1).tolist()
+        for first, last in pairwise([0, *borders, len(rows)]):
+            run = rows[first:last].tolist()  # neighbours
+            begin = stops[run[0] - 1] if run[0] else 0
+            block = self._read(origin + begin, origin + stops[run[-1]], f"row group {row_group}, column {column}")
+            start = PREFIX_BYTES
+            for row in run:
+                stop = stops[row] - begin
+                if LENGTH.unpack_from(block, start - PREFIX_BYTES)[0] != stop - start:
+                    raise damaged(self.path, f"row {self.starts[row_group] + row}, column {column}", "wrong length")
+                values.append(block[start:stop])
+                start = stop + PREFIX_BYTES
+        return values
+
+    def _chunk_end(self, column: str) -> NDArray[np.int64]:
+        """Where each row group's chunk of the column ends in the file: int64 [G]."""
+        if column not in self._chunk_ends:
+            with self.naming("footer"):
+                place = self._file.schema_arrow.get_field_index(column)
+                chunks = [self._metadata.row_group(group).column(place) for group in range(len(self.row_groups))]
+                ends = [chunk.data_page_offset + chunk.total_compressed_size for chunk in chunks]
+            self._chunk_ends[column] = np.asarray(ends, np.int64)
+        return self._chunk_ends[column]
+
+    def _read(self, start: int, stop: int, what: str) -> memoryview:
+        """Bytes [start, stop) of the file, the first value (behind its length) aligned."""
+        shift = ALIGNMENT - PREFIX_BYTES
+        memory = np.empty(shift + max(stop - start, 0) + ALIGNMENT, np.uint8)
+        shift += -memory.ctypes.data % ALIGNMENT
+        block = memory[shift : shift + stop - start].data
+        done = 0
+        while done < stop - start:
+            with self.naming(what):
+                count = os.preadv(self._handle, [block[done : done + LONGEST_READ]], start + done) if start >= 0 else 0
+            if count == 0:
+                raise damaged(self.path, what, "file ends too early")
+            done += count
+        return block
+
+    @contextmanager
+    def naming(self, what: str) -> Iterator[None]:
+        """Parquet's and the system's errors, as one line that names the file and what was read."""
+        try:
+            yield
+        except (pa.ArrowException, OSError, ValueError, KeyError, IndexError, MemoryError) as error:
+            raise damaged(self.path, what, " ".join(str(error).split()) or type(error).__name__) from error
+
+
+def row_hashes(keys: pa.Table, hashes: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    """Row hashes from the key columns and the hashes of the values [rows, columns]: uint64 [rows]."""
+    return hash_rows([column.to_pylist() for column in keys.columns], hashes)
+
+
+def stored_values(column: pa.ChunkedArray | pa.Array) -> list[memoryview | None]:
+    """The stored bytes of every value of a binary or text column; no copy."""
+    array = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
+    if isinstance(array, pa.ChunkedArray):  # pyarrow keeps several chunks only where one cannot hold them
+        return [value for chunk in array.chunks for value in stored_values(chunk)]
+    offsets = np.frombuffer(array.buffers()[1], np.int64, len(array) + 1, 8 * array.offset).tolist()
+    data = memoryview(array.buffers()[2] or b"")
+    valid = array.is_valid().to_pylist() if array.null_count else None
+    return [
+        data[start:stop] if valid is None or valid[index] else None
+        for index, (start, stop) in enumerate(pairwise(offsets))
+    ]
+
+
+def direct_sizes(schema: FolderSchema, column: str, num_positions: NDArray[Any]) -> NDArray[np.int64]:
+    """Bytes of each row's value in an uncompressed column: int64 [rows]."""
+    found = schema.column(column)
+    assert found is not None
+    base, step = found.growth
+    return base + step * np.asarray(num_positions, np.int64)
+
+
+def check_part(part: PartFile) -> tuple[pa.Table, NDArray[np.uint64]]:
+    """Read every value of a part and check it against its hash, memory for one row group.
+
+    Returns:
+        Its key columns, and its row hashes, uint64 [rows].
+
+    Raises:
+        ShardError: At the first value that differs: file, example id and column.
+    """
+    keys = part.table(range(len(part.row_groups)), list(part.schema.keys))
+    found = []
+    for group, (start, stop) in enumerate(zip(part.starts[:-1], part.starts[1:], strict=True)):
+        group_keys = keys.slice(start, stop - start)
+        hashes = part.hashes(group)
+        with part.naming("keys"):
+            ids = group_keys.column("id").to_pylist()
+        for place, (column, values) in enumerate(_all_values(part, group, group_keys)):
+            for row, value in enumerate(values):
+                if value_hash(value) != hashes[row, place]:
+                    raise damaged(part.path, f"example {ids[row]}, column {column}", "checksum differs")
+        with part.naming("keys"):  # damaged text may not even be text
+            found.append(row_hashes(group_keys, hashes))
+    return keys, np.concatenate(found)
+
+
+def _all_values(part: PartFile, group: int, keys: pa.Table) -> Iterator[tuple[str, Sequence[Any]]]:
+    """Every column of a row group with its stored values, in the schema's order."""
+    compressed = [column.name for column in part.schema.columns if column.compression != "none"]
+    table = part.table([group], compressed)
+    for column in part.schema.columns:
+        if column.compression == "none":
+            sizes = direct_sizes(part.schema, column.name, keys.column("num_positions").to_numpy())
+            yield column.name, part.direct(column.name, group, sizes, np.arange(len(sizes)))
+        else:
+            yield column.name, stored_values(table.column(column.name))

@@ -1,0 +1,275 @@
+"""Reading rows of one folder by number, every value checked on the way.
+
+A few rows or thousands, in any order; what is asked for together is read together. Hidden states and attention are read
+straight from the file, only the rows wanted; the small compressed columns come by row group, and the latest row groups
+stay in memory because an epoch's order returns to them. Safe to use from one prefetch thread beside the main one.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sra_data.errors import ShardError
+from sra_data.shards.columns import TEXT, Column, FolderSchema, Row, build_row, row_hash, value_hash
+from sra_data.shards.index import Index, read_index
+from sra_data.shards.manifest import Manifest, Receipt, command_for, part_path
+from sra_data.shards.part import PartFile, damaged, direct_sizes, stored_values
+from sra_data.shards.schema import response_positions
+
+OPEN_PARTS = 32
+CACHE_BYTES = 256 << 20
+POSITIONS = "positions"  # a column of the teacher that is computed from the corpus, not stored
+
+
+@dataclass
+class _Group:
+    """What is kept of one row group: the hashes of its values, and the stored values of its compressed columns."""
+
+    number: int  # in the folder
+    part: int
+    in_part: int
+    first: int  # row number of its first row
+    keys: list[dict[str, Any]]  # of each row
+    hashes: NDArray[np.uint64]  # [rows, columns], checked against the index
+    num_positions: NDArray[np.int64]  # [rows]; zeros where the folder has none
+    values: dict[str, list[memoryview | None]] = field(default_factory=dict)
+
+    @property
+    def num_bytes(self) -> int:
+        return sum(len(value or b"") for values in self.values.values() for value in values) + self.hashes.nbytes
+
+
+class FolderReader:
+    """The rows of one sealed folder.
+
+    Attributes:
+        section: "corpus", "teacher" or "alignments/<name>".
+        folder: where it is.
+        root: what it was sealed with.
+        facts: its section of the manifest.
+    """
+
+    def __init__(
+        self,
+        shards: Path,
+        section: str,
+        *,
+        corpus: FolderReader | None = None,
+        cache_bytes: int = CACHE_BYTES,
+    ) -> None:
+        """Open a folder.
+
+        Args:
+            shards: the whole folder of shards.
+            section: which folder of it.
+            corpus: for the teacher: where the positions of its rows come from.
+            cache_bytes: memory for decompressed row groups.
+
+        Raises:
+            ShardError: If the folder is missing or not sealed.
+        """
+        self.section = section
+        self.folder = shards / section
+        self.facts = Manifest.load(shards).sealed(section)
+        self.root: str = self.facts["root"]
+        if not self.folder.is_dir():
+            raise ShardError(f"{self.folder}: missing; {command_for(section, shards)}")
+        self._corpus = corpus
+        self._cache_bytes = cache_bytes
+        self._lock = threading.RLock()
+        self._parts: OrderedDict[int, PartFile] = OrderedDict()
+        self._groups: OrderedDict[int, _Group] = OrderedDict()
+        self._held_bytes = 0
+
+    @cached_property
+    def index(self) -> Index:
+        """The folder's index, read once."""
+        return read_index(self.folder, sha256=self.facts["index_sha256"])
+
+    @cached_property
+    def schema(self) -> FolderSchema:
+        """The folder's columns."""
+        with self._lock:
+            return self._part(int(self.index.part[0])).schema
+
+    def __len__(self) -> int:
+        return self.facts["num_rows"]
+
+    def __enter__(self) -> FolderReader:
+        return self
+
+    def __exit__(self, *unused: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close all files and forget what was kept; reading again opens them again."""
+        with self._lock:
+            for part in self._parts.values():
+                part.close()
+            self._parts.clear()
+            self._groups.clear()
+            self._held_bytes = 0
+
+    def read(self, row_numbers: Sequence[int] | NDArray[Any], columns: Sequence[str] | None = None) -> list[Any]:
+        """Rows by number, in the order asked; every value is checked against its hash.
+
+        Args:
+            row_numbers: numbers in the folder's index; repeats are allowed.
+            columns: names of value columns (`schema`), and "positions" for a teacher opened beside its corpus; all by
+                default. What is not asked for is None in the rows, or absent from their dictionaries.
+
+        Returns:
+            `CorpusRow`, `AlignmentRow` or `TeacherRow` objects. Hidden states are views of memory of their own, which
+            neighbouring rows share.
+
+        Raises:
+            ShardError: If a value is damaged, with file, example id and column; or a column or row does not exist.
+        """
+        numbers = np.asarray(row_numbers, np.int64)
+        if len(numbers) == 0:
+            return []
+        if numbers.min() < 0 or numbers.max() >= len(self):
+            raise ShardError(
+                f"{self.folder}: rows {numbers.min()} to {numbers.max()}, it has {len(self)}; check the order"
+            )
+        with self._lock:
+            wanted, with_positions = self._columns(columns)
+            if (np.diff(numbers) > 0).all():
+                return self._read_sorted(numbers, wanted, with_positions)
+            unique, back = np.unique(numbers, return_inverse=True)
+            rows = self._read_sorted(unique, wanted, with_positions)
+        return [rows[place] for place in back.tolist()]
+
+    def _columns(self, names: Sequence[str] | None) -> tuple[list[Column], bool]:
+        """The value columns asked for, in file order, and whether positions are."""
+        if names is None:
+            is_possible = self._corpus is not None and self.schema.granularity == "token"
+            return list(self.schema.columns), is_possible
+        known = [column.name for column in self.schema.columns] + ([POSITIONS] if self._corpus is not None else [])
+        unknown = [name for name in names if name not in known]
+        if unknown:
+            raise ShardError(
+                f"{self.folder}: no column {', '.join(unknown)} (it has {', '.join(known)}); "
+                "make the folder again with the options that store it"
+            )
+        return [column for column in self.schema.columns if column.name in names], POSITIONS in names
+
+    def _read_sorted(self, rows: NDArray[np.int64], columns: list[Column], with_positions: bool) -> list[Row]:
+        starts = self.index.group_starts
+        group_of = np.searchsorted(starts, rows, side="right") - 1
+        numbers, firsts = np.unique(group_of, return_index=True)
+        compressed = [column.name for column in columns if column.compression != "none"]
+        positions = self._positions(rows) if with_positions else None
+        found: list[Row] = []
+        for number, chosen in zip(numbers.tolist(), np.split(rows, firsts[1:]), strict=True):
+            group = self._group(number, compressed)
+            values = [self._decoded(group, column, chosen - group.first) for column in columns]
+            names = [column.name for column in columns]
+            for row, *fields in zip((chosen - group.first).tolist(), *values, strict=True):
+                named = dict(zip(names, fields, strict=True))
+                if positions is not None:
+                    named[POSITIONS] = positions[len(found)]
+                found.append(build_row(self.schema.kind, group.keys[row], named))
+        return found
+
+    def _positions(self, rows: NDArray[np.int64]) -> list[NDArray[np.int32]]:
+        """Token indices of the teacher's rows, from the corpus."""
+        assert self._corpus is not None
+        if self.schema.granularity != "token":
+            raise ShardError(f"{self.folder}: cached by spans, its rows have no token positions; use the span tables")
+        spans = self._corpus.read(rows, ["teacher_response_spans"])
+        return [response_positions(row.teacher_response_spans) for row in spans]
+
+    def _keys(self, first: int, stop: int) -> list[dict[str, Any]]:
+        """The key columns of rows [first, stop), from the index."""
+        columns: list[list[Any]] = []
+        for name in self.schema.keys:
+            if name == "id":
+                columns.append(self.index.ids[first:stop].to_pylist())
+            elif name in self.index.words:
+                codes, words = self.index.words[name]
+                columns.append([words[code] for code in codes[first:stop]])
+            else:
+                columns.append(self.index.numbers[name][first:stop].tolist())
+        return [dict(zip(self.schema.keys, row, strict=True)) for row in zip(*columns, strict=True)]
+
+    def _decoded(self, group: _Group, column: Column, rows: NDArray[np.int64]) -> list[Any]:
+        """The column's values of some rows of the group (numbered within it), checked and decoded."""
+        counts = group.num_positions
+        if column.compression == "none":
+            sizes = direct_sizes(self.schema, column.name, counts)
+            stored: Iterable[Any] = self._part(group.part).direct(column.name, group.in_part, sizes, rows)
+        else:
+            stored = (group.values[column.name][row] for row in rows.tolist())
+        hashes = group.hashes[rows, self.schema.columns.index(column)].tolist()
+        values = []
+        for row, count, known, data in zip(rows.tolist(), counts[rows].tolist(), hashes, stored, strict=True):
+            if value_hash(data) != known:
+                self._refuse(group, row, f"column {column.name}", "checksum differs")
+            if column.codec == TEXT:
+                values.append(None if data is None else bytes(data).decode())
+            else:
+                values.append(column.decode(data, count))
+        return values
+
+    def _refuse(self, group: _Group, row: int, what: str, problem: str) -> None:
+        path = part_path(self.folder, group.part)
+        raise damaged(path, f"example {group.keys[row]['id']}, {what}", problem)
+
+    # ----------------------------------------------------------------------- what is kept
+
+    def _group(self, number: int, names: Sequence[str]) -> _Group:
+        """The row group of that number, with these compressed columns in memory."""
+        group = self._groups.get(number) or self._open_group(number)
+        lacking = [name for name in names if name not in group.values]
+        if lacking:
+            self._load(group, lacking)
+        self._groups[number] = group
+        self._groups.move_to_end(number)
+        while self._held_bytes > self._cache_bytes and len(self._groups) > 1:  # the newest stays, whatever its size
+            self._held_bytes -= self._groups.popitem(last=False)[1].num_bytes
+        return group
+
+    def _open_group(self, number: int) -> _Group:
+        """A row group with its hashes, checked against the index."""
+        first, stop = (int(row) for row in self.index.group_starts[number : number + 2])
+        part, in_part = int(self.index.part[first]), int(self.index.row_group[first])
+        hashes = self._part(part).hashes(in_part)
+        counts = self.index.numbers.get("num_positions")
+        positions = np.zeros(stop - first, np.int64) if counts is None else counts[first:stop].astype(np.int64)
+        group = _Group(number, part, in_part, first, self._keys(first, stop), hashes, positions)
+        for row, (keys, known) in enumerate(zip(group.keys, self.index.row_hash[first:stop].tolist(), strict=True)):
+            if row_hash(list(keys.values()), hashes[row].data) != known:
+                self._refuse(group, row, "hashes", "not those of the sealed index")
+        self._held_bytes += group.num_bytes
+        return group
+
+    def _load(self, group: _Group, names: Sequence[str]) -> None:
+        """Decompress columns of the group into memory."""
+        table = self._part(group.part).table([group.in_part], names)
+        before = group.num_bytes
+        for name in names:
+            group.values[name] = stored_values(table.column(name))
+        self._held_bytes += group.num_bytes - before
+
+    def _part(self, number: int) -> PartFile:
+        """An open part; the latest few stay open."""
+        part = self._parts.get(number)
+        if part is None:
+            receipt = Receipt.load(self.folder, number)
+            path = part_path(self.folder, number)
+            part = PartFile(path, row_groups=receipt.row_groups, footer=receipt.footer)
+            self._parts[number] = part
+            if len(self._parts) > OPEN_PARTS:
+                self._parts.popitem(last=False)[1].close()
+        self._parts.move_to_end(number)
+        return part

@@ -1,0 +1,232 @@
+"""Sealing a folder: every receipt there, every row in its place, one root over the content, in the manifest."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from sra_data.errors import ShardError
+from sra_data.shards.columns import FolderSchema
+from sra_data.shards.durable import read_json, sha256_of, write_json
+from sra_data.shards.index import Index, IndexRows, index_table, write_index
+from sra_data.shards.manifest import (
+    Manifest,
+    Plan,
+    Receipt,
+    command_for,
+    folder_root,
+    missing_units,
+    part_path,
+    record,
+    rows_root,
+)
+from sra_data.shards.part import PartFile, damaged, row_hashes
+
+
+@dataclass(frozen=True)
+class Sealed:
+    """What a sealed folder is: its root and its size; `notes` are the receipts' in order."""
+
+    root: str
+    num_parts: int
+    num_rows: int
+    num_bytes: int
+    notes: list[dict[str, Any]] = field(default_factory=list)
+
+
+def seal(shards: Path, section: str, facts: Mapping[str, Any] | None = None) -> Sealed:
+    """Seal a folder: write its index and record its root in the manifest. Doing it again gives the same.
+
+    Args:
+        shards: the whole folder.
+        section: "corpus", "teacher" or "alignments/<name>"; the corpus is sealed first.
+        facts: what else to record in the section, in the same write (counts, faithfulness).
+
+    Raises:
+        ShardError: If a part or file is missing or damaged, or rows do not match the corpus row by row.
+    """
+    folder = shards / section
+    plan = Plan.load(folder)
+    missing = missing_units(folder, plan)
+    if missing:
+        raise ShardError(
+            f"{folder}: {len(missing)} of {len(plan.units)} parts missing, the first {missing[0].name}; "
+            f"{command_for(section, shards)}"
+        )
+    files = {name: file_receipt(folder, name)["sha256"] for name in plan.files}
+    corpus = None if section == "corpus" else Manifest.load(shards).sealed("corpus")
+    known = None if corpus is None else IndexRows(shards / "corpus", sha256=corpus["index_sha256"])
+    parts = _Parts(folder, plan, known)
+    try:
+        index_sha256 = write_index(folder, parts.tables())
+    finally:
+        if known is not None:
+            known.close()
+    num_bytes = parts.num_bytes + sum((folder / name).stat().st_size for name in files)
+    values: dict[str, Any] = {
+        "fingerprint": plan.fingerprint,
+        "root": folder_root(parts.rows_roots, files),
+        "num_parts": len(plan.units),
+        "num_rows": parts.num_rows,
+        "num_bytes": num_bytes,
+        "index_sha256": index_sha256,
+        "granularity": parts.granularity,
+    }
+    if corpus is not None:
+        values["corpus_root"] = corpus["root"]
+    record(shards, section, **values, **(facts or {}))
+    return Sealed(values["root"], len(plan.units), parts.num_rows, num_bytes, parts.notes)
+
+
+class _Parts:
+    """The parts of a folder, read one after the other, and what adds up over them.
+
+    Attributes:
+        rows_roots: of each part, in order; `notes` likewise.
+        num_rows: in all parts; `num_bytes` likewise.
+        granularity: of the folder.
+    """
+
+    def __init__(self, folder: Path, plan: Plan, corpus: IndexRows | None) -> None:
+        """`corpus`: the rows this folder's must match; None for the corpus itself."""
+        self.folder = folder
+        self.plan = plan
+        self.corpus = corpus
+        self.rows_roots: list[str] = []
+        self.notes: list[dict[str, Any]] = []
+        self.num_rows = 0
+        self.num_bytes = 0
+        self.granularity = ""
+
+    def tables(self) -> Iterator[pa.Table]:
+        """Every part's rows of the index, each part checked against its receipt and its rows against the corpus.
+
+        Raises:
+            ShardError: At the first that does not fit.
+        """
+        schema: FolderSchema | None = None
+        for unit in self.plan.units:
+            receipt = Receipt.load(self.folder, unit.part)
+            path = part_path(self.folder, unit.part)
+            if (receipt.part, receipt.rows) != (unit.part, unit.stop - unit.start):
+                raise damaged(path, "receipt", f"{receipt.rows} rows of part {receipt.part}, the plan says {unit}")
+            with PartFile(path, row_groups=receipt.row_groups, footer=receipt.footer) as part:
+                if schema is not None and part.schema != schema:
+                    raise damaged(path, "columns", f"not those of {part_path(self.folder, 0).name}")
+                schema = part.schema
+                keys, hashes = part_keys(part)
+            check_root(schema, hashes, receipt, path)
+            table = index_table(keys, hashes, receipt)
+            self._match_corpus(table, schema)
+            self.rows_roots.append(receipt.rows_root)
+            self.notes.append(receipt.notes)
+            self.num_rows += receipt.rows
+            self.num_bytes += receipt.bytes
+            yield table
+        if schema is None:
+            raise ShardError(f"{self.folder}: a plan without any part; delete the folder and run the command again")
+        if self.corpus is not None and self.num_rows != self.corpus.num_rows:
+            _refuse_count(self.folder, self.num_rows, self.corpus.num_rows)
+        self.granularity = schema.granularity
+
+    def _match_corpus(self, table: pa.Table, schema: FolderSchema) -> None:
+        """Check the next rows, as the index has them, against the corpus's."""
+        if self.corpus is None:
+            return
+        known = self.corpus.take(table.num_rows)
+        if known.num_rows != table.num_rows:
+            _refuse_count(self.folder, self.plan.units[-1].stop, self.corpus.num_rows)
+        for name in ("id", *_compared(schema.kind, schema.granularity)):
+            had, got = known.column(name), table.column(name)
+            if not got.equals(had):
+                row = next(row for row in range(len(had)) if had[row].as_py() != got[row].as_py())
+                _refuse_row(self.folder, self.num_rows + row, name, had[row].as_py(), got[row].as_py())
+
+
+def part_keys(part: PartFile) -> tuple[pa.Table, NDArray[np.uint64]]:
+    """A part's key columns and row hashes, without its values."""
+    groups = range(len(part.row_groups))
+    keys = part.table(groups, list(part.schema.keys))
+    hashes = np.concatenate([part.hashes(group) for group in groups])
+    with part.naming("keys"):
+        return keys, row_hashes(keys, hashes)
+
+
+def check_root(schema: FolderSchema, hashes: NDArray[np.uint64], receipt: Receipt, path: Path) -> None:
+    """Check the content of a part against its receipt.
+
+    Raises:
+        ShardError: If keys, hashes or column definitions are not those that were written.
+    """
+    if rows_root(schema.canonical(), hashes.tobytes()) != receipt.rows_root:
+        raise damaged(path, "keys, hashes or column definitions", "not those the receipt was written for")
+
+
+def compare_rows(corpus: Index, other: Index, *, where: Path, granularity: str) -> None:
+    """Check that another folder has the corpus's rows: ids, order, parts, row groups, and the teacher's positions.
+
+    Where the teacher was cached by spans, its num_positions counts spans and is not compared.
+
+    Raises:
+        ShardError: Naming the first row that differs.
+    """
+    if len(corpus) != len(other):
+        _refuse_count(where, len(other), len(corpus))
+    if not corpus.ids.equals(other.ids):
+        row = next(row for row in range(len(corpus)) if corpus.id_of(row) != other.id_of(row))
+        _refuse_row(where, row, "id", corpus.id_of(row), other.id_of(row))
+    for name in _compared(other.kind, granularity):
+        differs = np.flatnonzero(corpus.numbers[name] != other.numbers[name])
+        if len(differs):
+            row = int(differs[0])
+            _refuse_row(where, row, name, corpus.numbers[name][row], other.numbers[name][row])
+
+
+def _compared(kind: str, granularity: str) -> list[str]:
+    """The number columns of an index that must be the corpus's."""
+    names = ["part", "row_group"]
+    return [*names, "num_positions"] if (kind, granularity) == ("teacher", "token") else names
+
+
+def _refuse_count(where: Path, had: int, expected: int) -> None:
+    raise ShardError(f"{where}: {had} rows, the corpus has {expected}; delete the folder and make it again")
+
+
+def _refuse_row(where: Path, row: int, name: str, had: Any, got: Any) -> None:
+    raise ShardError(
+        f"{where}: row {row}, {name}: the corpus has {had}, this folder {got}; delete it and make it again"
+    )
+
+
+# --------------------------------------------------------------------------- files beside the parts
+
+
+def write_file_receipt(folder: Path, name: str) -> None:
+    """Write the receipt of a file beside the parts: its size and sha256."""
+    path = folder / name
+    write_json(file_receipt_path(folder, name), {"bytes": path.stat().st_size, "sha256": sha256_of(path)})
+
+
+def file_receipt_path(folder: Path, name: str) -> Path:
+    """head.safetensors -> head.receipt.json."""
+    return (folder / name).with_suffix(".receipt.json")
+
+
+def file_receipt(folder: Path, name: str) -> dict[str, Any]:
+    """The receipt of a file beside the parts, checked against the file's size.
+
+    Raises:
+        ShardError: If either is missing, or the size differs.
+    """
+    remedy = f"delete {name} with its receipt and run the command that makes {folder.name} again"
+    receipt = read_json(file_receipt_path(folder, name), remedy=remedy)
+    path = folder / name
+    if not path.is_file() or path.stat().st_size != receipt["bytes"]:
+        raise ShardError(f"{path}: missing or not {receipt['bytes']} bytes long; {remedy}")
+    return receipt

@@ -1,0 +1,24 @@
+"""A sealed set of shards, made once and copied by the tests that damage it."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from sra_data.shards.columns import Row
+from tests.unit.shards.builders import make_shards
+
+
+@pytest.fixture(scope="session")
+def sealed_set(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, list[Row]]]:
+    """A folder nobody changes, and its rows."""
+    folder = tmp_path_factory.mktemp("sealed") / "shards"
+    return folder, make_shards(folder)
+
+
+@pytest.fixture
+def shards(sealed_set: tuple[Path, dict[str, list[Row]]], tmp_path: Path) -> Path:
+    """A copy to damage."""
+    return Path(shutil.copytree(sealed_set[0], tmp_path / "shards"))

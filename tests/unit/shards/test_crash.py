@@ -1,0 +1,244 @@
+"""A crash at any moment loses nothing, publishes nothing half, and a rerun does exactly what is missing."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import resource
+import signal
+import subprocess
+import sys
+import textwrap
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from sra_data.errors import ShardError
+from sra_data.shards import durable
+from sra_data.shards.columns import Row
+from sra_data.shards.durable import staged, write_json
+from sra_data.shards.manifest import Manifest, Plan, refuse_if_changed
+from sra_data.shards.store import ShardSet, Unit, begin, corpus_schema, missing_units, record, seal, write_part
+from tests.unit.shards.builders import FINGERPRINT, full_teacher_schema, make_rows, make_shards, make_units
+
+UNITS = make_units(12, 4)
+REPOSITORY = Path(__file__).resolve().parents[3]
+
+
+def rows_of(unit: Unit) -> list[Row]:
+    """The unit's rows: a pure function of the unit."""
+    return make_rows(12, full_teacher_schema())["corpus"][unit.start : unit.stop]
+
+
+def write_all(shards: Path) -> list[int]:
+    """What a stage does; returns the parts it made."""
+    plan = begin(shards, "corpus", FINGERPRINT, lambda: UNITS)
+    made = []
+    for unit in missing_units(shards / "corpus", plan):
+        write_part(shards / "corpus", corpus_schema(), unit, rows_of(unit), [3, 1])
+        made.append(unit.part)
+    seal(shards, "corpus")
+    return made
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What a run without a crash leaves."""
+    folder = tmp_path_factory.mktemp("undisturbed") / "shards"
+    assert write_all(folder) == [0, 1, 2]
+    return folder
+
+
+def contents(shards: Path) -> dict[str, bytes]:
+    """Every file of a folder."""
+    return {str(path.relative_to(shards)): path.read_bytes() for path in shards.rglob("*") if path.is_file()}
+
+
+# The calls at which the process dies: a whole run makes ten renames and twenty-odd fsyncs.
+STEPS = [(step, count) for step in ("replace", "before_replace") for count in range(1, 11)]
+STEPS += [("fsync", count) for count in range(1, 21, 2)]
+
+
+@pytest.mark.parametrize("chunk", range(4))
+def test_a_process_killed_between_any_two_steps_leaves_a_folder_that_goes_on(
+    chunk: int, undisturbed: Path, tmp_path: Path
+) -> None:
+    """os._exit at the n-th fsync or rename; then a rerun gives the very bytes of a run without a crash."""
+    script = textwrap.dedent(
+        """
+        import os, sys
+        from pathlib import Path
+        from tests.unit.shards.test_crash import write_all
+        jobs = [job.split(":") for job in sys.argv[1:]]
+        for step, count, folder in jobs:
+            if os.fork() == 0:
+                left = int(count)
+                name = step.removeprefix("before_")
+                real = getattr(os, name)
+                def dying(*args):
+                    global left
+                    left -= 1
+                    if left == 0 and step.startswith("before_"):
+                        os._exit(9)
+                    real(*args)
+                    if left == 0:
+                        os._exit(9)
+                setattr(os, name, dying)
+                write_all(Path(folder))
+                os._exit(0)
+            print(os.waitstatus_to_exitcode(os.wait()[1]))
+        """
+    )
+    jobs = [(step, count, tmp_path / f"{step}-{count}") for step, count in STEPS[chunk::4]]
+    arguments = [f"{step}:{count}:{folder}" for step, count, folder in jobs]
+    environment = os.environ | {"PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, "-c", script, *arguments], env=environment, capture_output=True, text=True, check=True
+    )
+    codes = [int(line) for line in done.stdout.split()]
+    assert codes.count(9) >= len(jobs) // 2
+    for (_, _, folder), code in zip(jobs, codes, strict=True):
+        assert code in (0, 9)
+        had = {path.name for path in (folder / "corpus").glob("*.receipt.json")} if folder.exists() else set()
+        for receipt in had:  # a receipt is only there once its part is
+            whole = undisturbed / "corpus" / receipt.replace(".receipt.json", ".parquet")
+            assert (folder / "corpus" / whole.name).read_bytes() == whole.read_bytes()
+        assert write_all(folder) == [unit.part for unit in UNITS if f"{unit.name}.receipt.json" not in had]
+        assert contents(folder) == contents(undisturbed)
+
+
+def test_an_exception_in_the_middle_publishes_nothing(undisturbed: Path, tmp_path: Path) -> None:
+    def failing() -> Iterator[Row]:
+        yield from rows_of(UNITS[0])[:3]
+        raise KeyboardInterrupt
+
+    begin(tmp_path, "corpus", FINGERPRINT, lambda: UNITS)
+    with pytest.raises(KeyboardInterrupt):
+        write_part(tmp_path / "corpus", corpus_schema(), UNITS[0], failing(), [3, 1])
+    assert [path.name for path in (tmp_path / "corpus").iterdir()] == ["plan.json"]
+    assert write_all(tmp_path) == [0, 1, 2]
+    assert contents(tmp_path) == contents(undisturbed)
+
+
+def test_a_full_disk_is_one_line_and_finished_parts_stay(tmp_path: Path) -> None:
+    begin(tmp_path, "corpus", FINGERPRINT, lambda: UNITS)
+    write_part(tmp_path / "corpus", corpus_schema(), UNITS[0], rows_of(UNITS[0]), [3, 1])
+    before = contents(tmp_path)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (2000, limits[1]))
+        with pytest.raises(ShardError, match=r"corpus: .* while writing part-00001.parquet; free space") as raised:
+            write_part(tmp_path / "corpus", corpus_schema(), UNITS[1], rows_of(UNITS[1]), [3, 1])
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, handler)
+    assert "\n" not in str(raised.value)
+    assert contents(tmp_path) == before
+
+
+def test_no_space_left_names_the_folder_and_the_remedy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(handle: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(durable.os, "fsync", full)
+    expected = f"{tmp_path}: No space left on device while writing a.json; free space there and run the same command"
+    with pytest.raises(ShardError, match=expected):
+        write_json(tmp_path / "a.json", {"a": 1})
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_that_cannot_be_made_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ShardError, match="check that the folder exists and may be written"):
+        write_json(tmp_path / "file" / "a.json", {})
+
+
+def test_two_writers_of_one_part_do_not_mix(tmp_path: Path) -> None:
+    path = tmp_path / "part-00000.parquet"
+    with staged(path), pytest.raises(ShardError, match="another process is writing it"), staged(path):
+        pass
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_reads_back_differently_is_not_published(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sra_data.shards.writer.row_hash", lambda keys, hashes: 7)
+    with pytest.raises(ShardError, match="reads back differently"):
+        write_part(tmp_path, corpus_schema(), UNITS[0], rows_of(UNITS[0]), [3, 1])
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_other_inputs_are_refused_field_by_field(sealed_set: tuple[Path, dict[str, list[Row]]]) -> None:
+    changed = {**FINGERPRINT, "teacher_tokenizer": "bbbb", "options": {"max_length": 65}}
+    before = contents(sealed_set[0])
+    said = r"made from other inputs \(teacher tokenizer: had aaaa, got bbbb; options.max length: had 64, got 65\)"
+    with pytest.raises(ShardError, match=said):
+        begin(sealed_set[0], "corpus", changed, list)
+    assert contents(sealed_set[0]) == before
+
+
+def test_a_field_that_is_new_or_gone_is_a_difference(tmp_path: Path) -> None:
+    said = r"\(dtype: had bf16, got nothing; adapter: had nothing, got lora\)"
+    with pytest.raises(ShardError, match=said):
+        refuse_if_changed({"dtype": "bf16"}, {"adapter": "lora"}, where=tmp_path)
+    refuse_if_changed({"dtype": "bf16"}, {"dtype": "bf16"}, where=tmp_path)
+
+
+def test_sealing_again_changes_nothing_and_an_unfinished_folder_is_refused(shards: Path) -> None:
+    before = contents(shards)
+    root = Manifest.load(shards).sealed("teacher")["root"]
+    assert seal(shards, "teacher").root == root
+    assert contents(shards) == before
+    (shards / "teacher" / "part-00001.parquet").unlink()
+    with pytest.raises(ShardError, match=r"1 of 3 parts missing, the first part-00001; run `sra-data cache-teacher"):
+        seal(shards, "teacher")
+    assert [unit.part for unit in missing_units(shards / "teacher", Plan.load(shards / "teacher"))] == [1]
+
+
+def test_the_root_depends_on_content_alone(sealed_set: tuple[Path, dict[str, list[Row]]], tmp_path: Path) -> None:
+    make_shards(tmp_path / "again")
+    make_shards(tmp_path / "other", hidden_dtype="fp32")
+    folders = (sealed_set[0], tmp_path / "again", tmp_path / "other")
+    for section, same in (("teacher", False), ("corpus", True)):
+        roots = [Manifest.load(folder).sealed(section)["root"] for folder in folders]
+        assert roots[0] == roots[1]
+        assert (roots[0] == roots[2]) == same
+
+
+def test_parts_without_a_plan_are_refused(shards: Path) -> None:
+    (shards / "corpus" / "plan.json").unlink()
+    with pytest.raises(ShardError, match=r"a receipt without plan.json; delete the folder"):
+        begin(shards, "corpus", FINGERPRINT, lambda: make_units(30, 12))
+
+
+def test_another_format_version_is_refused_with_the_remedy(shards: Path) -> None:
+    manifest = json.loads((shards / "manifest.json").read_text()) | {"format_version": 99}
+    (shards / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(ShardError, match="shard format 99, this build reads 1; run `sra-data align` again"):
+        ShardSet.open(shards)
+
+
+def test_a_missing_or_unfinished_teacher_is_one_line_with_the_command(shards: Path) -> None:
+    record(shards, "teacher", root=None)
+    with pytest.raises(ShardError, match=r"teacher: unfinished; run `sra-data cache-teacher"):
+        ShardSet.open(shards)
+    with ShardSet.open(shards, need_teacher=False) as opened:
+        assert len(opened.corpus) == 30
+    content = json.loads((shards / "manifest.json").read_text())
+    del content["teacher"]
+    (shards / "manifest.json").write_text(json.dumps(content))
+    with pytest.raises(ShardError, match=r"teacher: missing; run `sra-data cache-teacher"):
+        ShardSet.open(shards)
+
+
+def test_an_alignment_is_chosen_by_name_and_a_wrong_name_lists_them(shards: Path) -> None:
+    with ShardSet.open(shards) as opened:
+        assert opened.alignment().section == opened.alignment("student").section == "alignments/student-00000000"
+        assert opened.roots().keys() == {"corpus", "alignment", "teacher"}
+        with pytest.raises(ShardError, match=r"no alignment gpt2 \(there are student-00000000\); choose one"):
+            opened.alignment("gpt2")
+    record(shards, "alignments/another", root="x")
+    with ShardSet.open(shards) as opened, pytest.raises(ShardError, match="several alignments"):
+        opened.alignment()
