@@ -1,0 +1,248 @@
+"""One tokenizer's tokens and the characters each of them covers, never on trust.
+
+Three ways, the cheapest that can be proved for a text:
+1. the pieces spell the text byte for byte (``spans.character_map``): nearly every text of byte-level and SentencePiece
+   tokenizers, and the tokenizer need not even work out offsets;
+2. the tokenizer's own offsets, put in order and checked by slicing (``spans.verification``): WordPiece, normalisers;
+3. the pieces laid into the text (``spans.recovery``): slow tokenizers, and texts that fail the check.
+A text for which none works is refused by name.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import chain
+from typing import Any, NoReturn
+
+import numpy as np
+from tokenizers import Tokenizer
+
+from sra_data.errors import TokenizerError
+from sra_data.spans.character_map import CharacterOffsets, PieceTable, offsets_from_pieces
+from sra_data.spans.closing import closing_tokens
+from sra_data.spans.ragged import Array, Ragged
+from sra_data.spans.recovery import recovered_offsets
+from sra_data.spans.verification import SliceCheck, Surface, verified
+from sra_data.spans.vocabulary import Spelling, Vocabulary
+
+_NEVER_IN_TEXT = "\U0010fffe\U0010ffff"  # noncharacters, reserved by Unicode for uses like this
+
+
+@dataclass(frozen=True, eq=False)
+class TextTokens:
+    """The tokens of the texts themselves, before a tokenizer's own beginning and end.
+
+    Attributes:
+        ids: int32.
+        starts: int32, first character; not decreasing in a row.
+        ends: int32, one past the last; not decreasing in a row. True where the token closes, else an upper bound.
+        closes: bool, a span may end here (method.md section 2).
+        is_special: bool, a special token recognised in the text (chats only); its offsets are those of its string.
+    """
+
+    ids: Ragged
+    starts: Ragged
+    ends: Ragged
+    closes: Ragged
+    is_special: Ragged
+
+
+class TokenReader:
+    """Cuts texts with a Hugging Face tokenizer and finds what each token covers."""
+
+    def __init__(self, tokenizer: Any, vocabulary: Vocabulary, name: str) -> None:
+        """``tokenizer``: fast or slow; ``vocabulary``: its pieces; ``name``: for messages."""
+        self._tokenizer = tokenizer
+        self._name = name
+        self._backend = tokenizer.backend_tokenizer if tokenizer.is_fast else None
+        special = special_tokens(tokenizer)
+        size = max(len(vocabulary), max(special, default=-1) + 1)
+        byte_strings = vocabulary.byte_strings + [None] * (size - len(vocabulary))
+        self._surfaces: list[Surface] = [*byte_strings]
+        for token_id, content in special.items():
+            self._surfaces[token_id] = content
+        self._pieces = PieceTable([_encoded(surface) for surface in self._surfaces])
+        wordless = [token_id for token_id, surface in enumerate(self._surfaces) if not isinstance(surface, bytes)]
+        self._text_backend = _backend_for_text(self._backend, wordless) if self._backend is not None else None
+        self._is_special = np.array([isinstance(surface, str) for surface in self._surfaces], dtype=bool)
+        normaliser = self._backend.normalizer if self._backend is not None else None
+        self._check = SliceCheck(normaliser.normalize_str if normaliser is not None else None)
+
+    def read(self, texts: Sequence[str], *, recognise_special: bool, names: Sequence[str] | None) -> TextTokens:
+        """Cut ``texts`` [B] (no lone surrogates) and locate every token.
+
+        Args:
+            texts: What to cut.
+            recognise_special: Whether a special token's string in a text is that token (a rendered chat) or text.
+            names: [B] what to call each text in a message; by its number without.
+
+        Raises:
+            TokenizerError: If no way of locating the tokens of a text can be proved.
+        """
+        encodings, id_lists = self._cut(texts, recognise_special)
+        ids = _ragged(id_lists)
+        found = offsets_from_pieces(ids=ids, pieces=self._pieces, texts=texts)
+        inexact = np.flatnonzero(~found.exact).tolist()
+        if inexact and self._backend is not None:
+            self._check_offsets(inexact, encodings, found, ids, texts, recognise_special, names)
+        elif inexact:
+            for row in inexact:
+                self._recover(row, found, ids[row], texts[row], _name(names, row))
+        is_special = self._is_special[ids.values]
+        if not recognise_special and is_special.any():
+            first = int(is_special.argmax())
+            raise TokenizerError(
+                f"{_name(names, int(ids.rows[first]))}: {self._name} reads a string in this text as the special token "
+                f"{self._surfaces[int(ids.values[first])]!r} and cannot be told not to; leave the example out"
+            )
+        return TextTokens(ids, found.starts, found.ends, found.closes, ids.with_values(is_special))
+
+    def _cut(self, texts: Sequence[str], recognise_special: bool) -> tuple[list[Any] | None, list[list[int]]]:
+        """Encodings with offsets, where the tokenizer has any, and ids."""
+        if self._backend is None:
+            options = {"add_special_tokens": False, "split_special_tokens": not recognise_special, "verbose": False}
+            return None, [self._tokenizer(text, **options)["input_ids"] for text in texts]
+        # Not encode_batch_fast: leaving the offsets out costs more processor time, not less (tokenizers 0.23: +15 %).
+        encodings = self._backend_for(recognise_special).encode_batch(list(texts), add_special_tokens=False)
+        return encodings, [encoding.ids for encoding in encodings]
+
+    def _backend_for(self, recognise_special: bool) -> Any:
+        backend = self._backend if recognise_special or self._text_backend is None else self._text_backend
+        assert backend is not None, "a slow tokenizer has no backend"
+        backend.encode_special_tokens = not recognise_special
+        return backend
+
+    def _check_offsets(
+        self,
+        rows: list[int],
+        encodings: list[Any] | None,
+        found: CharacterOffsets,
+        ids: Ragged,
+        texts: Sequence[str],
+        recognise_special: bool,
+        names: Sequence[str] | None,
+    ) -> None:
+        """Fill ``rows`` of ``found`` from the tokenizer's own offsets where they pass, else by recovery."""
+        chosen_texts = [texts[row] for row in rows]
+        if encodings is None:
+            chosen = self._backend_for(recognise_special).encode_batch(chosen_texts, add_special_tokens=False)
+        else:
+            chosen = [encodings[row] for row in rows]
+        pairs = Ragged.from_list([encoding.offsets for encoding in chosen], np.int64, (2,))
+        starts, ends = (pairs.with_values(pairs.values[:, column]) for column in (0, 1))
+        closed = closing_tokens(starts=starts, ends=ends, texts=chosen_texts)
+        for index, row in enumerate(rows):
+            passed = verified(
+                texts[row],
+                starts=closed.starts[index],
+                ends=closed.ends[index],
+                closes=closed.closes[index],
+                covered=closed.covered[index],
+                surfaces=[self._surfaces[token_id] for token_id in ids[row].tolist()],
+                check=self._check,
+            )
+            if passed is None:
+                self._recover(row, found, ids[row], texts[row], _name(names, row))
+            else:
+                _fill(found, row, passed)
+
+    def _recover(self, row: int, found: CharacterOffsets, ids: Array, text: str, name: str) -> None:
+        surfaces = [_encoded(self._surfaces[token_id]) for token_id in ids.tolist()]
+        recovered = recovered_offsets(text, surfaces)
+        if recovered is None:
+            self._refuse(name)
+        _fill(found, row, recovered)
+
+    def _refuse(self, name: str) -> NoReturn:
+        kind = "fast" if self._backend is not None else "slow"
+        raise TokenizerError(
+            f"{name}: the tokens of the {kind} tokenizer {self._name} cannot be matched to the characters of this text;"
+            " leave the example out, or use a tokenizer whose pieces spell the text"
+        )
+
+
+def special_tokens(tokenizer: Any) -> dict[int, str]:
+    """Ids and strings of the tokens that are no text; the unknown token stands for text, so it is not one of them."""
+    added = {token_id: token.content for token_id, token in tokenizer.added_tokens_decoder.items() if token.special}
+    named = dict(zip(tokenizer.all_special_ids, tokenizer.all_special_tokens, strict=True))
+    unknown = {tokenizer.unk_token_id} - {tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id}
+    return {token_id: content for token_id, content in {**added, **named}.items() if token_id not in unknown}
+
+
+def vocabulary_of(tokenizer: Any, definition: str | None = None) -> Vocabulary:
+    """What every id stands for: of a fast tokenizer by its definition, of a slow one by how its pieces look."""
+    if tokenizer.is_fast:
+        return Vocabulary.from_tokenizer_json(definition or tokenizer.backend_tokenizer.to_str())
+    pieces = {token_id: piece for piece, token_id in tokenizer.get_vocab().items()}
+    added = tokenizer.added_tokens_decoder
+    excluded = {*special_tokens(tokenizer), tokenizer.unk_token_id} - {None}
+    literal = {token_id: token.content for token_id, token in added.items() if token_id not in excluded}
+    plain = [piece for token_id, piece in pieces.items() if token_id not in added and token_id not in excluded]
+    return Vocabulary.from_pieces(pieces, spelling=_spelling_of_pieces(plain), literal=literal, excluded=excluded)
+
+
+def _backend_for_text(backend: Any, wordless: Sequence[int]) -> Any | None:
+    """A backend to which the strings of the ids in ``wordless``, special or unknown, are text like any other.
+
+    ``encode_special_tokens`` keeps a backend from looking for them, but some models have them among their pieces and
+    find them all the same (every Unigram model). Those get a copy in which such pieces bear a name no text holds; None
+    says that ``backend`` itself will do.
+    """
+    backend.encode_special_tokens = True
+    strings = [string for token_id in wordless if (string := backend.id_to_token(token_id)) is not None]
+    probes = [f"{before}{string}{after}" for string in strings for before, after in (("", ""), ("a", "b"), (" ", " "))]
+    found = (encoding.tokens for encoding in backend.encode_batch(probes, add_special_tokens=False))
+    leaking = {string for tokens in found for string in strings if string in tokens}
+    if not leaking:
+        return None
+    content = json.loads(backend.to_str())
+    model = content["model"]
+    if isinstance(model["vocab"], list):
+        model["vocab"] = [[_hidden(piece, leaking), score] for piece, score in model["vocab"]]
+    else:
+        model["vocab"] = {_hidden(piece, leaking): token_id for piece, token_id in model["vocab"].items()}
+        if model.get("unk_token") in leaking:
+            model["unk_token"] = _hidden(model["unk_token"], leaking)
+    for token in content["added_tokens"]:
+        token["content"] = _hidden(token["content"], leaking)
+    content["post_processor"] = None  # it names special tokens; they are put around a text later
+    return Tokenizer.from_str(json.dumps(content))
+
+
+def _hidden(piece: str, leaking: set[str]) -> str:
+    return f"{_NEVER_IN_TEXT}{piece}{_NEVER_IN_TEXT}" if piece in leaking else piece
+
+
+def _spelling_of_pieces(pieces: list[str]) -> Spelling:
+    """A guess; every text is checked against it, so a wrong one refuses texts rather than misplacing tokens."""
+    known = set(pieces)
+    if len(known) == 256 and all(chr(byte) in known for byte in range(256)):
+        return Spelling(latin_1=True)
+    if any(piece.startswith("Ġ") for piece in pieces) and not any(piece.startswith("▁") for piece in pieces):
+        return Spelling(byte_level=True)
+    return Spelling(
+        space="▁" if any(piece.startswith("▁") for piece in pieces) else "",
+        byte_fallback="<0x0A>" in known,
+        continuing_prefix="##" if any(piece.startswith("##") and len(piece) > 2 for piece in pieces) else "",
+        word_suffix=next((mark for mark in ("</w>", "@@") if any(piece.endswith(mark) for piece in pieces)), ""),
+    )
+
+
+def _fill(found: CharacterOffsets, row: int, offsets: tuple[Array, Array, Array]) -> None:
+    """Write one text's offsets into the batch's arrays, which rows are views of."""
+    for target, values in zip((found.starts, found.ends, found.closes), offsets, strict=True):
+        target[row][:] = values
+
+
+def _name(names: Sequence[str] | None, row: int) -> str:
+    return names[row] if names is not None else f"text {row} of the batch"
+
+
+def _encoded(surface: Surface) -> bytes | None:
+    return surface.encode() if isinstance(surface, str) else surface
+
+
+def _ragged(id_lists: Sequence[list[int]]) -> Ragged:
+    lengths = [len(ids) for ids in id_lists]
+    flat = np.fromiter(chain.from_iterable(id_lists), dtype=np.int32, count=sum(lengths))
+    return Ragged.from_lengths(flat, lengths)
