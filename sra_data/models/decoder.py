@@ -1,0 +1,128 @@
+"""Where things stand inside a decoder-only language model, whatever its family calls them.
+
+Everything here takes a module that is already in memory and finds parts of it: the body without the output head, the
+list of decoder blocks, a block's attention, the input embeddings. It goes through the wrappers people put around a
+model (DistributedDataParallel, torch.compile, a LoRA adapter) and it cannot load anything.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sra_data.errors import ModelError
+
+ATTENTION_CLASS_NAME = re.compile(r"attention|attn", re.IGNORECASE)
+
+
+def unwrap(model: nn.Module) -> Any:
+    """The causal language model inside DDP, torch.compile and PEFT wrappers; adapter layers stay in place."""
+    found: Any = model
+    while True:
+        if hasattr(found, "_orig_mod"):
+            found = found._orig_mod
+        elif hasattr(found, "get_base_model"):
+            found = found.get_base_model()
+        elif isinstance(found, nn.parallel.DistributedDataParallel):
+            found = found.module
+        else:
+            return found
+
+
+def text_config(model: nn.Module) -> Any:
+    """The configuration of the text decoder (models that also see images nest it)."""
+    return unwrap(model).config.get_text_config(decoder=True)
+
+
+def decoder_body(model: nn.Module) -> nn.Module:
+    """The model without its output head: ids in, `last_hidden_state` after the final norm out."""
+    causal = unwrap(model)
+    body = getattr(causal, causal.base_model_prefix, None) if getattr(causal, "base_model_prefix", "") else None
+    if not isinstance(body, nn.Module) or body is causal:
+        raise ModelError(
+            f"model class {type(causal).__name__}: no body apart from its output head was found; "
+            "use a decoder-only model that AutoModelForCausalLM opens"
+        )
+    return body
+
+
+def decoder_layers(model: nn.Module) -> nn.ModuleList:
+    """The decoder blocks, in order: block l-1 computes `hidden_states[l]`.
+
+    Raises:
+        ModelError: If no list of `num_hidden_layers` blocks exists.
+    """
+    count = text_config(model).num_hidden_layers
+    for module in decoder_body(model).modules():
+        # The blocks are the longest-lived ModuleList of that length; one inside a block cannot come first, because
+        # modules() walks from the outside in.
+        if isinstance(module, nn.ModuleList) and len(module) == count:
+            return module
+    raise ModelError(
+        f"model class {type(unwrap(model)).__name__}: no list of its {count} decoder blocks was found; "
+        "use a decoder-only model that AutoModelForCausalLM opens"
+    )
+
+
+def check_layers(model: nn.Module, layers: list[int] | tuple[int, ...]) -> tuple[int, ...]:
+    """Refuse layer numbers outside 1..L (Hugging Face counting: L is the last, after the final norm)."""
+    count = len(decoder_layers(model))
+    for layer in layers:
+        if not 1 <= layer <= count:
+            raise ModelError(
+                f"layer {layer}: {type(unwrap(model)).__name__} has layers 1 to {count}; choose one of them or `last`"
+            )
+    return tuple(layers)
+
+
+def attention_module(block: nn.Module) -> nn.Module | None:
+    """A block's outermost attention module, or None where it has none (a state-space block)."""
+    for module in block.modules():
+        if module is not block and ATTENTION_CLASS_NAME.search(type(module).__name__):
+            return module
+    return None
+
+
+def hidden_size(model: nn.Module) -> int:
+    """Width of the hidden states the output head reads."""
+    weight = unwrap(model).get_output_embeddings().weight
+    return int(weight.shape[-1])
+
+
+@dataclass(frozen=True)
+class InputEmbeddings:
+    """The table that turns ids into vectors.
+
+    Attributes:
+        weight: [V, D], as stored in the model.
+        scale: What the family multiplies the looked-up vector by before the first block (Gemma: sqrt(D); Granite:
+            embedding_multiplier; otherwise 1). `weight[ids] * scale` is `hidden_states[0]` up to position embeddings.
+        is_tied: Whether the output head is this same table.
+    """
+
+    weight: Tensor
+    scale: float
+    is_tied: bool
+
+
+def input_embeddings(model: nn.Module) -> InputEmbeddings:
+    """Find the input embeddings, their scaling, and whether the output head shares them."""
+    causal = unwrap(model)
+    embedding = causal.get_input_embeddings()
+    config = text_config(model)
+    scale = 1.0
+    embed_scale = getattr(embedding, "embed_scale", None)
+    if embed_scale is not None:
+        scale = float(embed_scale)
+    elif config.model_type in ("gemma", "gemma2"):
+        # These two scale inside the body, rounded to the model's dtype.
+        scale = float(torch.tensor(config.hidden_size**0.5, dtype=embedding.weight.dtype))
+    elif getattr(config, "embedding_multiplier", None):
+        scale = float(config.embedding_multiplier)
+    head = causal.get_output_embeddings()
+    is_tied = head is not None and head.weight is embedding.weight
+    return InputEmbeddings(weight=embedding.weight, scale=scale, is_tied=is_tied)
