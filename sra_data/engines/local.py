@@ -1,0 +1,86 @@
+"""Units of work on this machine: in this process, or in a pool of processes.
+
+A worker is made once per process (it may load a teacher) and then given unit after unit. What a unit writes depends on
+the unit alone, so the number of processes changes only the time. A worker returns small results (a receipt's notes): no
+tensor travels between processes.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from typing import Any, TypeVar
+
+from sra_data.errors import ConfigError
+
+UnitType = TypeVar("UnitType")
+Advance = Callable[[int], None]
+Work = Callable[[Any, Advance], Any]
+
+_work: Work | None = None
+
+
+def run_units(
+    units: Iterable[UnitType], make_worker: Callable[[], Work], *, num_workers: int = 1, advance: Advance | None = None
+) -> Iterator[tuple[UnitType, Any]]:
+    """Do the units, yielding each with its result as it is done.
+
+    Args:
+        units: in the order they are started.
+        make_worker: makes the function that does one unit: `work(unit, advance)`; called once per process, so with
+            several processes it must be picklable.
+        num_workers: 1 works in this process.
+        advance: told how much was done while it is done (in a pool: when a unit is finished).
+
+    Raises:
+        Whatever a unit raises, after which no further unit is started.
+    """
+    if num_workers < 1:
+        raise ConfigError(f"--workers {num_workers}: must be at least 1")
+    show = advance or (lambda amount: None)
+    if num_workers == 1:
+        work: Work | None = None
+        for unit in units:
+            work = work or make_worker()
+            yield unit, work(unit, show)
+    else:
+        yield from _run_in_pool(units, make_worker, num_workers, show)
+
+
+def _run_in_pool(
+    units: Iterable[UnitType], make_worker: Callable[[], Work], num_workers: int, advance: Advance
+) -> Iterator[tuple[UnitType, Any]]:
+    # Started afresh rather than forked: a forked child inherits locks of threads that do not exist in it.
+    context = multiprocessing.get_context("spawn")
+    threads = max(1, (os.cpu_count() or 1) // num_workers)
+    pool = ProcessPoolExecutor(num_workers, context, _start, (make_worker, threads))
+    remaining = iter(units)
+    running: dict[Future[tuple[Any, int]], UnitType] = {}
+    try:
+        while True:
+            while len(running) < num_workers and (unit := next(remaining, None)) is not None:
+                running[pool.submit(_do, unit)] = unit
+            if not running:
+                break
+            for future in wait(running, return_when=FIRST_COMPLETED).done:
+                result, amount = future.result()
+                advance(amount)
+                yield running.pop(future), result
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _start(make_worker: Callable[[], Work], threads: int) -> None:
+    """Runs first in every process of the pool."""
+    global _work
+    os.environ.setdefault("OMP_NUM_THREADS", str(threads))
+    _work = make_worker()
+
+
+def _do(unit: Any) -> tuple[Any, int]:
+    assert _work is not None
+    done: list[int] = []
+    result = _work(unit, done.append)
+    return result, sum(done)

@@ -1,0 +1,262 @@
+"""Opening a teacher: a Hub id or a local folder, in one line of remedy where it cannot be.
+
+Weights are read from safetensors only, unless asked otherwise: a pickle runs whatever code it holds. Remote code runs
+only when asked. The fingerprint names the exact teacher: a Hub commit, or the content of a local folder's weights.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import xxhash
+from torch import nn
+
+from sra_data.errors import ModelError
+from sra_data.models.output_head import OutputHead, check_output_head
+from sra_data.models.softcap import use_softcapped_sdpa
+
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+QUANTIZATIONS = ("4bit", "8bit")
+VOLATILE_CONFIG = ("_name_or_path", "transformers_version", "dtype", "torch_dtype", "_commit_hash", "use_cache")
+WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth")
+READ_BYTES = 1 << 24
+
+
+@dataclass(frozen=True)
+class TeacherIdentity:
+    """A teacher known by name, without its weights in memory.
+
+    Attributes:
+        name: as asked for, without `@revision`.
+        revision: the Hub commit, or None for a local folder.
+        config: its configuration.
+        fingerprint: see `LoadedTeacher`.
+    """
+
+    name: str
+    revision: str | None
+    config: Any
+    fingerprint: str
+
+    @property
+    def num_layers(self) -> int:
+        """L, the decoder's blocks."""
+        return int(self.config.get_text_config(decoder=True).num_hidden_layers)
+
+    @property
+    def is_tied(self) -> bool:
+        """Whether its configuration says that the output head is the table of input embeddings."""
+        return is_tied(self.config)
+
+
+@dataclass(frozen=True)
+class LoadedTeacher:
+    """A teacher in memory.
+
+    Attributes:
+        model: in eval mode, without gradients.
+        config: its configuration.
+        fingerprint: sha256 hex over configuration, adapter, and Hub commit or the weights' content.
+        name: as it was asked for.
+        revision: the Hub commit, or None for a local folder.
+    """
+
+    model: nn.Module
+    config: Any
+    fingerprint: str
+    name: str
+    revision: str | None
+
+    @property
+    def vocabulary_size(self) -> int:
+        """Rows of the input embeddings."""
+        return int(self.model.get_input_embeddings().weight.shape[0])  # type: ignore[operator]
+
+    @property
+    def device(self) -> torch.device:
+        """Where the output head is."""
+        return OutputHead.from_model(self.model).weight.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the output head."""
+        return OutputHead.from_model(self.model).weight.dtype
+
+
+def is_tied(config: Any) -> bool:
+    """Whether a configuration says that the output head is the table of input embeddings."""
+    return bool(getattr(config.get_text_config(decoder=True), "tie_word_embeddings", False))
+
+
+def split_revision(name: str) -> tuple[str, str | None]:
+    """`org/model@revision` -> (`org/model`, `revision`); an existing folder is never split."""
+    if "@" in name and not Path(name).exists():
+        name, _, revision = name.rpartition("@")
+        return name, revision
+    return name, None
+
+
+def default_dtype(device: torch.device) -> str:
+    """bf16 on accelerators, fp32 on CPUs."""
+    return "fp32" if device.type == "cpu" else "bf16"
+
+
+def load(
+    name: str,
+    *,
+    revision: str | None = None,
+    dtype: str | None = None,
+    device: str | None = None,
+    adapter: str | None = None,
+    quantization: str | None = None,
+    trust_remote_code: bool = False,
+    allow_pickle: bool = False,
+) -> LoadedTeacher:
+    """Load a causal language model for capture and prove that its output head is understood.
+
+    Args:
+        name: Hub id, optionally with `@revision`, or local folder.
+        revision: Hub branch, tag or commit.
+        dtype: "bf16", "fp16" or "fp32"; bf16 on GPUs and fp32 on CPUs where None.
+        device: torch device; the first GPU where there is one.
+        adapter: Hub id or folder of a LoRA adapter; merged into the weights unless they are quantized.
+        quantization: "4bit" or "8bit", through bitsandbytes.
+        trust_remote_code: run code that comes with the model.
+        allow_pickle: read .bin weights too.
+
+    Raises:
+        ModelError: If it cannot be had or understood.
+    """
+    if dtype is not None and dtype not in DTYPES:
+        raise ModelError(f"--dtype {dtype}: unknown; choose one of {', '.join(DTYPES)}")
+    identity = identify(name, revision=revision, adapter=adapter, trust_remote_code=trust_remote_code)
+    where = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    options: dict[str, Any] = {
+        "revision": revision or split_revision(name)[1] or "main",
+        "dtype": DTYPES[dtype or default_dtype(where)],
+        "trust_remote_code": trust_remote_code,
+        "use_safetensors": None if allow_pickle else True,
+    }
+    if quantization is not None:
+        options |= {"quantization_config": _quantization(quantization), "device_map": {"": where}}
+    model = _loaded(identity.name, lambda auto: auto.AutoModelForCausalLM, options)
+    if adapter is not None:
+        model = _with_adapter(model, adapter, merge=quantization is None)
+    if quantization is None:
+        model = model.to(where)
+    model.eval().requires_grad_(False)
+    use_softcapped_sdpa(model)
+    check_output_head(model, OutputHead.from_model(model))
+    return LoadedTeacher(model, model.config, identity.fingerprint, identity.name, identity.revision)
+
+
+def identify(
+    name: str, *, revision: str | None = None, adapter: str | None = None, trust_remote_code: bool = False
+) -> TeacherIdentity:
+    """Configuration and fingerprint of a teacher, without loading its weights.
+
+    Raises:
+        ModelError: If there is no such teacher.
+    """
+    if revision is None:
+        name, revision = split_revision(name)
+    config = read_config(name, revision=revision, trust_remote_code=trust_remote_code)
+    commit = getattr(config, "_commit_hash", None)
+    return TeacherIdentity(name, commit, config, fingerprint(name, config, commit, adapter))
+
+
+def read_config(name: str, *, revision: str | None = None, trust_remote_code: bool = False) -> Any:
+    """A teacher's configuration alone; its weights need not be there.
+
+    Raises:
+        ModelError: If there is no such teacher.
+    """
+    options = {"revision": revision or "main", "trust_remote_code": trust_remote_code}
+    return _loaded(name, lambda auto: auto.AutoConfig, options)
+
+
+def check_vocabulary(teacher: LoadedTeacher, largest_id: int, *, tokenizer: str) -> None:
+    """Refuse a teacher that has no embedding for an id its tokenizer gives."""
+    if largest_id >= teacher.vocabulary_size:
+        raise ModelError(
+            f"teacher {teacher.name}: its vocabulary has {teacher.vocabulary_size} ids, its tokenizer {tokenizer} "
+            f"gives id {largest_id}; use the tokenizer the model was trained with and align again"
+        )
+
+
+def _loaded(name: str, kind: Callable[[Any], Any], options: dict[str, Any]) -> Any:
+    """`from_pretrained` of one of transformers' auto classes, its errors in one line."""
+    import transformers
+    from transformers.utils import logging
+
+    had_bars = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()  # what is loading is said by the command's own line
+    try:
+        return kind(transformers).from_pretrained(name, **options)
+    except (OSError, ValueError, ImportError) as error:
+        reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        raise ModelError(
+            f"teacher {name}: cannot be loaded ({reason.rstrip('.')}); give a local folder or a Hub id of a causal "
+            "language model with safetensors weights"
+        ) from error
+    finally:
+        if had_bars:
+            logging.enable_progress_bar()
+
+
+def _quantization(quantization: str) -> Any:
+    if quantization not in QUANTIZATIONS:
+        raise ModelError(f"--quantization {quantization}: unknown; choose one of {', '.join(QUANTIZATIONS)}")
+    if importlib.util.find_spec("bitsandbytes") is None:
+        raise ModelError(f"--quantization {quantization}: needs bitsandbytes; install it, or leave the option out")
+    from transformers import BitsAndBytesConfig
+
+    return BitsAndBytesConfig(load_in_4bit=quantization == "4bit", load_in_8bit=quantization == "8bit")
+
+
+def _with_adapter(model: Any, adapter: str, *, merge: bool) -> Any:
+    if importlib.util.find_spec("peft") is None:
+        raise ModelError(f"--adapter {adapter}: needs peft; pip install 'sra-distill[lora]', or merge it beforehand")
+    from peft import PeftModel
+
+    try:
+        adapted: Any = PeftModel.from_pretrained(model, adapter)
+    except (OSError, ValueError, RuntimeError) as error:
+        reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        raise ModelError(
+            f"--adapter {adapter}: cannot be put on the teacher ({reason}); give the folder or Hub id of an adapter "
+            "trained on this very model"
+        ) from error
+    return adapted.merge_and_unload() if merge else adapted
+
+
+def fingerprint(name: str, config: Any, commit: str | None, adapter: str | None) -> str:
+    """sha256 over what decides the teacher's numbers: configuration, commit or local weights, adapter."""
+    settings = {key: value for key, value in config.to_dict().items() if key not in VOLATILE_CONFIG}
+    digest = hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode())
+    for place in [name] + ([] if adapter is None else [adapter]):
+        if Path(place).is_dir():
+            digest.update(json.dumps(weight_files(Path(place))).encode())
+        else:
+            digest.update(json.dumps([place, commit]).encode())
+    return digest.hexdigest()
+
+
+def weight_files(folder: Path) -> list[tuple[str, int, str]]:
+    """(name, bytes, xxh3_128 of the content) of a folder's weight files, by name."""
+    found = []
+    for path in sorted(folder.iterdir()):
+        if path.suffix in WEIGHT_SUFFIXES:
+            hasher = xxhash.xxh3_128()
+            with path.open("rb") as file:
+                while block := file.read(READ_BYTES):
+                    hasher.update(block)
+            found.append((path.name, path.stat().st_size, hasher.hexdigest()))
+    return found

@@ -1,0 +1,65 @@
+"""Laws of the local engine: every unit once, a worker made once a process, errors come through."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+from sra_data.engines.local import Work, run_units
+from sra_data.errors import ConfigError, ShardError
+
+
+def squares() -> Work:
+    """A worker that squares; unit 13 is refused."""
+
+    def work(unit: int, advance: Callable[[int], None]) -> int:
+        if unit == 13:
+            raise ShardError("unit 13: refused")
+        advance(unit)
+        return unit * unit
+
+    return work
+
+
+def test_units_are_done_in_order_by_one_worker() -> None:
+    made, told = [], []
+
+    def make() -> Work:
+        made.append(1)
+        return squares()
+
+    done = list(run_units([1, 2, 3], make, advance=told.append))
+    assert done == [(1, 1), (2, 4), (3, 9)]
+    assert (made, told) == ([1], [1, 2, 3])
+
+
+def test_without_units_no_worker_is_made() -> None:
+    def make() -> Work:
+        raise AssertionError("made")
+
+    assert list(run_units([], make)) == []
+
+
+def test_units_before_an_error_are_handed_over() -> None:
+    units = run_units([1, 13, 2], squares)
+    assert next(units) == (1, 1)
+    with pytest.raises(ShardError, match="unit 13: refused"):
+        next(units)
+
+
+def test_a_pool_does_every_unit_once_and_tells_how_much() -> None:
+    told: list[int] = []
+    done = dict(run_units(range(6), squares, num_workers=2, advance=told.append))
+    assert done == {unit: unit * unit for unit in range(6)}
+    assert sum(told) == 15
+
+
+def test_an_error_in_a_pool_comes_through_with_its_message() -> None:
+    with pytest.raises(ShardError, match="unit 13: refused"):
+        list(run_units([1, 13], squares, num_workers=2))
+
+
+def test_less_than_one_worker_is_refused() -> None:
+    with pytest.raises(ConfigError, match="--workers 0: must be at least 1"):
+        list(run_units([1], squares, num_workers=0))
