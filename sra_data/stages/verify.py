@@ -1,0 +1,285 @@
+"""``sra-data verify``: whether everything on disk is what was written, and belongs together.
+
+Every file's bytes against its receipt's sha256, every value against its hash, every part's rows against the receipt's
+rows_root, every index and root against the manifest, every row of every folder against the corpus's row: id, order,
+number of positions, and spans and ids within their bounds. ``deep`` also asks the teacher again about a sample and
+compares. All problems are collected, one line each; nothing is repaired here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from sra_data.errors import ShardError
+from sra_data.shards.durable import sha256_of
+from sra_data.shards.index import INDEX, Index, index_table, read_index
+from sra_data.shards.manifest import Manifest, Plan, Receipt, command_for, folder_root, part_path
+from sra_data.shards.part import PartFile, check_part, damaged
+from sra_data.shards.schema import AlignmentRow, CorpusRow, TeacherRow
+from sra_data.shards.seal import check_root, compare_rows, file_receipt
+from sra_data.shards.store import ShardSet
+from sra_data.stages.sampling import sample_rows
+from sra_data.terminal import Reporter, Task, bytes_in_words
+
+ROWS_AT_ONCE = 256
+SPAN_COLUMNS = ["student_ids", "label_spans", "student_spans", "teacher_spans"]
+Recapture = Callable[[ShardSet, Sequence[CorpusRow]], list[TeacherRow]]
+
+
+@dataclass(frozen=True)
+class VerifyOptions:
+    """What to verify.
+
+    Attributes:
+        shards: the folder.
+        deep: also run the teacher again on a sample.
+        sample: how many examples `deep` asks about, evenly spread.
+        max_relative_error: of hidden states, and of log-probabilities in nats, that `deep` lets pass: another machine
+            or batch rounds differently.
+    """
+
+    shards: Path
+    deep: bool = False
+    sample: int = 16
+    max_relative_error: float = 0.05
+
+
+@dataclass(frozen=True)
+class VerifySummary:
+    """What was looked at and what is wrong.
+
+    Attributes:
+        folders: sections verified.
+        num_parts: parts read whole.
+        num_rows: rows read, over all folders.
+        num_bytes: bytes read.
+        num_recaptured: examples the teacher was asked about again.
+        problems: one line each: what, where, value, remedy.
+    """
+
+    folders: tuple[str, ...]
+    num_parts: int
+    num_rows: int
+    num_bytes: int
+    num_recaptured: int
+    problems: tuple[str, ...]
+
+    def lines(self) -> list[str]:
+        """It in words, without the problems, which are raised."""
+        lines = [
+            f"{', '.join(self.folders)}: {self.num_parts:,} parts, {self.num_rows:,} rows, "
+            f"{bytes_in_words(self.num_bytes)} read"
+        ]
+        if self.num_recaptured:
+            lines.append(f"the teacher said the same about {self.num_recaptured} examples")
+        return lines if self.problems else [*lines, "all is as the manifest says"]
+
+    def refuse_if_damaged(self) -> None:
+        """Raise the problems as one error.
+
+        Raises:
+            ShardError: If there are any.
+        """
+        if self.problems:
+            more = f" (and {len(self.problems) - 1} more problems)" if len(self.problems) > 1 else ""
+            raise ShardError(self.problems[0] + more)
+
+
+def verify(options: VerifyOptions, reporter: Reporter, recapture: Recapture | None = None) -> VerifySummary:
+    """Verify a whole folder of shards.
+
+    Args:
+        options: what to verify.
+        reporter: shows progress in bytes.
+        recapture: for `deep`: what the teacher says now about corpus rows, encoded as the folder stores it.
+
+    Raises:
+        ShardError: If there is no manifest to verify against. Everything else is in the summary.
+    """
+    assert recapture is not None or not options.deep, "deep needs a way to ask the teacher"
+    manifest = Manifest.load(options.shards)
+    names = [name for name in ("corpus", "teacher") if manifest.section(name) is not None]
+    names += [f"alignments/{name}" for name in manifest.alignments]
+    found = _Findings()
+    sections = [manifest.section(name) or {} for name in names]
+    with reporter.task("verify", sum(section.get("num_bytes", 0) for section in sections), "bytes") as task:
+        for name in names:
+            _verify_folder(manifest, name, found, task)
+    if not found.problems:  # rows can be compared once every one of them reads
+        with ShardSet.open(options.shards, need_teacher=False) as shards:
+            for name in shards.alignments:
+                found.collect(_verify_spans, shards, name)
+            if options.deep and recapture is not None:
+                found.collect(_verify_deep, shards, options, recapture, found)
+    return VerifySummary(
+        tuple(names), found.num_parts, found.num_rows, found.num_bytes, found.num_recaptured, tuple(found.problems)
+    )
+
+
+class _Findings:
+    """What has been counted, and the problems so far."""
+
+    def __init__(self) -> None:
+        self.num_parts = self.num_rows = self.num_bytes = self.num_recaptured = 0
+        self.problems: list[str] = []
+
+    def collect(self, step: Callable[..., None], *arguments: object) -> None:
+        """Do a step; what it refuses becomes a line."""
+        try:
+            step(*arguments)
+        except ShardError as error:
+            self.problems.append(str(error))
+
+
+def _verify_folder(manifest: Manifest, name: str, found: _Findings, task: Task) -> None:
+    """Everything that can be checked within one folder."""
+    folder = manifest.shards / name
+    try:
+        section = manifest.sealed(name)
+        plan = Plan.load(folder)
+        index = read_index(folder, kind=plan.kind, sha256=section["index_sha256"])
+    except ShardError as error:
+        found.problems.append(str(error))
+        return
+    if plan.fingerprint != section["fingerprint"]:
+        remedy = command_for(name, manifest.shards)
+        found.problems.append(f"{folder}: its plan and the manifest name other inputs; {remedy}")
+    receipts: list[Receipt] = []
+    before = len(found.problems)
+    for unit in plan.units:
+        found.collect(_verify_part, folder, unit.part, index, receipts)
+        if receipts and receipts[-1].part == unit.part:
+            task.advance(receipts[-1].bytes, folder=name)
+    for extra in plan.files:
+        found.collect(_verify_file, folder, extra)
+    found.num_parts += len(receipts)
+    found.num_rows += sum(receipt.rows for receipt in receipts)
+    found.num_bytes += sum(receipt.bytes for receipt in receipts)
+    if len(found.problems) == before:
+        found.collect(_verify_root, manifest, name, plan, receipts)
+
+
+def _verify_part(folder: Path, number: int, index: Index, receipts: list[Receipt]) -> None:
+    """A part's bytes, values, rows and its lines of the index; its receipt is added to `receipts`."""
+    receipt = Receipt.load(folder, number)
+    path = part_path(folder, number)
+    if not path.is_file():
+        raise damaged(path, "file", "missing")
+    if sha256_of(path) != receipt.sha256:
+        # Which value it is says more than the file's sum does: look for it first.
+        _read_whole(path, receipt)
+        raise damaged(path, "file", "sha256 is not the receipt's")
+    keys, hashes = _read_whole(path, receipt)
+    first = int(np.searchsorted(index.part, number))
+    rows = slice(first, first + receipt.rows)
+    expected = index_table(keys, hashes, receipt)
+    same = expected.column("row_hash").to_numpy().tolist() == index.row_hash[rows].tolist()
+    if not same or expected.column("id").to_pylist() != index.ids[rows].to_pylist():
+        raise damaged(path, "rows", f"not those of {INDEX}")
+    receipts.append(receipt)
+
+
+def _read_whole(path: Path, receipt: Receipt) -> tuple[pa.Table, NDArray[np.uint64]]:
+    with PartFile(path, row_groups=receipt.row_groups, footer=receipt.footer) as part:
+        keys, hashes = check_part(part)
+        check_root(part.schema, hashes, receipt, path)
+    return keys, hashes
+
+
+def _verify_file(folder: Path, name: str) -> None:
+    """A file beside the parts."""
+    if sha256_of(folder / name) != file_receipt(folder, name)["sha256"]:
+        raise ShardError(f"{folder / name}: damaged; delete it with its receipt and make {folder.name} again")
+
+
+def _verify_root(manifest: Manifest, name: str, plan: Plan, receipts: Sequence[Receipt]) -> None:
+    """The sealed root, and the corpus it was sealed for."""
+    section = manifest.sealed(name)
+    folder = manifest.shards / name
+    files = {extra: file_receipt(folder, extra)["sha256"] for extra in plan.files}
+    root = folder_root([receipt.rows_root for receipt in receipts], files)
+    if root != section["root"]:
+        raise ShardError(f"{folder}: root {root[:12]}, the manifest has {section['root'][:12]}; make the folder again")
+    if name != "corpus":
+        corpus = manifest.sealed("corpus")
+        if section["corpus_root"] != corpus["root"]:
+            raise ShardError(f"{folder}: made for corpus {section['corpus_root'][:12]}, not {corpus['root'][:12]}")
+        known = read_index(manifest.shards / "corpus", sha256=corpus["index_sha256"])
+        other = read_index(folder, sha256=section["index_sha256"])
+        compare_rows(known, other, where=folder, granularity=section["granularity"])
+
+
+def _verify_spans(shards: ShardSet, name: str) -> None:
+    """Labels and spans of one alignment lie within their tokens, in order, as many on both sides."""
+    reader = shards.alignments[name]
+    for first in range(0, len(reader), ROWS_AT_ONCE):
+        numbers = np.arange(first, min(first + ROWS_AT_ONCE, len(reader)))
+        aligned: list[AlignmentRow] = reader.read(numbers, SPAN_COLUMNS)
+        num_teacher_tokens = shards.corpus.index.num_tokens[numbers].tolist()
+        for row, num_tokens in zip(aligned, num_teacher_tokens, strict=True):
+            where = f"{reader.folder}: example {row.id}"
+            _refuse_bad_spans(row.label_spans, len(row.student_ids), f"{where}, label_spans")
+            _refuse_bad_spans(row.student_spans, len(row.student_ids), f"{where}, student_spans")
+            _refuse_bad_spans(row.teacher_spans, num_tokens, f"{where}, teacher_spans")
+            if len(row.student_spans) != len(row.teacher_spans):
+                counts = f"{len(row.student_spans)} student spans, {len(row.teacher_spans)} teacher spans"
+                raise ShardError(f"{where}: {counts}; run `sra-data align` again into an empty folder")
+
+
+def _refuse_bad_spans(spans: NDArray[np.int32], num_tokens: int, where: str) -> None:
+    flat = spans.reshape(-1)  # half-open, in order, disjoint: start < stop <= start < stop ...
+    is_sound = np.all(spans[:, 0] < spans[:, 1]) and np.all(np.diff(flat) >= 0)
+    if len(flat) and not (is_sound and flat[0] >= 0 and flat[-1] <= num_tokens):
+        raise ShardError(f"{where}: not in order within {num_tokens} tokens; run `sra-data align` again")
+
+
+def _verify_deep(shards: ShardSet, options: VerifyOptions, recapture: Recapture, found: _Findings) -> None:
+    """Ask the teacher again about examples spread over the corpus, and compare with what is cached."""
+    failed = set(shards.teacher.facts.get("failed_examples", []))  # zeros stand in their place
+    spread = sample_rows(shards.corpus.index.num_positions, options.sample)
+    numbers = [row for row in spread.tolist() if shards.corpus.index.id_of(row) not in failed]
+    cached = shards.teacher.read(numbers)
+    live = recapture(shards, shards.corpus.read(numbers))
+    for row, now in zip(cached, live, strict=True):
+        for name, error in _errors(row, now).items():
+            if not error <= options.max_relative_error:  # NaN is not small
+                found.problems.append(
+                    f"{shards.teacher.folder}: example {row.id}, {name}: the teacher now says otherwise, error "
+                    f"{error:.2g} above {options.max_relative_error}; was the model changed? Delete the folder and run "
+                    "`sra-data cache-teacher` again"
+                )
+    found.num_recaptured += len(cached)
+
+
+def _errors(cached: TeacherRow, live: TeacherRow) -> dict[str, float]:
+    """Relative errors by column, and the mean difference of log-probabilities in nats."""
+    errors: dict[str, float] = {}
+    for layer, tensor in cached.hidden.items():
+        errors[f"hidden.{layer}"] = _relative(tensor.float32(), live.hidden[layer].float32())
+    for layer, attention in cached.attention.items():
+        errors[f"attention.{layer}"] = _relative(attention, live.attention[layer])
+    if cached.next_log_prob is not None and live.next_log_prob is not None:
+        errors["next_log_prob"] = _mean_difference(cached.next_log_prob, live.next_log_prob)
+    if cached.top_k_values is not None and live.top_k_values is not None:
+        errors["top_k.values"] = _mean_difference(cached.top_k_values, live.top_k_values)
+    return errors
+
+
+def _mean_difference(cached: NDArray[np.floating], live: NDArray[np.floating]) -> float:
+    """In nats. NaN on both sides is agreement: nothing follows the last token of an example that was cut."""
+    if cached.shape != live.shape:
+        return float("inf")
+    differs = np.abs(cached.astype(np.float64) - live.astype(np.float64))
+    return float(differs[~(np.isnan(cached) & np.isnan(live))].sum() / max(differs.size, 1))
+
+
+def _relative(cached: NDArray[np.float32], live: NDArray[np.float32]) -> float:
+    if cached.shape != live.shape:
+        return float("inf")
+    return float(np.linalg.norm(cached - live) / max(float(np.linalg.norm(live)), 1e-30))

@@ -1,0 +1,135 @@
+"""Laws of `verify --deep`: the same teacher says the same; another one, or other pages, are told."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from sra_data.errors import ModelError, ShardError
+from sra_data.shards.durable import write_json
+from sra_data.shards.store import ShardSet
+from sra_data.stages.cache_unit import CacheWorker
+from sra_data.stages.recapture import recapture, settings_of_pages
+from sra_data.stages.verify import VerifyOptions, VerifySummary, verify
+from sra_data.terminal import Reporter
+from tests.integration.command_lines import sra_data, write_examples, write_pair
+from tests.model_zoo import tiny_model
+
+OPTIONS = {
+    "bf16": ("--top-k", 8),
+    "int8 of two layers": ("--hidden-dtype", "int8", "--layers", "1,last", "--top-k", 0),
+    "by span": ("--granularity", "span", "--top-k", 8),
+    "sampled": ("--hidden-dtype", "none", "--logits", "sampled", "--num-samples", 3),
+}
+
+
+@pytest.fixture(scope="module")
+def aligned(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Shards of 14 examples, cut so that nothing follows the last token of some."""
+    folder = tmp_path_factory.mktemp("deep")
+    teacher, student = write_pair(folder)
+    data = write_examples(folder / "train.jsonl", 14)
+    arguments = ("--teacher", teacher, "--student", student, "--data", data, "--max-length", 60)
+    answer = sra_data("align", *arguments, "--out", folder / "shards")
+    assert answer.exit_code == 0, answer.error
+    return folder
+
+
+def cached(aligned: Path, place: Path, *options: object) -> Path:
+    """A copy with the teacher's pages, and with a teacher of its own."""
+    shutil.copytree(aligned / "teacher", place / "teacher")
+    shards = Path(shutil.copytree(aligned / "shards", place / "shards"))
+    answer = sra_data("cache-teacher", shards, "--teacher", place / "teacher", "--device", "cpu", *options)
+    assert answer.exit_code == 0, answer.error
+    return shards
+
+
+def deep(shards: Path, sample: int = 6) -> VerifySummary:
+    return verify(VerifyOptions(shards, deep=True, sample=sample), Reporter(), recapture)
+
+
+@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
+def test_the_same_teacher_says_the_same(aligned: Path, tmp_path: Path, options: tuple[object, ...]) -> None:
+    shards = cached(aligned, tmp_path, *options)
+    with ShardSet.open(shards) as opened:
+        if "span" not in options:
+            last = [row.next_log_prob[-1] for row in opened.teacher.read(range(14), ["next_log_prob"])]
+            assert np.isnan(last).any()  # nothing follows there: no disagreement
+    summary = deep(shards)
+    assert summary.problems == ()
+    assert summary.num_recaptured == 6
+    assert "the teacher said the same about 6 examples" in summary.lines()
+
+
+def test_what_is_said_again_is_encoded_as_it_is_stored(aligned: Path, tmp_path: Path) -> None:
+    shards = cached(aligned, tmp_path, *OPTIONS["int8 of two layers"])
+    with ShardSet.open(shards) as opened:
+        rows = [1, 5]
+        live = recapture(opened, opened.corpus.read(rows), device="cpu")
+        for now, stored in zip(live, opened.teacher.read(rows), strict=True):
+            assert now.id == stored.id
+            assert now.hidden.keys() == stored.hidden.keys() == {1, 3}
+            for layer, tensor in stored.hidden.items():
+                assert now.hidden[layer].dtype == tensor.dtype == "int8"
+                np.testing.assert_array_equal(now.hidden[layer].channel_scales, tensor.channel_scales)
+                np.testing.assert_allclose(now.hidden[layer].float32(), tensor.float32(), atol=0.05)
+
+
+def test_the_settings_of_the_pages_have_their_very_columns(aligned: Path, tmp_path: Path) -> None:
+    shards = cached(aligned, tmp_path, *OPTIONS["int8 of two layers"])
+    with ShardSet.open(shards) as opened:
+        assert settings_of_pages(opened, device="cpu").schema() == opened.teacher.schema
+
+
+def test_a_teacher_that_was_trained_on_is_told(aligned: Path, tmp_path: Path) -> None:
+    shards = cached(aligned, tmp_path)
+    positions = json.loads((tmp_path / "teacher" / "config.json").read_text())["max_position_embeddings"]
+    vocabulary = json.loads((tmp_path / "teacher" / "config.json").read_text())["vocab_size"]
+    other = tiny_model("llama", seed=9, vocab_size=vocabulary, max_position_embeddings=positions)
+    other.save_pretrained(tmp_path / "teacher")
+    (problem,) = deep(shards).problems
+    assert "made with a teacher of fingerprint" in problem
+    answer = sra_data("verify", shards, "--deep", "--device", "cpu")
+    assert answer.exit_code == 1
+    assert "put that model back, or delete the folder" in answer.error
+    assert sra_data("verify", shards).exit_code == 0  # what is on disk is whole
+
+
+def test_pages_that_hold_something_else_are_told_with_example_and_column(
+    aligned: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shards = cached(aligned, tmp_path)
+    say = CacheWorker.say
+    monkeypatch.setattr(CacheWorker, "say", lambda worker, rows: [*say(worker, rows)[1:], say(worker, rows)[0]])
+    problems = deep(shards).problems
+    assert problems
+    assert any("example example-" in line and "hidden.3" in line for line in problems)
+    assert any("next_log_prob: the teacher now says otherwise" in line for line in problems)
+
+
+def test_examples_that_failed_are_not_asked_about(aligned: Path, tmp_path: Path) -> None:
+    shards = cached(aligned, tmp_path)
+    manifest = json.loads((shards / "manifest.json").read_text())
+    with ShardSet.open(shards) as opened:
+        manifest["teacher"]["failed_examples"] = [opened.corpus.index.id_of(0)]
+    write_json(shards / "manifest.json", manifest)
+    assert deep(shards, sample=14).num_recaptured == 13
+
+
+def test_a_teacher_that_is_gone_is_one_line(aligned: Path, tmp_path: Path) -> None:
+    shards = cached(aligned, tmp_path)
+    shutil.rmtree(tmp_path / "teacher")
+    with pytest.raises((ModelError, ShardError), match=r"cannot be loaded") as raised:
+        deep(shards)
+    assert "\n" not in str(raised.value)
+
+
+def test_the_command_says_so(aligned: Path, tmp_path: Path) -> None:
+    shards = cached(aligned, tmp_path)
+    answer = sra_data("verify", shards, "--deep", "--sample", 3, "--json")
+    assert answer.exit_code == 0, answer.error
+    assert json.loads(answer.output)["num_recaptured"] == 3
