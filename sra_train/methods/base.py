@@ -34,6 +34,8 @@ class CacheNeeds:
     teacher_ids: bool = False
     embeddings: bool = False
     head: bool = False
+    token_rows: str = ""  # the option that reads rows of single tokens, which pages cached by spans do not hold
+    span_rows: str = ""  # the option that reads distributions at centres of mass, which only those hold
 
     @property
     def nothing(self) -> bool:
@@ -103,8 +105,8 @@ class TeacherKnowledge:
     """What a method knows of the teacher beside the batch: constant during training.
 
     `shared_student_ids` and `shared_teacher_ids` [V] are pairs of ids with equal bytes (method.md, section 6).
-    `head` is the teacher's, frozen, with ALL its rows or already restricted to `shared_teacher_ids`
-    (`head_is_restricted`). `teacher_to_student` [teacher vocabulary] maps every teacher id to the student's id that
+    `head` is the teacher's with ALL its rows; the method cuts out what it reads and keeps that as frozen buffers.
+    `teacher_to_student` [teacher vocabulary] maps every teacher id to the student's id that
     stands for its bytes, -1 without one; several teacher ids may share one. `end_of_sequence` is the pair
     (student id, teacher id), a pair by role at kd_position=boundary.
     """
@@ -112,7 +114,6 @@ class TeacherKnowledge:
     shared_student_ids: Tensor
     shared_teacher_ids: Tensor
     head: OutputHead | None = None
-    head_is_restricted: bool = True
     teacher_to_student: Tensor | None = None
     end_of_sequence: tuple[int, int] | None = None
 

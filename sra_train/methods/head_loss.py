@@ -1,0 +1,306 @@
+"""Losses on an output head's logits, in chunks of rows, with the head's gradient formed in the forward.
+
+A vocabulary is wide: logits of a whole batch cost more memory than the student, and recomputing them in the backward
+costs a third more work. So a chunk of rows is multiplied with the head, its terms give values and the gradient with
+respect to the logits, this gradient is multiplied back into hidden states and head at once, and the chunk is
+forgotten. Several terms over the same rows share one product: cross entropy and the next-token distributions of
+kd_position=boundary read the same logits.
+
+The gradient has to be known in the forward, so what leaves here is ONE differentiable scalar, the sum of
+coefficient x value over all rows and terms, and the values without gradient. The backward only scales. Softmaxes run in
+float32 (float64 for float64 states), the products in the compute dtype, sums of gradients over chunks in float32.
+
+Columns: `order` may permute the head's rows once per step, so that the shared vocabulary comes first and "the logits
+over the shared vocabulary" is a view, not a copy. Ids handed to the terms are then columns of that order.
+
+Shapes: R rows, C columns of the head that a group reads, D hidden size, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from sra_data.models.output_head import OutputHead
+
+# Logits of one chunk. On a CPU some 300 rows of GPT-2's vocabulary already fill the matrix product; a GPU wants more.
+CHUNK_BYTES = {"cpu": 64 * 2**20, "cuda": 512 * 2**20}
+# On a CPU the elementwise work goes over blocks of rows that stay in its cache; on a GPU a block is the chunk.
+BLOCK_BYTES = {"cpu": 4 * 2**20}
+
+
+class HeadTerm(ABC):
+    """One loss per row of logits. `coefficients` [R] say how much each row counts in the differentiable total."""
+
+    coefficients: Tensor
+
+    def begin(self, start: int, stop: int) -> None:
+        """Prepare rows [start, stop) of the group: one chunk, a few megabytes at a time (a teacher's product, say)."""
+        return
+
+    @abstractmethod
+    def evaluate(self, logits: Tensor, start: int, stop: int) -> tuple[Tensor, Tensor]:
+        """Values [r] and their gradient [r, c <= C] with respect to the first c columns, for rows [start, stop).
+
+        `logits` [r, C] is at least float32 and must not be changed. The gradient is fresh memory and unweighted.
+        """
+
+
+@dataclass
+class RowGroup:
+    """Rows that read the same columns of the head."""
+
+    hidden: Tensor  # [R, D], with or without gradient
+    terms: Sequence[HeadTerm]
+    num_columns: int | None = None  # the first C columns; all where None
+
+
+def head_losses(
+    head: OutputHead,
+    groups: Sequence[RowGroup],
+    *,
+    dtype: torch.dtype | None = None,
+    order: Tensor | None = None,
+    chunk_bytes: int | None = None,
+) -> tuple[Tensor, list[list[Tensor]]]:
+    """Evaluate all terms of all groups.
+
+    Args:
+        head: The student's head; weight and bias may require a gradient (tied or not).
+        groups: What to evaluate.
+        dtype: Of the products; `product_dtype` of the first group's states where None.
+        order: [V] permutation of the head's rows; the identity where None.
+        chunk_bytes: Size of the largest [rows, columns] float32 tensor; a default by device where None.
+
+    Returns:
+        The scalar sum of coefficient x value, differentiable with respect to hidden states, weight and bias; and per
+        group and term the values [R], without gradient, in float32.
+    """
+    plan = _Plan(
+        groups=[([*group.terms], group.num_columns) for group in groups],
+        order=order,
+        scale=head.scale,
+        softcap=head.softcap,
+        dtype=dtype or product_dtype(groups[0].hidden),
+        chunk_bytes=chunk_bytes or CHUNK_BYTES.get(head.weight.device.type, CHUNK_BYTES["cpu"]),
+        with_gradient=torch.is_grad_enabled(),
+    )
+    hidden = [group.hidden for group in groups]
+    total, *values = _HeadLosses.apply(plan, head.weight, head.bias, *hidden)
+    remaining = iter(values)
+    return total, [[next(remaining) for _ in group.terms] for group in groups]
+
+
+class ChunkedHead:
+    """The product of a head, a chunk of rows at a time, into memory that is used again for the next chunk."""
+
+    def __init__(self, weight: Tensor, bias: Tensor | None, *, scale: float, softcap: float | None) -> None:
+        """`weight` [V, D] and `bias` [V] are in the dtype of the product."""
+        self.weight, self.bias = weight, bias
+        self.scale, self.softcap = scale, softcap
+        self.logits_dtype = torch.promote_types(weight.dtype, torch.float32)
+        self._buffer = weight.new_empty(0, 0)
+
+    def logits(self, states: Tensor, columns: int) -> Tensor:
+        """softcap x tanh(scale x (states W^T + b) / softcap) over the first `columns` ids.
+
+        Args:
+            states: [r, D].
+            columns: C.
+
+        Returns:
+            [r, C] in at least float32; the next call overwrites it.
+        """
+        weight = self.weight[:columns]
+        bias = None if self.bias is None else self.bias[:columns]
+        states = states.to(weight.dtype)
+        if weight.dtype != self.logits_dtype:
+            small = states @ weight.T if bias is None else torch.addmm(bias, states, weight.T)
+            return self._finish(small.to(self.logits_dtype))
+        # Fresh memory of this size would be paged in anew for every chunk.
+        if self._buffer.shape[1] != columns or len(self._buffer) < len(states):
+            self._buffer = weight.new_empty(len(states), columns)
+        logits = self._buffer[: len(states)]
+        if bias is None:
+            torch.mm(states, weight.T, out=logits)
+        else:
+            torch.addmm(bias, states, weight.T, out=logits)
+        return self._finish(logits)
+
+    def _finish(self, logits: Tensor) -> Tensor:
+        if self.softcap is None:
+            return logits if self.scale == 1.0 else logits.mul_(self.scale)
+        return logits.mul_(self.scale / self.softcap).tanh_().mul_(self.softcap)
+
+
+@dataclass
+class _Plan:
+    """What does not carry a gradient."""
+
+    groups: list[tuple[list[HeadTerm], int | None]]
+    order: Tensor | None
+    scale: float
+    softcap: float | None
+    dtype: torch.dtype
+    chunk_bytes: int
+    with_gradient: bool
+
+
+class _HeadLosses(torch.autograd.Function):
+    """Forward: values and gradients, chunk by chunk. Backward: the gradients times the incoming scalar."""
+
+    @staticmethod
+    def forward(ctx: Any, plan: _Plan, weight: Tensor, bias: Tensor | None, *hidden: Tensor) -> tuple[Tensor, ...]:
+        wanted = [plan.with_gradient and need for need in ctx.needs_input_grad[1:]]
+        with torch.autocast(weight.device.type, enabled=False):
+            work = _Work(plan, weight, bias, weight_wanted=wanted[0], bias_wanted=wanted[1])
+            for (terms, columns), states, need in zip(plan.groups, hidden, wanted[2:], strict=True):
+                work.run_group(terms, columns or len(weight), states, hidden_wanted=need)
+            gradients = work.gradients()
+        ctx.gradients = gradients
+        ctx.dtypes = [weight.dtype, None if bias is None else bias.dtype, *(states.dtype for states in hidden)]
+        ctx.mark_non_differentiable(*work.values)
+        ctx.set_materialize_grads(False)
+        return work.total, *work.values
+
+    @staticmethod
+    def backward(ctx: Any, *outer: Tensor | None) -> tuple[Tensor | None, ...]:
+        if ctx.gradients is None:
+            raise RuntimeError("head_losses keeps its gradients for one backward; it cannot run a second time")
+        gradients, ctx.gradients = ctx.gradients, None
+        factor = outer[0]
+        scaled: list[Tensor | None] = []
+        for gradient, dtype in zip(gradients, ctx.dtypes, strict=True):
+            if gradient is None or factor is None:
+                scaled.append(None)
+            else:
+                scaled.append(gradient.mul_(factor).to(dtype))
+        return None, *scaled
+
+
+class _Work:
+    """The buffers of one forward. Gradients are collected relative to the largest coefficient of the step.
+
+    The relative coefficients are at most 1, so that the products do not underflow in half precision, where 1 / labels
+    would; the largest coefficient multiplies the float32 sums at the end.
+    """
+
+    def __init__(
+        self, plan: _Plan, weight: Tensor, bias: Tensor | None, *, weight_wanted: bool, bias_wanted: bool
+    ) -> None:
+        self.plan = plan
+        self.sum_dtype = torch.promote_types(plan.dtype, torch.float32)
+        ordered = [
+            one if one is None or plan.order is None else one.index_select(0, plan.order) for one in (weight, bias)
+        ]
+        product_weight, product_bias = (one if one is None else one.to(plan.dtype) for one in ordered)
+        assert product_weight is not None
+        self.head = ChunkedHead(product_weight, product_bias, scale=plan.scale, softcap=plan.softcap)
+        sums = weight.new_empty(0, dtype=self.sum_dtype)
+        self.weight_gradient = sums.new_zeros(weight.shape) if weight_wanted else None
+        self.bias_gradient = sums.new_zeros(len(weight)) if bias_wanted and bias is not None else None
+        self.hidden_gradients: list[Tensor | None] = []
+        self.values: list[Tensor] = []
+        self.total = sums.new_zeros(())
+        all_coefficients = [term.coefficients.abs().max() for terms, _ in plan.groups for term in terms if _rows(term)]
+        largest = torch.stack(all_coefficients).max() if all_coefficients else self.total
+        self.unit = torch.where(largest > 0, largest, 1.0).to(self.sum_dtype)
+
+    def run_group(self, terms: list[HeadTerm], columns: int, hidden: Tensor, *, hidden_wanted: bool) -> None:
+        """Values and gradients of one group."""
+        states = hidden.detach().to(self.plan.dtype)
+        values = [torch.zeros(len(states), dtype=self.sum_dtype, device=states.device) for _ in terms]
+        gradient = torch.zeros(states.shape, dtype=self.sum_dtype, device=states.device) if hidden_wanted else None
+        relative = [(term.coefficients.to(self.sum_dtype) / self.unit)[:, None] for term in terms]
+        rows_per_chunk = max(1, self.plan.chunk_bytes // (columns * self.sum_dtype.itemsize))
+        for start in range(0, len(states), rows_per_chunk):
+            stop = min(start + rows_per_chunk, len(states))
+            logits = self.head.logits(states[start:stop], columns)
+            slope = None if self.plan.softcap is None else 1 - (logits / self.plan.softcap).square()
+            for term in terms:
+                term.begin(start, stop)
+            for first, last in _blocks(start, stop, columns * self.sum_dtype.itemsize, states.device.type):
+                block = logits[first - start : last - start]
+                self._evaluate(terms, relative, values, block, first, last)
+            if slope is not None:
+                logits.mul_(slope)
+            self._multiply_back(logits, states[start:stop], None if gradient is None else gradient[start:stop])
+        self.hidden_gradients.append(gradient)
+        for term, value in zip(terms, values, strict=True):
+            self.total += (term.coefficients.to(self.sum_dtype) * value).sum()
+        self.values += values
+
+    def _evaluate(
+        self,
+        terms: list[HeadTerm],
+        relative: list[Tensor],
+        values: list[Tensor],
+        block: Tensor,
+        first: int,
+        last: int,
+    ) -> None:
+        """Values of rows [first, last); their weighted gradient replaces the logits in `block`."""
+        found = [term.evaluate(block, first, last) for term in terms]
+        covered = 0
+        for (value, gradient), share, kept in zip(found, relative, values, strict=True):
+            kept[first:last] = value
+            width, share_here = gradient.shape[1], share[first:last]
+            if covered == 0:
+                torch.mul(gradient, share_here, out=block[:, :width])
+                block[:, width:] = 0
+                covered = width
+            else:
+                block[:, :width].addcmul_(gradient, share_here)
+
+    def _multiply_back(self, logits_gradient: Tensor, states: Tensor, hidden_gradient: Tensor | None) -> None:
+        """Through the product: into the rows' states and, summed over chunks, into the head."""
+        columns = logits_gradient.shape[1]
+        small = logits_gradient.to(self.plan.dtype)
+        same = self.plan.dtype == self.sum_dtype
+        if hidden_gradient is not None:
+            if same:
+                torch.mm(small, self.head.weight[:columns], out=hidden_gradient)
+            else:
+                hidden_gradient.copy_(small @ self.head.weight[:columns])
+        if self.weight_gradient is not None:
+            into = self.weight_gradient[:columns]
+            if same:
+                into.addmm_(small.T, states)
+            else:
+                into += small.T @ states
+        if self.bias_gradient is not None:
+            self.bias_gradient[:columns] += logits_gradient.sum(0)
+
+    def gradients(self) -> list[Tensor | None]:
+        """Gradients of weight, bias and every group's states, in the model's own order of ids."""
+        factor = self.unit * self.plan.scale
+        found = [self.weight_gradient, self.bias_gradient, *self.hidden_gradients]
+        found = [gradient if gradient is None else gradient.mul_(factor) for gradient in found]
+        if self.plan.order is not None:
+            for place in (0, 1):
+                ordered = found[place]
+                if ordered is not None:
+                    found[place] = torch.empty_like(ordered).index_copy_(0, self.plan.order, ordered)
+        return found
+
+
+def _rows(term: HeadTerm) -> bool:
+    return term.coefficients.numel() > 0
+
+
+def _blocks(start: int, stop: int, row_bytes: int, device: str) -> list[tuple[int, int]]:
+    """Rows [start, stop) cut into blocks that fit a cache; one block where the device has no use for that."""
+    size = max(1, BLOCK_BYTES[device] // row_bytes) if device in BLOCK_BYTES else stop - start
+    return [(first, min(first + size, stop)) for first in range(start, stop, size)]
+
+
+def product_dtype(states: Tensor) -> torch.dtype:
+    """The dtype of a head's products: autocast's where it is on, else that of the model's own last states."""
+    device = states.device.type
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else states.dtype
