@@ -1,0 +1,291 @@
+"""Checkpoints: all of a run's state, written whole or not at all, and refused by any other run.
+
+    <output_dir>/checkpoints/step-00000120/
+        model.safetensors       trained weights, projectors and buffers, full (unsharded), each shared tensor once;
+                                what is frozen (a LoRA student's base) comes from the student's own folder again
+        optimizer.safetensors   the optimizer's tensors as `<parameter>/<name>`
+        state.json              step, progress, identity, the optimizer's plain values, xxh3 of the two files above
+
+No pickle is written and none is read. The folder is written under a temporary name, every file and then the folder is
+flushed to disk, and only then renamed: a checkpoint exists completely or not at all.
+
+The data state is ONE integer, the number of steps done. The learning rate is a pure function of it, and so are the
+random numbers: each micro-batch seeds its generators from (seed, step, micro-batch, rank), see `loop.seed_step`. So
+scheduler and random state are saved exactly by being nothing but (seed, step).
+
+Tensors are named by parameter, not by rank: a checkpoint of two processes continues on one or four.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+import xxhash
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from sra_data.errors import TrainingError
+from sra_train.config import differences
+
+CHECKPOINT_VERSION = 1
+PREFIX = "step-"
+READ_SIZE = 1 << 22
+
+
+@dataclass
+class Progress:
+    """Where a run stands; `step` is the state of the data stream."""
+
+    step: int = 0  # global steps done
+    tokens: int = 0  # student tokens seen, over all processes
+    seconds: float = 0.0  # spent training, resumes included
+    best_metric: float | None = None
+    best_step: int | None = None
+    evaluations_without_better: int = 0
+    stopped_early: bool = False
+    skipped_steps: int = 0  # fp16: steps left out because gradients overflowed
+    scaler: dict[str, Any] = field(default_factory=dict)  # fp16: the loss scale and its counters
+
+
+class Checkpoints:
+    """The checkpoints of one run.
+
+    Args:
+        folder: Where they are.
+        keep_last: How many are kept beside the best.
+        identity: What this run is, as flat names and plain values; a checkpoint with another is refused.
+    """
+
+    def __init__(self, folder: Path, *, keep_last: int, identity: Mapping[str, Any]) -> None:
+        self.folder = folder
+        self.keep_last = keep_last
+        self.identity = json.loads(json.dumps(identity))  # as it will read back: tuples become lists
+
+    def path(self, step: int) -> Path:
+        """Where the checkpoint after `step` steps is."""
+        return self.folder / f"{PREFIX}{step:08d}"
+
+    def steps(self) -> list[int]:
+        """The checkpoints that exist, in order."""
+        if not self.folder.is_dir():
+            return []
+        return sorted(int(path.name.removeprefix(PREFIX)) for path in self.folder.glob(f"{PREFIX}*"))
+
+    def write(self, *, model: Mapping[str, Tensor], optimizer: Mapping[str, Any], progress: Progress) -> Path:
+        """Write one checkpoint (on one process) and drop those no longer kept.
+
+        Args:
+            model: Full state by name, as `full_state` gives it.
+            optimizer: `{"state": {parameter: {name: value}}, "param_groups": [...]}`, likewise.
+            progress: Where the run stands.
+        """
+        final = self.path(progress.step)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        temporary = self.folder / f".writing-{final.name}"
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir()
+        tensors, plain = split_optimizer_state(optimizer["state"])
+        save_file(dict(model), temporary / "model.safetensors")
+        save_file(tensors, temporary / "optimizer.safetensors")
+        state = {
+            "version": CHECKPOINT_VERSION,
+            "progress": asdict(progress),
+            "identity": self.identity,
+            "optimizer": {"values": plain, "param_groups": optimizer["param_groups"]},
+            "xxh3": {name: file_hash(temporary / name) for name in ("model.safetensors", "optimizer.safetensors")},
+        }
+        (temporary / "state.json").write_text(json.dumps(state, indent=1, ensure_ascii=False), encoding="utf-8")
+        publish(temporary, final)
+        self.prune(progress.best_step)
+        return final
+
+    def prune(self, best_step: int | None) -> None:
+        """Delete all but the last `keep_last` and the best."""
+        steps = self.steps()
+        for step in steps[: -self.keep_last]:
+            if step != best_step:
+                shutil.rmtree(self.path(step))
+
+    def read_state(self, step: int) -> dict[str, Any]:
+        """state.json of a checkpoint of THIS run.
+
+        Raises:
+            TrainingError: If it is another run's, of another version, or damaged.
+        """
+        path = self.path(step)
+        try:
+            state = json.loads((path / "state.json").read_text(encoding="utf-8"))
+            if not isinstance(state, dict):
+                raise ValueError(f"a {type(state).__name__} instead of an object")
+        except (OSError, ValueError) as error:
+            raise TrainingError(
+                f"{path}: unreadable checkpoint ({error}); delete it to go on from the one before"
+            ) from None
+        if state.get("version") != CHECKPOINT_VERSION:
+            raise TrainingError(
+                f"{path}: checkpoint version {state.get('version')}, this build reads {CHECKPOINT_VERSION};"
+                " choose a new --output-dir"
+            )
+        changed = differences(state["identity"], self.identity)
+        if changed:
+            raise TrainingError(
+                f"{path}: a checkpoint of another run: {'; '.join(changed)}; give the old values or a new --output-dir"
+            )
+        return state
+
+    def read(self, step: int) -> tuple[dict[str, Tensor], dict[str, Any], Progress]:
+        """(model state, optimizer state, progress) as `write` was given them.
+
+        Raises:
+            TrainingError: If the checkpoint is another run's or damaged.
+        """
+        state = self.read_state(step)
+        path = self.path(step)
+        for name, expected in state["xxh3"].items():
+            if file_hash(path / name) != expected:
+                raise TrainingError(
+                    f"{path / name}: damaged, its checksum is not the recorded {expected};"
+                    f" delete {path} to go on from the checkpoint before"
+                )
+        optimizer = {
+            "state": join_optimizer_state(load_file(path / "optimizer.safetensors"), state["optimizer"]["values"]),
+            "param_groups": state["optimizer"]["param_groups"],
+        }
+        return load_file(path / "model.safetensors"), optimizer, Progress(**state["progress"])
+
+    def read_model(self, step: int) -> dict[str, Tensor]:
+        """The weights and projectors of one checkpoint."""
+        return self.read(step)[0]
+
+
+def publish(temporary: Path, final: Path) -> None:
+    """Flush everything in `temporary`, then make it appear as `final` in one move."""
+    for path in temporary.iterdir():
+        flush(path)
+    flush(temporary)
+    replaced = final.parent / f".replaced-{final.name}"
+    shutil.rmtree(replaced, ignore_errors=True)
+    if final.exists():  # the same step again, after an interruption right behind it
+        os.rename(final, replaced)
+    os.rename(temporary, final)
+    flush(final.parent)
+    shutil.rmtree(replaced, ignore_errors=True)
+
+
+def flush(path: Path) -> None:
+    """fsync a file or a folder."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def file_hash(path: Path) -> str:
+    """xxh3 of a file's bytes: safetensors itself gives a flipped bit back without a word.
+
+    Raises:
+        TrainingError: If the file is missing.
+    """
+    digest = xxhash.xxh3_64()
+    try:
+        with path.open("rb") as file:
+            while block := file.read(READ_SIZE):
+                digest.update(block)
+    except OSError as error:
+        raise TrainingError(
+            f"{path}: {error.strerror}; delete its folder to go on from the checkpoint before"
+        ) from None
+    return digest.hexdigest()
+
+
+def split_optimizer_state(
+    state: Mapping[str, Mapping[str, Any]],
+) -> tuple[dict[str, Tensor], dict[str, dict[str, Any]]]:
+    """Tensors as `<parameter>/<name>`, everything else as plain values by parameter and name."""
+    tensors: dict[str, Tensor] = {}
+    plain: dict[str, dict[str, Any]] = {}
+    for parameter, values in state.items():
+        for name, value in values.items():
+            if isinstance(value, Tensor):
+                tensors[f"{parameter}/{name}"] = value.contiguous()
+            else:
+                plain.setdefault(parameter, {})[name] = value
+    return tensors, plain
+
+
+def join_optimizer_state(
+    tensors: Mapping[str, Tensor], plain: Mapping[str, Mapping[str, Any]]
+) -> dict[str, dict[str, Any]]:
+    """The inverse of `split_optimizer_state`."""
+    state: dict[str, dict[str, Any]] = {parameter: dict(values) for parameter, values in plain.items()}
+    for key, tensor in tensors.items():
+        parameter, _, name = key.rpartition("/")
+        state.setdefault(parameter, {})[name] = tensor
+    return state
+
+
+def full_state(model: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The unsharded state of a (possibly distributed) model and optimizer on the CPU; every process must call it.
+
+    Shared tensors (a tied head) are given once, under their first name, because safetensors refuses to write shared
+    memory. The result is filled on the first process only when the model is sharded.
+    """
+    from torch.distributed.checkpoint.state_dict import (
+        StateDictOptions,
+        get_model_state_dict,
+        get_optimizer_state_dict,
+    )
+
+    options = StateDictOptions(full_state_dict=True, cpu_offload=True)
+    named = own_names(model)
+    weights: dict[str, Any] = get_model_state_dict(model, options=options)
+    moments: dict[str, Any] = get_optimizer_state_dict(model, optimizer, options=options)
+    return {name: weights[name].contiguous() for name in named if name in weights}, moments
+
+
+def own_names(model: nn.Module) -> list[str]:
+    """Names of trained parameters, each shared one under its first name only, and of persistent buffers."""
+    inner = model.module if isinstance(model, nn.parallel.DistributedDataParallel) else model
+    trained = [name for name, parameter in inner.named_parameters() if parameter.requires_grad]
+    every_parameter = {name for name, _ in inner.named_parameters(remove_duplicate=False)}
+    return trained + [name for name in inner.state_dict(keep_vars=True) if name not in every_parameter]
+
+
+def load_full_state(
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer | None,
+    weights: dict[str, Tensor],
+    moments: dict[str, Any] | None,
+) -> None:
+    """Put a full state into a (possibly distributed) model and optimizer; every process calls it with the same state.
+
+    Raises:
+        TrainingError: If names or shapes do not fit.
+    """
+    from torch.distributed.checkpoint.state_dict import (
+        StateDictOptions,
+        set_model_state_dict,
+        set_optimizer_state_dict,
+    )
+
+    wanted = set(own_names(model))
+    if wanted != set(weights):
+        different = sorted(wanted.symmetric_difference(weights))[:3]
+        raise TrainingError(
+            f"checkpoint: its tensors are not the model's (for example {', '.join(different)});"
+            " use the student and the method the run began with, or a new --output-dir"
+        )
+    options = StateDictOptions(full_state_dict=True, strict=False)
+    set_model_state_dict(model, dict(weights), options=options)
+    if optimizer is not None and moments is not None:
+        set_optimizer_state_dict(model, optimizer, moments, options=StateDictOptions(full_state_dict=True))
+        for group in optimizer.param_groups:
+            group["betas"] = tuple(group["betas"])  # JSON knows lists only

@@ -1,0 +1,160 @@
+"""The `sra-train` command line: thin functions that build a config, call the library and print what it returns.
+
+Nothing heavy is imported before a command runs, so that `--help` answers at once.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+
+from sra_data import terminal
+
+app = typer.Typer(
+    help="Teach any student from the shards `sra-data` wrote; the teacher is never loaded.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of words.")]
+
+
+@app.callback()
+def options() -> None:
+    """Teach any student from the shards `sra-data` wrote; the teacher is never loaded."""
+
+
+@app.command()
+def run(
+    shards: Annotated[str | None, typer.Argument(help="The folder of shards [shards].")] = None,
+    config: Annotated[str | None, typer.Option(help="YAML; flags win over it.")] = None,
+    method: Annotated[str | None, typer.Option(help="sra, or sft (cross-entropy alone) [sra].")] = None,
+    student: Annotated[str | None, typer.Option(help="Hub id or folder [the one the shards were aligned for].")] = None,
+    output_dir: Annotated[str | None, typer.Option(help="Folder of the run; an existing one is resumed.")] = None,
+    epochs: Annotated[int | None, typer.Option(help="Passes over the training split [10].")] = None,
+    max_steps: Annotated[int | None, typer.Option(help="End after so many steps.")] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Examples of a step over all processes [16].")] = None,
+    micro_batch_size: Annotated[int | None, typer.Option(help="Examples a process runs at once.")] = None,
+    learning_rate: Annotated[float | None, typer.Option(help="Peak rate of the student [5e-4].")] = None,
+    precision: Annotated[str | None, typer.Option(help="auto, no, bf16 or fp16 [auto].")] = None,
+    seed: Annotated[int | None, typer.Option(help="Of the order and the projectors [42].")] = None,
+    lora: Annotated[bool | None, typer.Option("--lora/--no-lora", help="Train low-rank adapters (peft).")] = None,
+    push_to_hub: Annotated[str | None, typer.Option(help="owner/name to push the finished model to.")] = None,
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", help="Any other key, dotted: --set method.temperature=1.")
+    ] = None,
+    print_config: Annotated[
+        bool, typer.Option("--print-config", help="Print the whole config as YAML and stop.")
+    ] = False,
+    json: Json = False,
+) -> None:
+    """Stream the shards and train the student. Running the same command again resumes."""
+    from sra_train.config import load_config
+
+    flags = {
+        "data.shards": shards,
+        "method.name": method,
+        "student.name": student,
+        "output_dir": output_dir,
+        "training.epochs": epochs,
+        "training.max_steps": max_steps,
+        "training.batch_size": batch_size,
+        "training.micro_batch_size": micro_batch_size,
+        "training.learning_rate": learning_rate,
+        "training.precision": precision,
+        "training.seed": seed,
+        "student.lora": lora,
+        "hub.push_to": push_to_hub,
+    }
+    chosen = load_config(config, {name: value for name, value in flags.items() if value is not None} | pairs(settings))
+    if print_config:
+        print(chosen.to_yaml(), end="")
+        return
+    from sra_train import run as training
+
+    summary = training.run(chosen, terminal.make_reporter(quiet=json))
+    if summary.model_folder is not None:  # the other processes of a distributed run say nothing
+        terminal.finish(summary, as_json=json)
+
+
+@app.command()
+def evaluate(
+    models: Annotated[
+        list[str], typer.Argument(help="Hub ids (with @revision) or folders, compared on the same text.")
+    ],
+    data: Annotated[str, typer.Option(help="Held-out text, in the forms of `sra-data align --data`.")],
+    columns: Annotated[str | None, typer.Option(help="Columns by hand: prompt=question,response=answer.")] = None,
+    split: Annotated[str | None, typer.Option(help="Only the rows of this split.")] = None,
+    max_examples: Annotated[int | None, typer.Option(help="The first so many.")] = None,
+    max_length: Annotated[int | None, typer.Option(help="Tokens of an example [the models' positions].")] = None,
+    batch_size: Annotated[int, typer.Option(help="Examples of one forward.")] = 8,
+    rouge: Annotated[bool, typer.Option("--rouge", help="Generate too: Rouge-L by five seeds.")] = False,
+    seeds: Annotated[str, typer.Option(help="Seeds of the generation.")] = "10,20,30,40,50",
+    max_new_tokens: Annotated[int, typer.Option(help="Tokens to generate.")] = 512,
+    dtype: Annotated[str, typer.Option(help="float32 or bfloat16.")] = "float32",
+    trust_remote_code: Annotated[bool, typer.Option(help="Run code that comes with a model.")] = False,
+    json: Json = False,
+) -> None:
+    """Bits per byte (and Rouge-L) of any models on any text."""
+    from sra_train import evaluation
+    from sra_train.config import GenerationConfig
+
+    protocol = GenerationConfig(seeds=whole_numbers(seeds), max_new_tokens=max_new_tokens)
+    summary = evaluation.evaluate(
+        evaluation.EvaluateOptions(
+            models=tuple(models),
+            data=data,
+            columns=columns,
+            split=split,
+            max_examples=max_examples,
+            max_length=max_length,
+            batch_size=batch_size,
+            generation=protocol if rouge else None,
+            dtype=dtype,
+            trust_remote_code=trust_remote_code,
+        ),
+        terminal.make_reporter(quiet=json),
+    )
+    terminal.finish(summary, as_json=json)
+
+
+def pairs(settings: list[str] | None) -> dict[str, Any]:
+    """``key=value`` flags as a mapping; the values are read as YAML later.
+
+    Raises:
+        ConfigError: If one has no ``=``.
+    """
+    from sra_data.errors import ConfigError
+
+    found = {}
+    for setting in settings or []:
+        name, sign, value = setting.partition("=")
+        if not sign:
+            raise ConfigError(f"--set {setting}: no '=' in it; write --set key=value, say --set method.temperature=1")
+        found[name.strip()] = value
+    return found
+
+
+def whole_numbers(text: str) -> tuple[int, ...]:
+    """Seeds with commas between them.
+
+    Raises:
+        ConfigError: If one is no whole number.
+    """
+    from sra_data.errors import ConfigError
+
+    try:
+        return tuple(int(word) for word in text.split(","))
+    except ValueError:
+        raise ConfigError(f"--seeds {text}: not whole numbers with commas between them; write 10,20") from None
+
+
+def main() -> None:
+    """Entry point of `sra-train`."""
+    terminal.run(app, how_to_go_on="run the same command again: it goes on from the last checkpoint")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,373 @@
+"""The training loop: one global step after another, the same whatever the number of processes.
+
+A step runs this rank's micro-batches, adds gradients up over micro-batches and ranks, looks at the loss BEFORE the
+weights change (a NaN stops the run and names the examples), clips, and updates. What a step reads, its learning rate
+and its random numbers are pure functions of (seed, step), so the loop has no state but `Progress`.
+
+Between steps: evaluate, write a checkpoint, or answer a Ctrl-C or SIGTERM, on all ranks alike.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import resource
+import sys
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from sra_data.errors import TrainingError
+from sra_data.terminal import Reporter
+from sra_train.checkpoint import Checkpoints, Progress, full_state
+from sra_train.config import TrainConfig
+from sra_train.data.order import OrderPlan
+from sra_train.data.prefetch import Prefetcher
+from sra_train.data.staging import StagingPool
+from sra_train.data.stream import BatchMaker, MicroBatch, Share, training_stream
+from sra_train.parallel import (
+    StopRequest,
+    gather_objects,
+    gradient_exchange,
+    loss_factor,
+    student_inside,
+    sum_over_ranks,
+)
+from sra_train.schedule import learning_rate
+
+MOST_EXAMPLES_NAMED = 8
+Evaluate = Callable[["Trainer"], dict[str, float] | None]
+Log = Callable[[str, int, Mapping[str, Any]], None]
+
+
+@dataclass
+class StepSums:
+    """What one rank adds up over the micro-batches of a step; summed over ranks before it is looked at."""
+
+    values: dict[str, Tensor | float] = field(default_factory=dict)
+    suspects: list[tuple[list[str], Tensor]] = field(default_factory=list)  # ids and per-example sums, for a NaN
+
+    def add(self, name: str, value: Tensor | float) -> None:
+        self.values[name] = self.values.get(name, 0.0) + value
+
+    def over_ranks(self, accelerator: Accelerator) -> dict[str, float]:
+        """All sums over all ranks, in one exchange and one wait for the device."""
+        names = sorted(self.values)
+        vector = torch.stack(
+            [torch.as_tensor(self.values[name], dtype=torch.float64, device=accelerator.device) for name in names]
+        )
+        return dict(zip(names, sum_over_ranks(accelerator, vector).tolist(), strict=True))
+
+
+class Trainer:
+    """Everything the loop works on.
+
+    Args:
+        config: Of the run.
+        accelerator: Of this process.
+        model: What `parallel.distribute` returned.
+        optimizer: Likewise.
+        plan: The order.
+        maker: Makes this rank's micro-batches.
+        pool: The maker's staging buffers.
+        share: Which part of a global batch this rank runs.
+        checkpoints: Where state is written.
+        progress: Where the run stands.
+        total_steps: Of the whole run.
+        reporter: Shows progress; silent on all ranks but the first.
+        log: (kind, steps done, values) -> metrics and trackers; called on the first rank only.
+        evaluate: Measures the development split; None for never.
+    """
+
+    def __init__(
+        self,
+        *,
+        config: TrainConfig,
+        accelerator: Accelerator,
+        model: nn.Module,
+        optimizer: Any,
+        plan: OrderPlan,
+        maker: BatchMaker,
+        pool: StagingPool,
+        share: Share,
+        checkpoints: Checkpoints,
+        progress: Progress,
+        total_steps: int,
+        reporter: Reporter,
+        log: Log,
+        evaluate: Evaluate | None,
+    ) -> None:
+        self.config = config
+        self.accelerator = accelerator
+        self.model = model
+        self.optimizer = optimizer
+        self.plan = plan
+        self.maker = maker
+        self.pool = pool
+        self.share = share
+        self.checkpoints = checkpoints
+        self.progress = progress
+        self.total_steps = total_steps
+        self.reporter = reporter
+        self.log = log
+        self.evaluate = evaluate
+        self.stop = StopRequest()
+        self.stopping = False
+
+    def run(self) -> Progress:
+        """Train to the end, to an early stop, or to an interruption.
+
+        Raises:
+            TrainingError: If the loss or the gradients are not finite.
+            KeyboardInterrupt: After a checkpoint, if asked to stop.
+        """
+        start = self.progress.step
+        if start >= self.total_steps or self.progress.stopped_early:
+            return self.progress
+        stream = training_stream(self.maker, self.plan, self.share, start=start, stop=self.total_steps)
+        with (
+            self.stop,
+            Prefetcher(stream, depth=self.config.data.prefetch) as batches,
+            self.reporter.task("train", total=self.total_steps, unit="steps") as task,
+        ):
+            task.done = start
+            for step in range(start, self.total_steps):
+                record = self.train_step(step, batches)
+                self.progress.step = step + 1
+                if self.accelerator.is_main_process:
+                    self.log("step", step + 1, record)
+                task.advance(1, loss=f"{record['loss']:.4f}", tokens_per_second=f"{record['tokens_per_second']:,.0f}")
+                if self.between_steps():
+                    break
+        return self.progress
+
+    # ------------------------------------------------------------------ one step
+
+    def train_step(self, step: int, batches: Prefetcher[MicroBatch]) -> dict[str, float]:
+        """One global step; its record for the log."""
+        started, waited = time.perf_counter(), batches.seconds_waited
+        rates = self.set_learning_rates(step)
+        sums = StepSums()
+        for micro in batches:
+            assert micro.step == step
+            self.run_micro_batch(micro, sums)
+            if micro.is_last:
+                break
+        totals = sums.over_ranks(self.accelerator)
+        self.stopping = totals.pop("stop") > 0  # any rank's request, known to all without another exchange
+        if not all(math.isfinite(value) for value in totals.values()):
+            self.stop_for_what_is_not_finite(step, totals, sums)
+        norm = self.update(step, sums)
+        seconds = time.perf_counter() - started
+        self.progress.tokens += int(totals["tokens"])
+        self.progress.seconds += seconds
+        return {
+            "epoch": step // self.plan.steps_per_epoch + 1,
+            **{name: totals[name] for name in ("loss", *sorted(totals)) if name not in ("tokens", "spans")},
+            **rates,
+            "grad_norm": norm,
+            "tokens": totals["tokens"],
+            "spans": totals["spans"],
+            "tokens_per_second": totals["tokens"] / seconds,
+            "seconds": seconds,
+            "data_wait": (batches.seconds_waited - waited) / seconds,
+            "peak_memory_bytes": peak_memory(self.accelerator.device),
+        }
+
+    def run_micro_batch(self, micro: MicroBatch, sums: StepSums) -> None:
+        """Forward and backward of one micro-batch; gradients stay, sums grow."""
+        seed_random(self.config.training.seed, micro.step, micro.index, self.share.rank)
+        batch = to_device(micro, self.accelerator.device, self.pool)
+        with gradient_exchange(self.model, now=micro.is_last):
+            losses = self.model(batch, micro.totals)
+            self.accelerator.backward(losses["total"] * loss_factor(self.model, self.accelerator))
+        give_back_after_use(micro, self.accelerator.device, self.pool)
+        sums.add("loss", losses["total"].detach().double())
+        for name, value in losses["terms"].items():
+            sums.add(name, value.double())
+        for name, value in losses["counts"].items():
+            if name != "spans":  # counted below, from the index
+                sums.add(f"count_{name}", value.double())
+        sums.add("stop", float(self.stop.requested))
+        sums.add("tokens", float(micro.num_tokens))
+        sums.add("spans", float(micro.num_spans))
+        if losses["per_example"]:
+            sums.suspects.append((micro.batch.example_ids, torch.stack(list(losses["per_example"].values()))))
+        else:
+            sums.suspects.append((micro.batch.example_ids, losses["total"].detach().reshape(1, 1)))
+
+    def update(self, step: int, sums: StepSums) -> float:
+        """Clip the gradients and take the optimizer's step; their norm before clipping."""
+        limit = self.config.training.max_grad_norm
+        trained = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+        norm = float(self.accelerator.clip_grad_norm_(trained, math.inf if limit is None else limit))
+        scaled = self.accelerator.scaler is not None
+        if not math.isfinite(norm) and not scaled:
+            raise TrainingError(
+                f"step {step + 1}: the gradients are {norm} though the loss is finite, in a batch with the examples"
+                f" {named(self.ids_of(sums))}; lower training.learning_rate or set training.precision=no;"
+                " the last checkpoint is untouched"
+            )
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        if scaled and self.accelerator.optimizer_step_was_skipped:
+            self.progress.skipped_steps += 1
+        return norm
+
+    def set_learning_rates(self, step: int) -> dict[str, float]:
+        """Give every group its rate for this step; the rates by name, for the log."""
+        training = self.config.training
+        rates: dict[str, float] = {}
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate(
+                step,
+                total_steps=self.total_steps,
+                warmup=training.warmup,
+                peak=group["peak"],
+                minimum=training.min_learning_rate,
+                schedule=training.schedule,
+            )
+            rates["projector_lr" if group["name"] == "projectors" else "lr"] = group["lr"]
+        return rates
+
+    def stop_for_what_is_not_finite(self, step: int, totals: Mapping[str, float], sums: StepSums) -> None:
+        """End the run on every rank, naming what is not finite and the examples it comes from."""
+        local = [
+            example
+            for ids, values in sums.suspects
+            for example, broken in zip(ids, (~torch.isfinite(values)).any(dim=0).expand(len(ids)).tolist(), strict=True)
+            if broken and example
+        ]
+        found = [example for ids in gather_objects(self.accelerator, local) for example in ids]
+        if not found:  # the sum is broken though each example's own numbers are not
+            found = [e for ids in gather_objects(self.accelerator, self.ids_of(sums)) for e in ids]
+        wrong = ", ".join(f"{name}={value}" for name, value in totals.items() if not math.isfinite(value))
+        raise TrainingError(
+            f"step {step + 1}: {wrong} with the examples {named(found)}; look at them with `sra-data inspect`, or lower"
+            " training.learning_rate or set training.precision=no; the last checkpoint is untouched"
+        )
+
+    @staticmethod
+    def ids_of(sums: StepSums) -> list[str]:
+        """All examples of this rank's step."""
+        return [example for ids, _ in sums.suspects for example in ids if example]
+
+    # ------------------------------------------------------------------ between steps
+
+    def between_steps(self) -> bool:
+        """Evaluate and save where it is time; whether training is over before its last step.
+
+        Raises:
+            KeyboardInterrupt: If a stop was asked for; a checkpoint has been written.
+        """
+        step = self.progress.step
+        is_over = step == self.total_steps
+        # several processes know only of requests that went into the step's sums; one alone need not wait for the next
+        stopping = self.stopping or (self.accelerator.num_processes == 1 and self.stop.requested)
+        is_better = False
+        if self.evaluate is not None and not stopping and self.is_time(self.config.evaluation.every_steps):
+            is_better = self.measure()
+            stopping = self.stop.agreed(self.accelerator)
+        is_time_to_save = self.is_time(self.config.checkpoints.every_steps)
+        if is_better or is_over or stopping or self.progress.stopped_early or is_time_to_save:
+            self.save()
+        if stopping and not is_over:
+            raise KeyboardInterrupt
+        return self.progress.stopped_early
+
+    def is_time(self, every_steps: int | None) -> bool:
+        """Whether something that happens every so often (by default every epoch) is due after this step."""
+        step = self.progress.step
+        return step == self.total_steps or step % (every_steps or self.plan.steps_per_epoch) == 0
+
+    def measure(self) -> bool:
+        """Evaluate, remember the best and count the evaluations without a better one; whether this one is the best."""
+        assert self.evaluate is not None
+        found = self.evaluate(self)
+        if found is None:  # interrupted
+            return False
+        metric = self.config.evaluation.metric
+        if metric not in found:
+            raise TrainingError(
+                f"evaluation.metric={metric}: not measured here; choose one of {', '.join(sorted(found))}"
+            )
+        if self.accelerator.is_main_process:
+            self.log("evaluation", self.progress.step, found)
+        value, best = found[metric], self.progress.best_metric
+        higher_is_better = metric.startswith("rouge")
+        is_better = best is None or (value > best if higher_is_better else value < best)
+        if is_better:
+            self.progress.best_metric, self.progress.best_step = value, self.progress.step
+            self.progress.evaluations_without_better = 0
+        else:
+            self.progress.evaluations_without_better += 1
+        patience = self.config.evaluation.patience
+        self.progress.stopped_early = patience is not None and self.progress.evaluations_without_better >= patience
+        words = ", ".join(f"{name} {value:.4f}" for name, value in found.items())
+        self.reporter.line(f"step {self.progress.step}: development {words}{' (best so far)' if is_better else ''}")
+        return is_better
+
+    def save(self) -> None:
+        """Write a checkpoint; every rank takes part, the first writes."""
+        if self.accelerator.scaler is not None:
+            self.progress.scaler = self.accelerator.scaler.state_dict()
+        weights, moments = full_state(self.model, getattr(self.optimizer, "optimizer", self.optimizer))
+        if self.accelerator.is_main_process:
+            self.checkpoints.write(model=weights, optimizer=moments, progress=self.progress)
+        self.accelerator.wait_for_everyone()
+
+    def forward_only(self, micros: Iterable[MicroBatch]) -> Iterable[tuple[MicroBatch, Any]]:
+        """Losses of micro-batches without gradient and in evaluation mode, for measuring."""
+        # FSDP2 works on the module itself; under DDP its wrapper would only wait for gradients.
+        student = student_inside(self.model)
+        student.eval()
+        try:
+            for micro in micros:
+                with torch.no_grad():
+                    batch = to_device(micro, self.accelerator.device, self.pool)
+                    text = None if micro.text is None else micro.text.tokens.to(self.accelerator.device)
+                    yield micro, student(batch, micro.totals, text)
+                give_back_after_use(micro, self.accelerator.device, self.pool)
+        finally:
+            student.train()
+
+
+def to_device(micro: MicroBatch, device: torch.device, pool: StagingPool) -> Any:
+    """The batch where the model is. On a GPU the copy is queued, and the staging buffer is free behind it."""
+    if device.type == "cpu":
+        return micro.batch
+    batch = micro.batch.to(device, non_blocking=pool.pinned)
+    pool.give_back(micro.staging)
+    return batch
+
+
+def give_back_after_use(micro: MicroBatch, device: torch.device, pool: StagingPool) -> None:
+    """On a CPU the tensors were used in place, so only now is their memory free."""
+    if device.type == "cpu":
+        pool.give_back(micro.staging)
+
+
+def seed_random(seed: int, step: int, micro: int, rank: int) -> None:
+    """Seed every generator for one micro-batch (dropout draws from them): no generator state outlives a step."""
+    digest = hashlib.sha256(f"dropout\n{seed}\n{step}\n{micro}\n{rank}".encode()).digest()
+    torch.manual_seed(int.from_bytes(digest[:7], "little"))
+
+
+def peak_memory(device: torch.device) -> int:
+    """Bytes at the highest point so far: of the GPU's allocator, or of this process."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def named(examples: list[str]) -> str:
+    """Some of the examples' ids."""
+    shown = ", ".join(repr(example) for example in examples[:MOST_EXAMPLES_NAMED])
+    more = len(examples) - MOST_EXAMPLES_NAMED
+    return f"{shown} and {more} more" if more > 0 else shown

@@ -1,0 +1,393 @@
+"""`run(config)`: one training run from shards to a model folder, resumed by itself; what `sra-train run` calls.
+
+The same run in ten lines of Python::
+
+    from sra_train.config import load_config
+    from sra_train.run import run
+
+    config = load_config(overrides={
+        "data.shards": "shards",
+        "output_dir": "runs/first",
+        "training.epochs": 3,
+    })
+    summary = run(config)
+    print(summary.model_folder, summary.metrics)
+
+Everything that can be refused is refused before the first step: the folder of another run, a cache without the columns
+the method needs, a student with another tokenizer. No code path here can load a teacher.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from accelerate import Accelerator
+from torch import nn
+
+from sra_data.errors import ConfigError
+from sra_data.shards.store import ShardSet
+from sra_data.terminal import Reporter
+from sra_train.checkpoint import Checkpoints, Progress, load_full_state
+from sra_train.config import TrainConfig
+from sra_train.data.order import OrderPlan, num_micro_batches
+from sra_train.data.reader import RowReader, row_table
+from sra_train.data.staging import StagingPool
+from sra_train.data.stream import BatchMaker, Share
+from sra_train.development import measure_development, wants_development
+from sra_train.evaluation import generation_prompts, load_aligned_tokenizer
+from sra_train.export import export_model, push
+from sra_train.generation import measure_generation
+from sra_train.loop import Trainer
+from sra_train.methods.base import Method, MethodSetting, method_type
+from sra_train.model_card import model_card
+from sra_train.parallel import COMPUTE_DTYPES, distribute, make_accelerator, resolve_precision, student_inside
+from sra_train.plots import draw_run
+from sra_train.provenance import (
+    ShardFacts,
+    choose_alignment,
+    failed_examples,
+    recorded_versions,
+    teacher_knowledge,
+    teacher_shape,
+)
+from sra_train.run_folder import default_output_dir, record_run, refuse_foreign_folder
+from sra_train.student import (
+    StudentModel,
+    load_student,
+    model_shape,
+    num_parameters,
+    parameter_groups,
+    prepare_for_training,
+)
+from sra_train.summary import RunSummary, last_numbers
+from sra_train.tracking import Metrics, finish, log_to, read_metrics, start_trackers
+
+WITHOUT_TEACHER = frozenset({"sft"})  # methods that never open the teacher's pages
+
+
+def run(config: TrainConfig, reporter: Reporter | None = None) -> RunSummary:
+    """Train a student from shards, or go on where the output folder stands.
+
+    Raises:
+        SRAError: One line for everything a user can mend.
+        KeyboardInterrupt: After Ctrl-C or SIGTERM; a checkpoint has been written.
+    """
+    config = resolve(config)
+    accelerator = make_accelerator(config.training)
+    shown = (reporter or Reporter()) if accelerator.is_main_process else Reporter()
+    with ShardSet.open(config.data.shards, need_teacher=False) as shards:
+        return Run(config, accelerator, shown, shards).carry_out()
+
+
+def resolve(config: TrainConfig) -> TrainConfig:
+    """The configuration with everything left to the machine made definite, so that it can be compared and repeated."""
+    precision = resolve_precision(config.training.precision)
+    return config.model_copy(update={"training": config.training.model_copy(update={"precision": precision})})
+
+
+class Run:
+    """The parts of one run, put together."""
+
+    def __init__(self, config: TrainConfig, accelerator: Accelerator, reporter: Reporter, shards: ShardSet) -> None:
+        self.config = config
+        self.accelerator = accelerator
+        self.reporter = reporter
+        self.shards = shards
+        self.alignment = choose_alignment(shards, student=config.student.name, name=config.student.alignment)
+        self.facts = ShardFacts.read(shards, self.alignment)
+        self.student_name = config.student.name or self.facts.student
+        self.student = config.student
+        if config.student.name is None and config.student.revision is None:
+            self.student = config.student.model_copy(update={"revision": self.facts.student_revision})
+        self.uses_teacher = config.method.name not in WITHOUT_TEACHER
+        self.folder = Path(config.output_dir or default_output_dir(config, self.student_name))
+        failed = failed_examples(shards) if self.uses_teacher else frozenset()
+        self.table = row_table(shards, self.alignment, without=failed)
+        self.plan = OrderPlan(
+            row_groups=self.table.row_groups,
+            trainable=self.table.is_train,
+            seed=config.training.seed,
+            corpus_root=shards.corpus.root,
+            window=config.data.window,
+            batch_size=config.training.batch_size,
+        )
+        steps = config.training.epochs * self.plan.steps_per_epoch
+        self.total_steps = min(steps, config.training.max_steps or steps)
+        self.evaluates = wants_development(config.evaluation, self.table, shards=str(shards.path))
+        self.refuse_what_does_not_fit()
+
+    def refuse_what_does_not_fit(self) -> None:
+        """Combinations of options that cannot be carried out.
+
+        Raises:
+            ConfigError: With the remedy.
+        """
+        config = self.config
+        generation = config.evaluation.generation
+        if generation is not None and generation.sets and config.training.strategy == "fsdp2":
+            raise ConfigError(
+                "evaluation.generation with training.strategy=fsdp2: a sharded model cannot generate; evaluate the"
+                " finished model with `sra-train evaluate`"
+            )
+        if config.evaluation.metric.startswith("rouge") and not (generation and generation.sets):
+            raise ConfigError(
+                f"evaluation.metric={config.evaluation.metric}: nothing is generated;"
+                " name sets in evaluation.generation.sets"
+            )
+
+    def carry_out(self) -> RunSummary:
+        """Prepare, train, export."""
+        tokenizer = load_aligned_tokenizer(
+            self.student_name,
+            self.student,
+            fingerprint=self.facts.student_tokenizer,
+            shards=str(self.shards.path),
+        )
+        student = self.build_student(tokenizer)
+        # Refused, if the pages lack a column, before a folder is made.
+        reader = RowReader(self.shards, self.alignment, student.method.needs, with_text=self.evaluates)
+        roots = self.roots(student.method)
+        identity = self.identity(roots)
+        refuse_foreign_folder(self.folder, identity)
+        checkpoints = Checkpoints(
+            self.folder / "checkpoints",
+            keep_last=self.config.checkpoints.keep_last,
+            identity=identity,
+        )
+        # Refused, if it is another run's, before anything is written or moved to a device.
+        resume_at = checkpoints.steps()[-1] if checkpoints.steps() else None
+        if resume_at is not None:
+            checkpoints.read_state(resume_at)
+        self.accelerator.wait_for_everyone()  # all have looked before one writes
+        if self.accelerator.is_main_process:
+            record_run(self.folder, self.config, identity=identity, roots=roots, facts=self.facts)
+        training = self.config.training
+        self.describe(student)
+        model, optimizer = distribute(self.accelerator, student, training, self.groups_of)
+        progress = Progress()
+        if resume_at is not None:
+            weights, moments, progress = checkpoints.read(resume_at)
+            load_full_state(model, getattr(optimizer, "optimizer", optimizer), weights, moments)
+            if self.accelerator.scaler is not None and progress.scaler:
+                self.accelerator.scaler.load_state_dict(progress.scaler)
+            self.reporter.line(f"resumed from step {progress.step} of {self.total_steps} in {self.folder}")
+        progress = self.train(model, optimizer, reader, checkpoints, progress, tokenizer)
+        return self.finish(checkpoints, progress, tokenizer, roots)
+
+    # ------------------------------------------------------------------ before
+
+    def build_student(self, tokenizer: Any) -> StudentModel:
+        """The student and its method on the CPU."""
+        training = self.config.training
+        model: Any = load_student(self.student_name, self.student, seed=training.seed)
+        if self.student.init == "random":
+            self.reporter.line(f"student {self.student_name}: new random weights from its config.json")
+        shape = model_shape(model)
+        rows = model.get_input_embeddings().weight.shape[0]
+        if rows < len(tokenizer):
+            raise ConfigError(
+                f"student {self.student_name}: {rows} embeddings for a tokenizer of {len(tokenizer)} ids; choose the"
+                " model that belongs to the tokenizer (the vocabulary is never resized)"
+            )
+        method = self.build_method(shape)
+        prepare_for_training(
+            model, gradient_checkpointing=training.gradient_checkpointing, compile_body=training.compile
+        )
+        return StudentModel(model, method, COMPUTE_DTYPES[training.precision])
+
+    def build_method(self, shape: Any) -> Method:
+        """The objective, told what it needs to know of the teacher."""
+        chosen = self.config.method
+        kind: Any = method_type(chosen.name)
+        seed = self.config.training.seed
+        setting = MethodSetting(student=shape, seed=seed)
+        if self.uses_teacher:
+            knowledge = teacher_knowledge(self.shards, self.alignment)
+            setting = MethodSetting(student=shape, teacher=teacher_shape(self.shards), knowledge=knowledge, seed=seed)
+        return kind(chosen.options, setting)
+
+    def roots(self, method: Method) -> dict[str, str]:
+        """Seals of the folders the run reads; the teacher's only where its pages are opened."""
+        roots = {"corpus": self.shards.corpus.root, "alignment": self.alignment.root}
+        return roots if method.needs.nothing else roots | {"teacher": self.shards.teacher.root}
+
+    def identity(self, roots: Mapping[str, str]) -> dict[str, Any]:
+        """What a checkpoint must agree with to be continued."""
+        return {
+            **{f"root.{name}": root for name, root in roots.items()},
+            "total_steps": self.total_steps,
+            **self.config.identity(),
+        }
+
+    def describe(self, student: StudentModel) -> None:
+        """Say what is about to happen."""
+        table, share = self.table, self.share()
+        every, trained = num_parameters(student)
+        micro = num_micro_batches(
+            self.config.training.batch_size, world_size=share.world_size, micro_batch_size=share.micro_batch_size
+        )
+        left_out = ", ".join(f"{count} {status}" for status, count in table.skipped.items()) or "none"
+        self.reporter.line(
+            f"{self.config.method.name}: student {self.student_name}, {every:,} parameters, {trained:,} trained;"
+            f" teacher {self.facts.teacher}"
+        )
+        self.reporter.line(
+            f"{table.is_train.sum():,} examples to train on, {table.is_dev.sum():,} for development,"
+            f" left out: {left_out}"
+        )
+        self.reporter.line(
+            f"{self.total_steps:,} steps of {self.config.training.batch_size} examples on {share.world_size}"
+            f" process(es), {micro} micro-batch(es) of {share.micro_batch_size} each, on {self.accelerator.device.type}"
+        )
+        if not self.evaluates:
+            self.reporter.line("no development split is measured: the last weights are exported")
+
+    def groups_of(self, student: StudentModel) -> list[dict[str, Any]]:
+        """The optimizer's parameter groups."""
+        training = self.config.training
+        return parameter_groups(
+            student,
+            learning_rate=training.learning_rate,
+            projector_learning_rate=training.projector_learning_rate,
+            weight_decay=training.weight_decay,
+        )
+
+    def share(self) -> Share:
+        """Which part of a global batch this process runs."""
+        world_size = self.accelerator.num_processes
+        whole = -(-self.config.training.batch_size // world_size)
+        size = self.config.training.micro_batch_size
+        return Share(self.accelerator.process_index, world_size, whole if size is None else min(size, whole))
+
+    # ------------------------------------------------------------------ during
+
+    def train(
+        self,
+        model: nn.Module,
+        optimizer: Any,
+        reader: RowReader,
+        checkpoints: Checkpoints,
+        progress: Progress,
+        tokenizer: Any,
+    ) -> Progress:
+        """Run the loop with its files and trackers open."""
+        pool = StagingPool(pinned=self.accelerator.device.type == "cuda")
+        needs = reader.needs
+        facts: Mapping[str, Any] = {} if needs.nothing else self.shards.teacher.facts
+        maker = BatchMaker(
+            read=reader,
+            needs=needs,
+            temperatures=facts.get("temperatures", ()),
+            table=self.table,
+            pool=pool,
+            granularity=facts.get("granularity", "token"),
+        )
+        is_main = self.accelerator.is_main_process
+        metrics = Metrics(self.folder, resume_step=progress.step) if is_main else None
+        trackers = start_trackers(
+            self.accelerator,
+            self.config.tracking,
+            folder=self.folder,
+            config=self.config.model_dump(mode="json"),
+        )
+
+        def log(kind: str, step: int, values: Mapping[str, Any]) -> None:
+            assert metrics is not None
+            metrics.write(kind, step, values)
+            log_to(trackers, kind, step, values)
+
+        trainer = Trainer(
+            config=self.config,
+            accelerator=self.accelerator,
+            model=model,
+            optimizer=optimizer,
+            plan=self.plan,
+            maker=maker,
+            pool=pool,
+            share=self.share(),
+            checkpoints=checkpoints,
+            progress=progress,
+            total_steps=self.total_steps,
+            reporter=self.reporter,
+            log=log,
+            evaluate=self.evaluation(tokenizer) if self.evaluates else None,
+        )
+        try:
+            return trainer.run()
+        finally:
+            if metrics is not None:
+                metrics.close()
+            finish(trackers)
+
+    def evaluation(self, tokenizer: Any) -> Any:
+        """What is measured between steps."""
+        generation = self.config.evaluation.generation
+        if generation is None or not generation.sets:
+            return measure_development
+        prompts = generation_prompts(generation, self.student_name, self.student)
+
+        def evaluate(trainer: Trainer) -> dict[str, float] | None:
+            found = measure_development(trainer)
+            epoch, rest = divmod(trainer.progress.step, self.plan.steps_per_epoch)
+            is_time = rest == 0 and epoch % generation.every_epochs == 0
+            if found is None or not (is_time or trainer.progress.step == self.total_steps):
+                return found
+            inner = student_inside(trainer.model)
+            inner.eval()
+            try:
+                return found | measure_generation(inner.model, tokenizer, prompts, generation, self.accelerator)
+            finally:
+                inner.train()
+
+        return evaluate
+
+    # ------------------------------------------------------------------ after
+
+    def finish(
+        self, checkpoints: Checkpoints, progress: Progress, tokenizer: Any, roots: Mapping[str, str]
+    ) -> RunSummary:
+        """Export the model, draw the plots, write the card; the first process works, the others wait."""
+        wants_best = self.config.checkpoints.export == "best" and progress.best_step is not None
+        exported = progress.best_step if wants_best and progress.best_step is not None else progress.step
+        folder, hub = None, None
+        records = read_metrics(self.folder / "metrics.jsonl") if self.accelerator.is_main_process else []
+        if self.accelerator.is_main_process:
+            card = model_card(
+                config=self.config,
+                student=self.student_name,
+                teacher=self.facts.teacher,
+                data=self.facts.data,
+                roots=roots,
+                versions=recorded_versions(),
+                records=records,
+                exported_step=exported,
+                total_steps=self.total_steps,
+            )
+            folder = export_model(
+                options=self.student,
+                seed=self.config.training.seed,
+                student_name=self.student_name,
+                tokenizer=tokenizer,
+                weights=checkpoints.read_model(exported),
+                card=card,
+                folder=self.folder / "model",
+            )
+            if self.config.tracking.plots:
+                draw_run(records, self.folder / "plots")
+            if self.config.hub.push_to is not None:
+                hub = push(folder, name=self.config.hub.push_to, private=self.config.hub.private)
+            self.reporter.line(f"the student of step {exported} is in {folder}")
+        self.accelerator.wait_for_everyone()
+        return RunSummary(
+            output_dir=str(self.folder),
+            model_folder=None if folder is None else str(folder),
+            steps=progress.step,
+            total_steps=self.total_steps,
+            stopped_early=progress.stopped_early,
+            exported_step=exported,
+            metrics=last_numbers(records),
+            seconds=progress.seconds,
+            hub=hub,
+        )

@@ -1,0 +1,312 @@
+"""The student: a causal language model and the method's projectors in one module.
+
+`StudentModel.forward` runs the model's BODY only: hidden states of the mapped layers and, where the method wants it,
+the last query's attention row. The output head is handed to the method as a thing of its own, so that logits exist
+only where a loss reads them. Model and projectors are one module because DDP, FSDP2, the optimizer and a checkpoint
+then treat them as one.
+
+Mixed precision: the body runs under autocast; the method does not, because cosines of bf16 products are too coarse to
+compare. It gets hidden states in the compute dtype and decides itself what is a large product and what a small sum.
+
+Never done here: resizing the vocabulary, left padding, a forward of the whole batch's logits.
+
+Legend: B batch, N student tokens, D hidden size.
+"""
+
+from __future__ import annotations
+
+import re
+import warnings
+from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from pathlib import Path
+from typing import Any, TypedDict
+
+import torch
+from torch import Tensor, nn
+
+from sra_data.errors import ConfigError, ModelError
+from sra_data.models.attention import LastQueryAttention
+from sra_data.models.decoder import decoder_body, decoder_layers, text_config, unwrap
+from sra_data.models.output_head import OutputHead, check_output_head
+from sra_data.models.softcap import use_softcapped_sdpa
+from sra_train.config import LoraConfig, StudentConfig
+from sra_train.data.batch import Batch, StepTotals, StudentOutput
+from sra_train.likelihood import token_nats
+from sra_train.methods.base import Method, ModelShape
+
+# Query and value projections under the names the families use; a fused projection is adapted whole.
+QUERY_AND_VALUE_NAMES = (
+    ("q_proj", "v_proj"),
+    ("c_attn",),
+    ("query_key_value",),
+    ("qkv_proj",),
+    ("Wqkv",),
+    ("q_lin", "v_lin"),
+    ("query", "value"),
+    ("q_attn", "c_attn"),
+)
+
+
+class StudentLosses(TypedDict):
+    """What one forward of `StudentModel` gives: a plain dict, because FSDP2 looks for tensors in those only."""
+
+    total: Tensor  # scalar with gradient
+    terms: dict[str, Tensor]  # detached scalars
+    per_example: dict[str, Tensor]  # [B], detached
+    counts: dict[str, Tensor]  # detached scalars
+    nats: Tensor | None  # [B] float64, sum of -log P over the asked-for tokens; None where none were
+
+
+class StudentModel(nn.Module):
+    """A causal language model and a method's parameters.
+
+    Args:
+        model: A Hugging Face causal language model, or a PEFT model around one.
+        method: The objective.
+        compute_dtype: bfloat16 or float16 for mixed precision, None for the weights' own.
+    """
+
+    def __init__(self, model: nn.Module, method: Method, compute_dtype: torch.dtype | None = None) -> None:
+        super().__init__()
+        self.model = model
+        self.method = method
+        self.compute_dtype = compute_dtype
+        layers = method.student_needs.attention_layers
+        self.last_query = LastQueryAttention.attach(model, layers) if layers else None
+        self.num_layers = len(decoder_layers(model))
+        wrong = [layer for layer in method.student_layers if not 0 <= layer <= self.num_layers]
+        if wrong:
+            raise ModelError(f"student layer {wrong[0]}: the student has layers 0 to {self.num_layers}; choose another")
+
+    def forward(self, batch: Batch, totals: StepTotals, text_tokens: Tensor | None = None) -> StudentLosses:
+        """The method's losses on one micro-batch.
+
+        Args:
+            batch: On the student's device.
+            totals: Of the global step.
+            text_tokens: [B, N] bool, tokens whose -log P is summed into `nats`; None where it is not wanted.
+        """
+        output = self.student_output(batch)
+        with torch.autocast(batch.input_ids.device.type, enabled=False):
+            losses = self.method(output, batch, totals)
+            nats = None
+            if text_tokens is not None:
+                states = output.hidden[self.num_layers]
+                nats = token_nats(hidden=states, head=output.head, input_ids=batch.input_ids, wanted=text_tokens)
+            # Every projector is part of every graph, or DDP waits for gradients of a batch that has no span.
+            silent = sum(
+                (parameter.sum() for parameter in self.method.parameters() if parameter.requires_grad), start=0.0
+            )
+            total = losses.total + 0.0 * silent
+        return StudentLosses(
+            total=total, terms=losses.terms, per_example=losses.per_example, counts=losses.counts, nats=nats
+        )
+
+    def student_output(self, batch: Batch) -> StudentOutput:
+        """Hidden states and attention rows of the layers the method reads; no logits."""
+        inner = [layer for layer in self.method.student_layers if layer < self.num_layers]
+        capture: AbstractContextManager[dict[int, Tensor]] = (
+            nullcontext({}) if self.last_query is None else self.last_query.capture(batch.lengths - 1)
+        )
+        with self._autocast(batch.input_ids.device.type), capture as rows:
+            said = decoder_body(self.model)(
+                input_ids=batch.input_ids,
+                attention_mask=batch.attention_mask,
+                use_cache=False,
+                output_hidden_states=bool(inner),
+            )
+        hidden = {layer: said.hidden_states[layer] for layer in inner}
+        hidden[self.num_layers] = said.last_hidden_state
+        if self.compute_dtype is not None:
+            hidden = {layer: states.to(self.compute_dtype) for layer, states in hidden.items()}
+        return StudentOutput(hidden=hidden, attention=dict(rows), head=OutputHead.from_model(self.model))
+
+    def _autocast(self, device_type: str) -> Any:
+        if self.compute_dtype is None:
+            return nullcontext()
+        return torch.autocast(device_type, dtype=self.compute_dtype)
+
+
+def model_shape(model: nn.Module) -> ModelShape:
+    """Layers and hidden size, as a method wants to know them."""
+    return ModelShape(
+        num_layers=len(decoder_layers(model)), hidden_size=int(OutputHead.from_model(model).weight.shape[1])
+    )
+
+
+def load_student(name: str, options: StudentConfig, *, seed: int = 0) -> nn.Module:
+    """The causal language model to be trained, ready but for the projectors.
+
+    Args:
+        name: Hub id or folder.
+        options: How to load it.
+        seed: Of new weights (random initialisation, adapters): the same on every process and after every restart.
+
+    Raises:
+        ModelError: If it cannot be loaded, or its logits are not its head over its last hidden states.
+        ConfigError: If a name to freeze or adapt does not exist.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = open_model(name, options)
+        check_output_head(model, OutputHead.from_model(model))
+        freeze(model, options.freeze)
+        return add_lora(model, options.lora) if options.lora is not None else model
+
+
+def open_model(name: str, options: StudentConfig) -> nn.Module:
+    """A causal language model from its weights, or with new ones from its configuration."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    shared: dict[str, Any] = {"trust_remote_code": options.trust_remote_code}
+    if options.revision is not None:
+        shared["revision"] = options.revision
+    placed: dict[str, Any] = {"dtype": getattr(torch, options.dtype)}
+    if options.attention is not None:
+        placed["attn_implementation"] = options.attention
+    try:
+        with quiet_transformers():
+            if options.init == "random":
+                config = AutoConfig.from_pretrained(name, **shared)
+                model = AutoModelForCausalLM.from_config(config, trust_remote_code=options.trust_remote_code, **placed)
+            else:
+                model = AutoModelForCausalLM.from_pretrained(name, use_safetensors=True, **shared, **placed)
+    except (OSError, ValueError, ImportError) as error:
+        raise ModelError(f"student {name}: {loading_problem(name, error)}") from None
+    model.config.use_cache = False
+    if options.attention is None:
+        use_softcapped_sdpa(model)
+    return model
+
+
+@contextmanager
+def quiet_transformers() -> Iterator[None]:
+    """No progress bars of transformers' own: what is going on is said by the reporter."""
+    from transformers.utils import logging
+
+    was_on = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if was_on:
+            logging.enable_progress_bar()
+
+
+def loading_problem(name: str, error: Exception) -> str:
+    """Why a model did not load, and what to do, in one line."""
+    folder = Path(name)
+    if folder.is_dir() and (folder / "config.json").is_file() and not list(folder.glob("*.safetensors*")):
+        return "the folder has a config.json but no safetensors weights; add them or set student.init=random"
+    text = " ".join(str(error).split())
+    return f"cannot be loaded ({text[:200]}); give a Hub id or a folder with config.json and *.safetensors"
+
+
+def freeze(model: nn.Module, prefixes: Iterable[str]) -> None:
+    """Stop training the parameters whose name starts with one of `prefixes`.
+
+    Raises:
+        ConfigError: If a prefix names nothing.
+    """
+    for prefix in prefixes:
+        found = [parameter for name, parameter in model.named_parameters() if name.startswith(prefix)]
+        if not found:
+            some = ", ".join(sorted({name.split(".weight")[0] for name, _ in model.named_parameters()})[:4])
+            raise ConfigError(f"student.freeze={prefix}: no parameter's name starts so; names look like {some}")
+        for parameter in found:
+            parameter.requires_grad_(False)
+
+
+def add_lora(model: nn.Module, options: LoraConfig) -> nn.Module:
+    """The model with low-rank adapters on its query and value projections; everything else is frozen.
+
+    Raises:
+        ConfigError: If peft is not installed or no layer of that name exists.
+    """
+    try:
+        import peft
+    except ImportError:
+        raise ConfigError("student.lora: needs the peft library; install the package with its [lora] extra") from None
+    names = options.target_modules or query_and_value_names(model)
+    layers = [module for name, module in model.named_modules() if name.rsplit(".", 1)[-1] in names]
+    if not layers:
+        raise ConfigError(f"student.lora.target_modules={list(names)}: the student has no such layer; name its linears")
+    config = peft.LoraConfig(
+        r=options.r,
+        lora_alpha=options.alpha,
+        lora_dropout=options.dropout,
+        target_modules=list(names),
+        # GPT-2's Conv1D keeps its weight as [inputs, outputs]
+        fan_in_fan_out=type(layers[0]).__name__ == "Conv1D",
+        task_type="CAUSAL_LM",
+    )
+    with warnings.catch_warnings():
+        # peft reads a property that transformers renamed; nothing a user could mend
+        warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*", category=FutureWarning)
+        return peft.get_peft_model(model, config)
+
+
+def query_and_value_names(model: nn.Module) -> tuple[str, ...]:
+    """The names of the query and value projections in this architecture.
+
+    Raises:
+        ConfigError: If none of the known names occurs.
+    """
+    inside = {name.rsplit(".", 1)[-1] for name, _ in decoder_layers(model).named_modules()}
+    for names in QUERY_AND_VALUE_NAMES:
+        if inside.issuperset(names):
+            return names
+    raise ConfigError(
+        f"student.lora: no query and value projections known in {text_config(model).model_type};"
+        " name them in student.lora.target_modules"
+    )
+
+
+def prepare_for_training(model: nn.Module, *, gradient_checkpointing: bool, compile_body: bool) -> None:
+    """Switch on what saves memory or time; in place, so that parameter names stay what they are."""
+    model.train()
+    if gradient_checkpointing:
+        causal = unwrap(model)
+        # transformers renamed it on the way to version 6
+        name = "activation" if hasattr(causal, "activation_checkpointing_enable") else "gradient"
+        getattr(causal, f"{name}_checkpointing_enable")({"use_reentrant": False})
+    if compile_body:
+        decoder_body(model).compile(dynamic=True)
+
+
+def parameter_groups(
+    student: StudentModel, *, learning_rate: float, projector_learning_rate: float, weight_decay: float
+) -> list[dict[str, Any]]:
+    """The optimizer's groups: matrices with decay; vectors (biases, norms) and projectors without.
+
+    Each group keeps its name and peak rate, from which the schedule computes the rate of every step.
+    """
+    trained = [(name, parameter) for name, parameter in student.named_parameters() if parameter.requires_grad]
+    projectors = [parameter for name, parameter in trained if name.startswith("method.")]
+    matrices = [parameter for name, parameter in trained if not name.startswith("method.") and parameter.dim() > 1]
+    vectors = [parameter for name, parameter in trained if not name.startswith("method.") and parameter.dim() <= 1]
+    groups = [
+        {"params": matrices, "peak": learning_rate, "weight_decay": weight_decay, "name": "matrices"},
+        {"params": vectors, "peak": learning_rate, "weight_decay": 0.0, "name": "vectors"},
+        {"params": projectors, "peak": projector_learning_rate, "weight_decay": 0.0, "name": "projectors"},
+    ]
+    if not matrices and not vectors:
+        raise ConfigError("student.freeze: nothing of the student is left to train; freeze less")
+    return [group | {"lr": group["peak"]} for group in groups if group["params"]]
+
+
+def num_parameters(student: nn.Module) -> tuple[int, int]:
+    """(all, trained) parameters, shared ones counted once."""
+    parameters = list(student.parameters())
+    return sum(p.numel() for p in parameters), sum(p.numel() for p in parameters if p.requires_grad)
+
+
+def block_class_name(model: nn.Module) -> str:
+    """Name of the decoder block's class, which FSDP2 shards one by one."""
+    return type(decoder_layers(model)[0]).__name__
+
+
+def readable_family(model: nn.Module) -> str:
+    """Architecture in words for the model card."""
+    return re.sub(r"ForCausalLM$|LMHeadModel$", "", type(model).__name__)

@@ -1,0 +1,55 @@
+"""Running the trainer on synthetic shards, and looking at what it left."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+
+from sra_data.terminal import Reporter, Task
+from sra_train.config import load_config
+from sra_train.run import RunSummary, run
+from sra_train.tracking import read_metrics
+from tests.synthetic_shards import SyntheticShards
+
+
+def train(made: SyntheticShards, out: Path, reporter: Reporter | None = None, **changes: object) -> RunSummary:
+    overrides = {
+        "data.shards": str(made.shards),
+        "output_dir": str(out),
+        "training.epochs": 2,
+        "training.batch_size": 5,
+        "training.learning_rate": 3e-3,
+        "tracking.plots": False,
+    }
+    overrides |= {name.replace("__", "."): value for name, value in changes.items()}
+    return run(load_config(overrides=overrides), reporter)
+
+
+def losses(out: Path) -> list[float]:
+    return [record["loss"] for record in read_metrics(out / "metrics.jsonl") if record["kind"] == "step"]
+
+
+def weights(out: Path) -> dict[str, torch.Tensor]:
+    last = sorted((out / "checkpoints").iterdir())[-1]
+    return load_file(last / "model.safetensors")
+
+
+class Interrupting(Reporter):
+    """Sends this process a signal behind the given number of steps."""
+
+    def __init__(self, after: int, number: int = signal.SIGTERM) -> None:
+        self.after = after
+        self.number = number
+
+    @contextmanager
+    def task(self, description: str, total: float | None = None, unit: str = "items") -> Iterator[Task]:
+        def show(task: Task) -> None:
+            if description == "train" and task.done == self.after:
+                signal.raise_signal(self.number)
+
+        yield Task(description, total, unit, show=show)

@@ -1,0 +1,176 @@
+"""Checkpoints: whole or not there, read back bit for bit, refused by another run; no pickle anywhere."""
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from sra_data.errors import TrainingError
+from sra_train import checkpoint
+from sra_train.checkpoint import Checkpoints, Progress, full_state, load_full_state
+
+IDENTITY = {"root.corpus": "abc", "training.batch_size": 4, "method.layer_pairs": [("last", "last")]}
+
+
+class Tied(nn.Module):
+    """An embedding, a layer and a head tied to the embedding, with a buffer that is saved and one that is not."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(7, 4)
+        self.layer = nn.Linear(4, 4)
+        self.frozen = nn.Linear(4, 4).requires_grad_(False)
+        self.head = nn.Linear(4, 7, bias=False)
+        self.head.weight = self.embedding.weight
+        self.register_buffer("kept", torch.arange(3.0))
+        self.register_buffer("constant", torch.ones(2), persistent=False)
+
+
+def trained(seed: int = 0) -> tuple[Tied, torch.optim.Optimizer]:
+    torch.manual_seed(seed)
+    model = Tied()
+    groups = [{"params": [p for p in model.parameters() if p.requires_grad], "name": "all", "peak": 1e-2, "lr": 1e-2}]
+    optimizer = torch.optim.AdamW(groups, betas=(0.8, 0.9))
+    for _ in range(3):
+        (model.head(model.layer(model.embedding(torch.arange(7)))) ** 2).sum().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    return model, optimizer
+
+
+def store(tmp_path: Path, **changes) -> Checkpoints:
+    return Checkpoints(tmp_path / "checkpoints", keep_last=changes.pop("keep_last", 2), identity=IDENTITY | changes)
+
+
+def write(kept: Checkpoints, step: int, **progress) -> Path:
+    weights, moments = full_state(*trained())
+    return kept.write(model=weights, optimizer=moments, progress=Progress(step=step, **progress))
+
+
+def test_a_checkpoint_reads_back_bit_for_bit(tmp_path) -> None:
+    model, optimizer = trained()
+    kept = store(tmp_path)
+    weights, moments = full_state(model, optimizer)
+    kept.write(model=weights, optimizer=moments, progress=Progress(step=3, tokens=99, best_metric=0.1, best_step=2))
+    other, other_optimizer = trained(seed=1)
+    found_weights, found_moments, progress = kept.read(3)
+    load_full_state(other, other_optimizer, found_weights, found_moments)
+    assert progress == Progress(step=3, tokens=99, best_metric=0.1, best_step=2)
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            assert torch.equal(parameter, dict(other.named_parameters())[name])
+    for one, two in zip(optimizer.state.values(), other_optimizer.state.values(), strict=True):
+        assert all(torch.equal(one[key], two[key]) for key in one)
+    assert other_optimizer.param_groups[0]["betas"] == (0.8, 0.9)
+
+
+def test_shared_and_frozen_tensors_are_not_written_twice_or_at_all() -> None:
+    weights, _ = full_state(*trained())
+    assert set(weights) == {"embedding.weight", "layer.weight", "layer.bias", "kept"}
+
+
+def test_a_checkpoint_holds_no_pickle(tmp_path) -> None:
+    path = write(store(tmp_path), 1)
+    assert {file.name for file in path.iterdir()} == {"model.safetensors", "optimizer.safetensors", "state.json"}
+    json.loads((path / "state.json").read_text())
+
+
+@pytest.mark.parametrize("call", ["save_file", "publish"])
+def test_a_crash_while_writing_leaves_what_was_there(tmp_path, monkeypatch, call) -> None:
+    kept = store(tmp_path)
+    write(kept, 1)
+
+    def crash(*arguments: object, **named: object) -> None:
+        raise OSError("no space left")
+
+    monkeypatch.setattr(checkpoint, call, crash)
+    with pytest.raises(OSError, match="no space"):
+        write(kept, 2)
+    assert kept.steps() == [1]
+    monkeypatch.undo()
+    write(kept, 2)
+    assert kept.steps() == [1, 2]
+    assert sorted(path.name for path in kept.folder.iterdir()) == ["step-00000001", "step-00000002"]
+
+
+def test_everything_is_flushed_before_the_checkpoint_appears(tmp_path, monkeypatch) -> None:
+    flushed: list[str] = []
+    renamed: list[int] = []
+    rename = os.rename
+    monkeypatch.setattr(checkpoint, "flush", lambda path: flushed.append(path.name))
+    monkeypatch.setattr(os, "rename", lambda old, new: (renamed.append(len(flushed)), rename(old, new)))
+    write(store(tmp_path), 1)
+    assert set(flushed[: renamed[0]]) >= {"model.safetensors", "optimizer.safetensors", "state.json"}
+    assert flushed[-1] == "checkpoints"
+
+
+def test_the_last_ones_and_the_best_are_kept(tmp_path) -> None:
+    kept = store(tmp_path)
+    for step in range(1, 7):
+        write(kept, step, best_step=2 if step >= 2 else 1)
+    assert kept.steps() == [2, 5, 6]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"training.batch_size": 8}, "training.batch_size: 4 then, 8 now"),
+        ({"root.corpus": "xyz"}, "root.corpus: abc then, xyz now"),
+        ({"data.window": 3}, "data.window: absent then, 3 now"),
+    ],
+)
+def test_another_runs_checkpoint_is_refused_field_by_field(tmp_path, change, message) -> None:
+    write(store(tmp_path), 1)
+    with pytest.raises(TrainingError) as caught:
+        store(tmp_path, **change).read(1)
+    assert message in str(caught.value)
+    assert "--output-dir" in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "optimizer.safetensors"])
+def test_a_flipped_bit_is_refused(tmp_path, name) -> None:
+    path = write(store(tmp_path), 1) / name
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 4
+    path.write_bytes(content)
+    with pytest.raises(TrainingError, match=rf"{name}: damaged"):
+        store(tmp_path).read(1)
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]"])
+def test_an_unreadable_state_is_refused(tmp_path, content) -> None:
+    path = write(store(tmp_path), 1)
+    (path / "state.json").write_text(content)
+    with pytest.raises(TrainingError, match=r"step-00000001"):
+        store(tmp_path).read(1)
+
+
+def test_a_missing_file_and_another_version_are_refused(tmp_path) -> None:
+    path = write(store(tmp_path), 1)
+    state = json.loads((path / "state.json").read_text())
+    (path / "state.json").write_text(json.dumps(state | {"version": 99}))
+    with pytest.raises(TrainingError, match="checkpoint version 99, this build reads 1"):
+        store(tmp_path).read(1)
+    (path / "state.json").write_text(json.dumps(state))
+    (path / "model.safetensors").unlink()
+    with pytest.raises(TrainingError, match=r"model\.safetensors: No such file"):
+        store(tmp_path).read(1)
+
+
+def test_a_state_with_other_names_is_refused(tmp_path) -> None:
+    model, optimizer = trained()
+    weights, _ = full_state(model, optimizer)
+    weights["stranger"] = weights.pop("layer.bias")
+    with pytest.raises(TrainingError, match=r"not the model's .*layer\.bias, stranger"):
+        load_full_state(model, None, weights, None)
+
+
+def test_the_same_step_may_be_written_again(tmp_path) -> None:
+    kept = store(tmp_path)
+    write(kept, 1, tokens=5)
+    write(kept, 1, tokens=6)
+    assert kept.read(1)[2].tokens == 6
+    assert [path.name for path in kept.folder.iterdir()] == ["step-00000001"]

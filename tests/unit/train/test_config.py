@@ -1,0 +1,113 @@
+"""The configuration: YAML and flags give the same thing, and unknown keys are refused with the nearest name."""
+
+import json
+
+import pytest
+import yaml
+from pydantic import ValidationError
+
+from sra_data.errors import ConfigError
+from sra_train.config import TrainConfig, differences, load_config
+
+
+def test_a_file_and_flags_give_the_same_configuration(tmp_path) -> None:
+    file = tmp_path / "train.yaml"
+    file.write_text("training: {epochs: 3, learning_rate: 1.0e-4}\nmethod: {name: sra, alpha: 0.6}\n")
+    flags = {"training.epochs": "3", "training.learning_rate": "1e-4", "method.name": "sra", "method.alpha": "0.6"}
+    assert load_config(file) == load_config(overrides=flags)
+
+
+def test_flags_stand_over_the_file(tmp_path) -> None:
+    file = tmp_path / "train.yaml"
+    file.write_text("method: sra\ntraining: {epochs: 3, batch_size: 8}\n")
+    config = load_config(file, {"training.epochs": 5, "method.kd": False})
+    assert (config.training.epochs, config.training.batch_size) == (5, 8)
+    assert config.method.options.kd is False
+
+
+def test_a_bare_switch_keeps_what_the_file_spells_out(tmp_path) -> None:
+    file = tmp_path / "train.yaml"
+    file.write_text("student: {lora: {r: 8}}\n")
+    lora = load_config(file, {"student.lora": True}).student.lora
+    assert lora is not None
+    assert lora.r == 8
+    assert load_config(file, {"student.lora": False}).student.lora is None
+
+
+def test_what_is_printed_reads_back_to_the_same(tmp_path) -> None:
+    config = load_config(
+        overrides={
+            "student.lora": "true",
+            "method.layer_pairs": "['6:12:0.5', 'last:last:0.5']",
+            "evaluation.generation": {"sets": {"dolly": "builtin:test"}},
+        }
+    )
+    file = tmp_path / "printed.yaml"
+    file.write_text(config.to_yaml())
+    assert load_config(file) == config
+    assert json.loads(json.dumps(config.model_dump(mode="json"))) == yaml.safe_load(config.to_yaml())
+
+
+def test_the_defaults_are_the_published_recipe() -> None:
+    training = load_config().training
+    assert (training.learning_rate, training.min_learning_rate, training.warmup) == (5e-4, 5e-6, 0.1)
+    assert (training.weight_decay, training.batch_size, training.max_grad_norm) == (0.01, 16, 1.0)
+    lora = load_config(overrides={"student.lora": True}).student.lora
+    assert lora is not None
+    assert (lora.r, lora.alpha, lora.dropout) == (256, 8, 0.1)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ({"training.epoch": 1}, r"training\.epoch: unknown key; did you mean epochs\?"),
+        ({"trainig.epochs": 1}, r"trainig: unknown key; did you mean training\?"),
+        ({"method.alhpa": 0.5}, r"method\.alhpa: unknown key; did you mean alpha\?"),
+        ({"student.lora": {"rank": 3}}, r"student\.lora\.rank: unknown key; .*known here: r, alpha"),
+        ({"training.batch_size": 0}, r"training\.batch_size=0: input should be greater than or equal to 1"),
+        ({"training.epochs": "many"}, r"training\.epochs='many': "),
+        ({"method.alpha": 2}, r"alpha=2.*\[0, 1\]"),
+        ({"method": "sar"}, r"method=sar: no such method; choose one of .*sra"),
+        ({"training.precision": "fp8"}, r"training\.precision='fp8'"),
+        ({"tracking.trackers": ["mlflow"]}, r"tracking\.trackers\.0='mlflow'"),
+    ],
+)
+def test_a_mistake_is_one_line_with_the_dotted_name(overrides, message) -> None:
+    with pytest.raises(ConfigError, match=message) as caught:
+        load_config(overrides=overrides)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("content", ["- a\n- b\n", "a: [", "just words"])
+def test_a_file_that_is_no_mapping_is_refused(tmp_path, content) -> None:
+    file = tmp_path / "train.yaml"
+    file.write_text(content)
+    with pytest.raises(ConfigError, match=r"train\.yaml"):
+        load_config(file)
+
+
+def test_a_missing_file_is_refused(tmp_path) -> None:
+    with pytest.raises(ConfigError, match="cannot read the configuration"):
+        load_config(tmp_path / "none.yaml")
+
+
+def test_an_empty_file_is_the_defaults(tmp_path) -> None:
+    (tmp_path / "empty.yaml").write_text("")
+    assert load_config(tmp_path / "empty.yaml") == load_config()
+
+
+def test_the_configuration_is_frozen() -> None:
+    with pytest.raises(ValidationError, match="frozen"):
+        TrainConfig().training.epochs = 3
+
+
+def test_identity_names_what_decides_the_numbers_and_nothing_else() -> None:
+    old = load_config().identity()
+    assert not differences(old, load_config(overrides={"training.micro_batch_size": 2}).identity())
+    assert not differences(old, load_config(overrides={"checkpoints.keep_last": 9, "output_dir": "x"}).identity())
+    assert not differences(old, load_config(overrides={"data.prefetch": 7, "tracking.plots": False}).identity())
+    changed = load_config(overrides={"training.batch_size": 8, "method.alpha": 0.25}).identity()
+    assert differences(old, changed) == [
+        "method.alpha: 0.5 then, 0.25 now",
+        "training.batch_size: 16 then, 8 now",
+    ]

@@ -1,0 +1,160 @@
+"""The student: what its forward hands over, which layers are adapted, which parameters decay."""
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, GPT2Config, GPTNeoXConfig, LlamaConfig, OPTConfig, Phi3Config
+
+from sra_data.errors import ConfigError, ModelError
+from sra_train.config import LoraConfig, StudentConfig
+from sra_train.data.batch import Batch, StepTotals
+from sra_train.likelihood import token_nats
+from sra_train.methods.base import MethodSetting, method_type
+from sra_train.student import (
+    StudentModel,
+    add_lora,
+    freeze,
+    load_student,
+    model_shape,
+    parameter_groups,
+    query_and_value_names,
+)
+
+SMALL = {"vocab_size": 40, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2}
+FAMILIES = {
+    "llama": (LlamaConfig(**SMALL, num_key_value_heads=1), ("q_proj", "v_proj")),
+    "opt": (
+        OPTConfig(
+            vocab_size=40,
+            hidden_size=16,
+            ffn_dim=24,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            word_embed_proj_dim=16,
+        ),
+        ("q_proj", "v_proj"),
+    ),
+    "gpt2": (GPT2Config(vocab_size=40, n_embd=16, n_layer=2, n_head=2, n_positions=64), ("c_attn",)),
+    "gpt_neox": (GPTNeoXConfig(**SMALL), ("query_key_value",)),
+    "phi3": (Phi3Config(**SMALL, pad_token_id=0), ("qkv_proj",)),
+}
+
+
+def tiny(family: str = "llama"):
+    torch.manual_seed(0)
+    return AutoModelForCausalLM.from_config(FAMILIES[family][0]).eval()
+
+
+def student(family: str = "llama") -> StudentModel:
+    model = tiny(family)
+    kind = method_type("sft")
+    return StudentModel(model, kind(kind.options_type(), MethodSetting(student=model_shape(model))))
+
+
+def batch(lengths=(6, 4)) -> Batch:
+    width = max(lengths)
+    generator = torch.Generator().manual_seed(1)
+    input_ids = torch.randint(0, 40, (len(lengths), width), generator=generator)
+    mask = torch.arange(width)[None] < torch.tensor(lengths)[:, None]
+    labels = torch.where(mask & (torch.arange(width) > 1), input_ids, -100)
+    none = torch.zeros((len(lengths), 1), dtype=torch.int64)
+    return Batch(
+        example_ids=[str(index) for index in range(len(lengths))],
+        weight=torch.ones(len(lengths)),
+        input_ids=input_ids * mask,
+        attention_mask=mask.long(),
+        labels=labels,
+        lengths=torch.tensor(lengths),
+        num_spans=torch.zeros(len(lengths), dtype=torch.int64),
+        span_mask=none.bool(),
+        student_span_ids=torch.full((len(lengths), width), -1),
+        student_span_last=none,
+        teacher_span_ids=none - 1,
+        teacher_span_last=none,
+        teacher_position_mask=none.bool(),
+        teacher_token_index=none,
+        teacher_next_ids=none - 1,
+    )
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_cross_entropy_of_the_body_and_the_head_is_the_models_own_loss(family) -> None:
+    one, data = student(family), batch()
+    totals = StepTotals(labels=float((data.labels[:, 1:] != -100).sum()), examples=2.0)
+    expected = one.model(input_ids=data.input_ids, attention_mask=data.attention_mask, labels=data.labels).loss
+    torch.testing.assert_close(one(data, totals)["total"], expected, rtol=1e-5, atol=1e-6)
+
+
+@torch.no_grad()
+def test_nats_are_the_sum_over_the_asked_tokens() -> None:
+    one, data = student(), batch()
+    asked = data.labels != -100
+    found = one(data, StepTotals(1.0, 2.0), asked)["nats"]
+    log_probs = torch.log_softmax(one.model(data.input_ids, attention_mask=data.attention_mask).logits.double(), -1)
+    expected = [
+        -sum(float(log_probs[row, n - 1, data.input_ids[row, n]]) for n in range(1, 6) if asked[row, n])
+        for row in (0, 1)
+    ]
+    assert found.tolist() == pytest.approx(expected, rel=1e-5)
+
+
+def test_the_first_token_has_nothing_before_it() -> None:
+    one, data = student(), batch()
+    output = one.student_output(data)
+    only_first = torch.zeros_like(data.input_ids, dtype=torch.bool)
+    only_first[:, 0] = True
+    nats = token_nats(hidden=output.hidden[2], head=output.head, input_ids=data.input_ids, wanted=only_first)
+    assert nats.tolist() == [0.0, 0.0]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_query_and_value_projections_are_found(family) -> None:
+    assert query_and_value_names(tiny(family)) == FAMILIES[family][1]
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_a_fresh_adapter_changes_nothing_and_alone_is_trained(family) -> None:
+    ids = torch.arange(6)[None]
+    expected = tiny(family)(ids).logits
+    adapted = add_lora(tiny(family), LoraConfig(r=2, dropout=0.0)).eval()
+    torch.testing.assert_close(adapted(ids).logits, expected)
+    assert all("lora" in name for name, parameter in adapted.named_parameters() if parameter.requires_grad)
+
+
+def test_wrong_names_are_refused() -> None:
+    with pytest.raises(ConfigError, match=r"target_modules=\['q_porj'\]: the student has no such layer"):
+        add_lora(tiny(), LoraConfig(target_modules=("q_porj",)))
+    with pytest.raises(ConfigError, match=r"student\.freeze=transformer\.h: no parameter's name starts so"):
+        freeze(tiny(), ["transformer.h"])
+
+
+def test_matrices_decay_vectors_and_projectors_do_not() -> None:
+    one = student("gpt2")
+    one.method.register_parameter("projector", torch.nn.Parameter(torch.ones(3, 3)))
+    groups = parameter_groups(one, learning_rate=1e-3, projector_learning_rate=2e-3, weight_decay=0.1)
+    named = {group["name"]: group for group in groups}
+    assert [named[name]["weight_decay"] for name in ("matrices", "vectors", "projectors")] == [0.1, 0.0, 0.0]
+    assert [named[name]["peak"] for name in ("matrices", "vectors", "projectors")] == [1e-3, 1e-3, 2e-3]
+    counted = sum(len(group["params"]) for group in groups)
+    assert counted == len(list(one.parameters()))  # the tied head is counted once on both sides
+
+
+def test_a_student_with_nothing_left_to_train_is_refused() -> None:
+    one = student()
+    freeze(one.model, ["model", "lm_head"])
+    with pytest.raises(ConfigError, match="nothing of the student is left to train"):
+        parameter_groups(one, learning_rate=1e-3, projector_learning_rate=1e-3, weight_decay=0.0)
+
+
+def test_a_student_that_is_not_there_is_refused_in_one_line(tmp_path) -> None:
+    with pytest.raises(ModelError, match=r"student .*nowhere: cannot be loaded") as caught:
+        load_student(str(tmp_path / "nowhere"), StudentConfig())
+    assert "\n" not in str(caught.value)
+
+
+def test_new_weights_are_the_same_for_the_same_seed(tmp_path) -> None:
+    FAMILIES["llama"][0].save_pretrained(tmp_path)
+    one, same, other = (
+        load_student(str(tmp_path), StudentConfig(init="random"), seed=seed).state_dict() for seed in (1, 1, 2)
+    )
+    assert all(torch.equal(one[name], same[name]) for name in one)
+    assert any(not torch.equal(one[name], other[name]) for name in one)
