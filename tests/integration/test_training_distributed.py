@@ -1,0 +1,124 @@
+"""1, 2 and 4 processes on gloo, DDP and FSDP2: the same batches, the same losses, one after the other in one epoch."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from tests.conftest import REPOSITORY
+from tests.synthetic_shards import SyntheticShards, make_shards
+from tests.training_runs import losses, train, weights
+
+RANK = Path(__file__).with_name("training_rank.py")
+SECONDS_TO_FINISH = 300
+
+
+@pytest.fixture(scope="module")
+def still(tmp_path_factory: pytest.TempPathFactory) -> SyntheticShards:
+    return make_shards(tmp_path_factory.mktemp("still"))
+
+
+def options(made: SyntheticShards, out: Path, **changes: object) -> dict[str, object]:
+    plain = {
+        "data.shards": str(made.shards),
+        "output_dir": str(out),
+        "training.epochs": 1,
+        "training.batch_size": 4,
+        "training.learning_rate": 3e-3,
+        "tracking.plots": False,
+    }
+    return plain | {name.replace("__", "."): value for name, value in changes.items()}
+
+
+def launch(world_size: int, chosen: dict[str, object], *, stop_after: int = -1) -> int:
+    """Run `world_size` processes as torchrun would; the first one's exit code."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    processes = []
+    for rank in range(world_size):
+        environment = os.environ | {
+            "RANK": str(rank),
+            "LOCAL_RANK": str(rank),
+            "WORLD_SIZE": str(world_size),
+            "LOCAL_WORLD_SIZE": str(world_size),
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": str(port),
+            "OMP_NUM_THREADS": "1",
+            "PYTHONPATH": str(REPOSITORY),
+        }
+        command = [sys.executable, str(RANK), json.dumps(chosen), str(stop_after)]
+        processes.append(subprocess.Popen(command, env=environment, cwd=REPOSITORY, stderr=subprocess.PIPE, text=True))
+    try:
+        said = [process.communicate(timeout=SECONDS_TO_FINISH)[1] for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    codes = {process.returncode for process in processes}
+    assert len(codes) == 1, "\n".join(said)
+    code = codes.pop()
+    assert code in (0, 130), "\n".join(said)
+    return code
+
+
+def close(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> None:
+    assert one.keys() == other.keys()
+    for name in one:
+        torch.testing.assert_close(other[name], one[name], rtol=5e-3, atol=5e-5)
+
+
+def test_two_processes_learn_what_one_learns(still, tmp_path) -> None:
+    train(still, tmp_path / "one", training__epochs=1, training__batch_size=4)
+    assert launch(2, options(still, tmp_path / "two")) == 0
+    assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), rel=5e-5)
+    close(weights(tmp_path / "one"), weights(tmp_path / "two"))
+    exported = [load_file(tmp_path / name / "model" / "model.safetensors") for name in ("one", "two")]
+    close(*exported)
+
+
+@pytest.mark.slow
+def test_four_processes_learn_what_one_learns_though_the_last_batch_is_not_full(still, tmp_path) -> None:
+    # 23 examples: the sixth batch of 4 holds 3, and of 4 ranks one has only a row of weight 0
+    train(still, tmp_path / "one", training__epochs=1, training__batch_size=4)
+    assert launch(4, options(still, tmp_path / "four")) == 0
+    assert losses(tmp_path / "four") == pytest.approx(losses(tmp_path / "one"), rel=5e-5)
+    close(weights(tmp_path / "one"), weights(tmp_path / "four"))
+
+
+@pytest.mark.slow
+def test_a_world_that_does_not_divide_the_batch_changes_nothing(still, tmp_path) -> None:
+    train(still, tmp_path / "one", training__epochs=1, training__batch_size=4)
+    assert launch(3, options(still, tmp_path / "three", training__micro_batch_size=1)) == 0
+    assert losses(tmp_path / "three") == pytest.approx(losses(tmp_path / "one"), rel=5e-5)
+
+
+@pytest.mark.slow
+def test_two_processes_then_one_then_two_in_one_epoch(still, tmp_path) -> None:
+    train(still, tmp_path / "whole", training__epochs=1, training__batch_size=4)
+    chosen = options(still, tmp_path / "pieces")
+    assert launch(2, chosen, stop_after=1) == 130
+    assert launch(1, chosen, stop_after=4) == 130
+    assert launch(2, chosen) == 0
+    assert losses(tmp_path / "pieces") == pytest.approx(losses(tmp_path / "whole"), rel=5e-5)
+    close(weights(tmp_path / "whole"), weights(tmp_path / "pieces"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("micro_batch_size", [2, 1])
+def test_fsdp2_learns_what_one_process_learns(still, tmp_path, micro_batch_size) -> None:
+    train(still, tmp_path / "one", training__epochs=1, training__batch_size=4)
+    chosen = options(
+        still, tmp_path / "sharded", training__strategy="fsdp2", training__micro_batch_size=micro_batch_size
+    )
+    assert launch(2, chosen, stop_after=2) == 130
+    assert launch(2, chosen) == 0
+    assert losses(tmp_path / "sharded") == pytest.approx(losses(tmp_path / "one"), rel=5e-5)
+    close(weights(tmp_path / "one"), weights(tmp_path / "sharded"))

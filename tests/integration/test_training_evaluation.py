@@ -1,0 +1,129 @@
+"""Bits per byte and Rouge-L of model folders: the same numbers that training measures, comparable across tokenizers."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+import torch
+
+from sra_data.errors import ConfigError, ModelError, SourceError
+from sra_data.shards.store import ShardSet
+from sra_train.config import GenerationConfig
+from sra_train.evaluation import EvaluateOptions, evaluate
+from sra_train.generation import rouge_l
+from tests.synthetic_shards import SyntheticShards, make_shards, make_student, make_tokenizer
+from tests.training_runs import train
+
+
+@pytest.fixture(scope="module")
+def still(tmp_path_factory: pytest.TempPathFactory) -> SyntheticShards:
+    return make_shards(tmp_path_factory.mktemp("still"))
+
+
+@pytest.fixture(scope="module")
+def development(still, tmp_path_factory) -> Path:
+    """The development rows of the shards as the user's text."""
+    file = tmp_path_factory.mktemp("data") / "dev.jsonl"
+    with ShardSet.open(still.shards) as shards:
+        rows = [row for row in shards.corpus.read(range(len(shards.corpus))) if row.split == "dev"]
+    lines = []
+    for row in rows:
+        border = int(row.response_ranges[0, 0])
+        lines.append(json.dumps({"id": row.id, "prompt": row.text[:border], "response": row.text[border:]}))
+    file.write_text("\n".join(lines) + "\n")
+    return file
+
+
+def test_evaluation_finds_the_bits_that_training_measured(still, development, tmp_path) -> None:
+    summary = train(still, tmp_path / "out", checkpoints__export="last")
+    found = evaluate(EvaluateOptions(models=(summary.model_folder,), data=str(development), batch_size=2))
+    assert found.num_examples == still.num_dev
+    assert found.scores[0].bits_per_byte == pytest.approx(summary.metrics["bits_per_byte"], rel=1e-5)
+
+
+def test_bits_are_those_of_a_slow_loop_over_the_models_own_logits(still, development) -> None:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    model = AutoModelForCausalLM.from_pretrained(still.student).eval()
+    tokenizer = AutoTokenizer.from_pretrained(still.student)
+    bits, num_bytes = 0.0, 0
+    for line in development.read_text().splitlines():
+        row = json.loads(line)
+        encoded = tokenizer(row["prompt"] + row["response"], return_offsets_mapping=True)
+        ids = torch.tensor([encoded["input_ids"]])
+        with torch.no_grad():
+            log_probs = torch.log_softmax(model(ids).logits[0].double(), -1)
+        for place, (_, end) in enumerate(encoded["offset_mapping"]):
+            if end > len(row["prompt"]):
+                bits -= float(log_probs[place - 1, ids[0, place]]) / math.log(2)
+        num_bytes += len(row["response"].encode())
+    found = evaluate(EvaluateOptions(models=(str(still.student),), data=str(development)))
+    assert found.num_bytes == num_bytes
+    assert found.scores[0].bits_per_byte == pytest.approx(bits / num_bytes, rel=1e-5)
+
+
+def test_examples_beyond_one_models_context_are_left_out_for_all(still, development, tmp_path) -> None:
+    short = tmp_path / "short"
+    tokenizer = make_tokenizer(["a few words"], 270, short)  # cuts into many more tokens
+    make_student(short, tokenizer, dropout=0.0)
+    config = json.loads((short / "config.json").read_text())
+    assert config["n_positions"] == 128
+    known = json.loads(development.read_text().splitlines()[0])["response"]  # the student has long tokens for it
+    long_row = {"id": "long", "prompt": "p", "response": (known * 200)[:135]}
+    long_rows = development.read_text() + json.dumps(long_row) + "\n"
+    data = tmp_path / "data.jsonl"
+    data.write_text(long_rows)
+    models = (str(still.student), str(short))
+    found = evaluate(EvaluateOptions(models=models, data=str(data)))
+    assert found.num_examples == still.num_dev
+    assert sum(found.left_out.values()) == 1
+    alone = evaluate(EvaluateOptions(models=models[:1], data=str(data)))
+    assert alone.num_examples == still.num_dev + 1
+    assert found.scores[0].tokens < found.scores[1].tokens
+
+
+def test_rouge_is_measured_over_the_seeds_and_repeats(still, development) -> None:
+    protocol = GenerationConfig(seeds=(1, 2, 3), max_new_tokens=8, batch_size=2)
+    options = EvaluateOptions(models=(str(still.student),), data=str(development), generation=protocol)
+    first, again = (evaluate(options).scores[0].rouge_l for _ in range(2))
+    assert first == again
+    assert len(first.per_seed) == 3
+    assert first.num_examples == still.num_dev
+    assert first.mean == pytest.approx(sum(first.per_seed) / 3)
+
+
+def test_rouge_l_is_the_f_measure_of_the_longest_common_subsequence() -> None:
+    # reference a b c d, answer a c d x y: LCS a c d = 3; P 3/5, R 3/4, F = 2/3
+    found = rouge_l(references=["alpha beta gamma delta"], answers=["alpha gamma delta omega sigma"])
+    assert found == pytest.approx([100 * 2 / 3])
+    assert rouge_l(references=["running dogs"], answers=["runs dog"]) == pytest.approx([100.0])  # stemmed
+
+
+def test_generation_while_training_picks_the_best_by_rouge(still, development, tmp_path) -> None:
+    generation = {"sets": {"dev": str(development)}, "seeds": [1], "max_new_tokens": 6}
+    summary = train(still, tmp_path / "out", evaluation__generation=generation, evaluation__metric="rouge_l")
+    assert summary.metrics["rouge_l"] == summary.metrics["rouge_l.dev"]
+    with pytest.raises(ConfigError, match="nothing is generated"):
+        train(still, tmp_path / "refused", evaluation__metric="rouge_l")
+
+
+def test_what_cannot_be_evaluated_is_refused(still, tmp_path) -> None:
+    data = tmp_path / "data.jsonl"
+    data.write_text(json.dumps({"prompt": "p", "response": " abc" * 400}) + "\n")
+    with pytest.raises(SourceError, match="no example fits all models"):
+        evaluate(EvaluateOptions(models=(str(still.student),), data=str(data)))
+    with pytest.raises(SourceError, match="no examples in the split dev"):
+        evaluate(EvaluateOptions(models=(str(still.student),), data=str(data), split="dev"))
+    with pytest.raises(ConfigError, match="no model given"):
+        evaluate(EvaluateOptions(models=(), data=str(data)))
+    bare = tmp_path / "bare"
+    bare.mkdir()
+    for file in still.student.iterdir():
+        if file.suffix != ".safetensors":
+            (bare / file.name).write_bytes(file.read_bytes())
+    data.write_text(json.dumps({"prompt": "p", "response": " abc"}) + "\n")
+    with pytest.raises(ModelError, match="no safetensors weights"):
+        evaluate(EvaluateOptions(models=(str(bare),), data=str(data)))

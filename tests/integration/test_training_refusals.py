@@ -1,0 +1,108 @@
+"""What a run refuses: one line each, and nothing half-written."""
+
+from __future__ import annotations
+
+import shutil
+
+import pytest
+import torch
+
+from sra_data.errors import ConfigError, ShardError, TokenizerError, TrainingError
+from tests.synthetic_shards import SyntheticShards, make_shards, make_tokenizer
+from tests.training_runs import Interrupting, train
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> SyntheticShards:
+    """Shards whose student has dropout."""
+    return make_shards(tmp_path_factory.mktemp("made"), dropout=0.1)
+
+
+@pytest.fixture(scope="module")
+def still(tmp_path_factory: pytest.TempPathFactory) -> SyntheticShards:
+    """Shards whose student has no dropout."""
+    return make_shards(tmp_path_factory.mktemp("still"))
+
+
+def test_the_folder_of_another_run_is_refused_with_the_difference(still, tmp_path) -> None:
+    train(still, tmp_path / "out", training__epochs=1)
+    with pytest.raises(TrainingError, match=r"holds another run: .*training\.batch_size: 5 then, 4 now") as caught:
+        train(still, tmp_path / "out", training__epochs=1, training__batch_size=4)
+    assert "\n" not in str(caught.value)
+    with pytest.raises(TrainingError, match=r"method\.alpha: 0\.5 then, 0\.75 now"):
+        train(still, tmp_path / "out", training__epochs=1, method__alpha=0.75)
+
+
+def test_a_checkpoint_of_other_shards_is_refused(still, made, tmp_path) -> None:
+    other = make_shards(tmp_path / "other", seed=5)
+    train(still, tmp_path / "out", training__epochs=1)
+    with pytest.raises(TrainingError, match=r"root\.corpus: [0-9a-f]+ then, [0-9a-f]+ now"):
+        train(other, tmp_path / "out", training__epochs=1)
+
+
+def test_a_folder_that_is_no_run_is_refused(still, tmp_path) -> None:
+    (tmp_path / "thesis.txt").write_text("years of work")
+    with pytest.raises(TrainingError, match="not empty and not the folder of a run"):
+        train(still, tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
+
+
+def test_a_damaged_checkpoint_is_refused(still, tmp_path) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        train(still, tmp_path / "out", Interrupting(2))
+    path = tmp_path / "out" / "checkpoints" / "step-00000002" / "model.safetensors"
+    content = bytearray(path.read_bytes())
+    content[-3] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(TrainingError, match=r"model\.safetensors: damaged"):
+        train(still, tmp_path / "out")
+
+
+def test_a_student_with_another_tokenizer_is_refused(still, tmp_path) -> None:
+    other = tmp_path / "other"
+    shutil.copytree(still.student, other)
+    make_tokenizer(["quite different words here"], 280, other)
+    with pytest.raises(TokenizerError, match=r"is not the one .* was aligned with"):
+        train(still, tmp_path / "out", student__name=str(other))
+    assert not (tmp_path / "out").exists()
+
+
+def test_missing_pages_and_columns_are_refused_with_the_command(tmp_path) -> None:
+    made = make_shards(tmp_path, top_k=0)
+    with pytest.raises(ShardError, match=r"reads top_k\.ids, .*`sra-data cache-teacher .* --top-k 64"):
+        train(made, tmp_path / "out", method__kd_source="top_k", method__kd_position="boundary")
+    with pytest.raises(ShardError, match=r"reads .*hidden\.1.*`sra-data cache-teacher .* --layers 1,3"):
+        train(made, tmp_path / "out", method__layer_pairs=["1:1:0.5", "last:last:0.5"])
+    shutil.rmtree(made.shards / "teacher")
+    with pytest.raises(ShardError, match="sra-data cache-teacher"):
+        train(made, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_empty_development_split_is_refused_only_where_it_is_needed(tmp_path) -> None:
+    made = make_shards(tmp_path, num_dev=0)
+    with pytest.raises(ConfigError, match=r"development split is empty.*--dev-share"):
+        train(made, tmp_path / "out", evaluation__patience=2)
+    summary = train(made, tmp_path / "out", training__epochs=1)
+    assert summary.exported_step == summary.total_steps
+
+
+def test_fewer_examples_than_one_batch_are_refused(still, tmp_path) -> None:
+    with pytest.raises(TrainingError, match=rf"batch_size=64: .* {still.num_train} examples .*fewer than one batch"):
+        train(still, tmp_path / "out", training__batch_size=64)
+
+
+def test_a_loss_that_is_nan_stops_the_run_and_names_the_examples(still, tmp_path) -> None:
+    from transformers import AutoModelForCausalLM
+
+    broken = tmp_path / "broken"
+    shutil.copytree(still.student, broken)
+    model = AutoModelForCausalLM.from_pretrained(broken)
+    with torch.no_grad():
+        model.transformer.wpe.weight[20:] = float("nan")  # only long examples reach it
+    model.save_pretrained(broken)
+    with pytest.raises(TrainingError, match=r"step 1: .*=nan.* with the examples 'example-\d+'") as caught:
+        train(still, tmp_path / "out", student__name=str(broken), training__batch_size=20)
+    named = str(caught.value).split("examples ")[1].split(";")[0]
+    assert 0 < named.count("example-") < 20
+    assert not list((tmp_path / "out").glob("checkpoints/*"))
