@@ -1,0 +1,357 @@
+"""What a step of SRA costs, beside plain fine-tuning of the same student on the same batches.
+
+    python -m benchmarks.train [--batches 3] [--runs 3] [--threads 2]
+
+Real Dolly batches of 16 through the real stages, reader and loop parts (see train_shards.py); CPU, float32. Every kind
+of step has its own copy of the student and AdamW; kinds take turns on each batch, and the median over the runs of each
+batch counts. Prints one JSON object; a ratio of throughputs is the time of the other over ours:
+
+    sra_over_sft             CE step / SRA step, head and centres of mass           (target: at least 0.65)
+    boundary_head_over_sft   CE step / SRA step, kd_position=boundary, head         (at least 0.60)
+    boundary_topk_over_sft   CE step / SRA step, kd_position=boundary, top-k        (at least 0.85)
+    labelled_over_sft        CE step / a plain CE step that computes labelled logits only
+    own_sft_over_sft         CE step / this package's method=sft
+    offline_over_online      SRA step with a live teacher / SRA step                (at least 3)
+    teacher_over_student_forward   the live teacher's forward / the student's with logits (9 to 11)
+    data_wait                seconds waited for data / seconds of steps             (at most 0.02)
+    memory_over_sft          peak of an SRA step / peak of the labelled-only CE step (at most 1.25); each in a process
+                             of its own, peak resident memory minus the resident memory with the model loaded
+    memory_over_own_sft      the same over this package's method=sft
+
+"CE step" is ``model(input_ids, labels=labels).loss`` with backward and optimizer.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import json
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that the file runs as a script too
+
+from benchmarks.train_shards import MAX_TOKENS, WIDTH, make_shards, shared_material, student_model
+from sra_data.models.attention import LastQueryAttention
+from sra_data.shards.store import ShardSet
+from sra_train.data.batch import Batch, StepTotals
+from sra_train.data.order import OrderPlan
+from sra_train.data.prefetch import Prefetcher
+from sra_train.data.reader import RowReader, row_table
+from sra_train.data.staging import StagingPool
+from sra_train.data.stream import BatchMaker, MicroBatch, Share, training_stream
+from sra_train.methods import MethodSetting, method_type
+from sra_train.methods.base import CacheNeeds
+from sra_train.provenance import teacher_knowledge, teacher_shape
+from sra_train.student import StudentModel, model_shape
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+BATCH_SIZE = 16
+METHODS: dict[str, dict[str, Any]] = {
+    "own_sft": {"name": "sft"},
+    "sra": {"name": "sra"},
+    "boundary_head": {"name": "sra", "kd_position": "boundary"},
+    "boundary_topk": {"name": "sra", "kd_position": "boundary", "kd_source": "top_k"},
+}
+Step = Callable[[Batch, StepTotals], None]
+
+
+@dataclass
+class Data:
+    """The shards, opened for all methods at once."""
+
+    shards: ShardSet
+    plan: OrderPlan
+    maker: BatchMaker
+    pool: StagingPool
+
+    @classmethod
+    def open(cls, folder: Path) -> Data:
+        shards = ShardSet.open(folder)
+        alignment = shards.alignment()
+        table = row_table(shards, alignment)
+        last = teacher_shape(shards).num_layers
+        needs = CacheNeeds((last,), hidden=True, attention=True, top_k=True, log_tail_temperatures=(2.0,), head=True)
+        pool = StagingPool(pinned=False)
+        maker = BatchMaker(
+            read=RowReader(shards, alignment, needs, with_text=False),
+            needs=needs,
+            temperatures=tuple(shards.teacher.facts["temperatures"]),
+            table=table,
+            pool=pool,
+        )
+        plan = OrderPlan(
+            row_groups=table.row_groups,
+            trainable=table.is_train,
+            seed=0,
+            corpus_root=shards.corpus.root,
+            window=64,
+            batch_size=BATCH_SIZE,
+        )
+        return cls(shards, plan, maker, pool)
+
+    def stream(self, steps: int) -> Any:
+        share = Share(rank=0, world_size=1, micro_batch_size=BATCH_SIZE)
+        return training_stream(self.maker, self.plan, share, start=0, stop=steps)
+
+    def teacher_tokens(self, step: int, batch: Batch) -> tuple[Tensor, Tensor]:
+        """The teacher's own ids [B, N_t] and their numbers [B], rows in the batch's order."""
+        rows = self.shards.corpus.read([int(row) for row in self.plan.global_batch(step)], ["teacher_ids"])
+        by_id = {row.id: torch.from_numpy(row.teacher_ids.astype("int64")) for row in rows}
+        ids = [by_id[name] for name in batch.example_ids]
+        return nn.utils.rnn.pad_sequence(ids, batch_first=True), torch.tensor([len(one) for one in ids])
+
+
+def finish(loss: Tensor, optimizer: torch.optim.Optimizer) -> None:
+    """Backward and update."""
+    loss.backward()
+    optimizer.step()
+    optimizer.zero_grad()
+
+
+def ce_step() -> Step:
+    """Plain fine-tuning, as transformers does it."""
+    model = student_model()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
+
+    def step(batch: Batch, totals: StepTotals) -> None:
+        said = model(input_ids=batch.input_ids, attention_mask=batch.attention_mask, labels=batch.labels)
+        finish(said.loss, optimizer)
+
+    return step
+
+
+def labelled_step() -> Step:
+    """Fine-tuning that cuts the labelled positions out before the head, by plain autograd."""
+    model: Any = student_model()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
+
+    def step(batch: Batch, totals: StepTotals) -> None:
+        hidden = model.transformer(input_ids=batch.input_ids, attention_mask=batch.attention_mask)[0]
+        wanted = batch.labels[:, 1:] != -100
+        logits = model.lm_head(hidden[:, :-1][wanted])
+        finish(nn.functional.cross_entropy(logits, batch.labels[:, 1:][wanted]), optimizer)
+
+    return step
+
+
+def method_step(kind: str, data: Data) -> Step:
+    """A step of one of this package's methods."""
+    options = dict(METHODS[kind])
+    chosen: Any = method_type(options.pop("name"))
+    model = student_model()
+    setting = MethodSetting(
+        student=model_shape(model),
+        teacher=teacher_shape(data.shards),
+        knowledge=teacher_knowledge(data.shards, data.shards.alignment()),
+    )
+    student = StudentModel(model, chosen(chosen.options_type(**options), setting))
+    optimizer = torch.optim.AdamW(student.parameters(), lr=1e-4)
+
+    def step(batch: Batch, totals: StepTotals) -> None:
+        finish(student(batch, totals)["total"], optimizer)
+
+    return step
+
+
+class LiveTeacher:
+    """The teacher the cache was made with, asked anew for every batch: body and last-query row on SDPA, no head."""
+
+    def __init__(self, folder: Path) -> None:
+        from transformers import AutoModelForCausalLM
+
+        self.model = AutoModelForCausalLM.from_pretrained(folder).eval()
+        self.layer = int(self.model.config.num_hidden_layers)
+        self.capture = LastQueryAttention.attach(self.model, [self.layer])
+
+    @torch.no_grad()
+    def forward(self, ids: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+        """Hidden states [B, N_t, D_t] and attention rows [B, N_t] of the last layer."""
+        with self.capture.capture(lengths - 1) as rows:
+            hidden = self.model.model(input_ids=ids, use_cache=False).last_hidden_state
+        return hidden, rows[self.layer]
+
+    def teach(self, batch: Batch, ids: Tensor, lengths: Tensor) -> Batch:
+        """The batch with the teacher's columns of the last layer made anew."""
+        hidden, attention = self.forward(ids, lengths)
+        at = batch.teacher_token_index
+        states = hidden.gather(1, at[:, :, None].expand(-1, -1, hidden.shape[2]))
+        return replace(
+            batch, teacher_hidden={self.layer: states}, teacher_attention={self.layer: attention.gather(1, at)}
+        )
+
+
+def timed(work: Callable[[], object]) -> float:
+    started = time.perf_counter()
+    work()
+    return time.perf_counter() - started
+
+
+def step_times(data: Data, micros: list[MicroBatch], teacher: LiveTeacher, runs: int) -> dict[str, float]:
+    """Seconds over all batches of each kind of work: medians over the runs of each batch, kinds taking turns."""
+    steps: dict[str, Step] = {"ce": ce_step(), "labelled": labelled_step()}
+    steps |= {kind: method_step(kind, data) for kind in METHODS}
+    plain = student_model().eval()
+    taken: dict[str, list[list[float]]] = {}
+    for micro in [micros[0], *micros * runs]:  # the first of all warms up
+        batch, totals = micro.batch, micro.totals
+        ids, lengths = data.teacher_tokens(micro.step, batch)
+        work: dict[str, Callable[[], object]] = {kind: partial(step, batch, totals) for kind, step in steps.items()}
+        work["online"] = partial(online_step, steps["sra"], teacher, batch, totals, ids, lengths)
+        work["teacher_forward"] = partial(teacher.forward, ids, lengths)
+        work["student_forward"] = partial(plain_forward, plain, batch)
+        for kind, one in work.items():
+            per_batch = taken.setdefault(kind, [[] for _ in micros])
+            per_batch[micro.step].append(timed(one))
+    for per_batch in taken.values():
+        del per_batch[0][0]
+    return {kind: sum(statistics.median(times) for times in per_batch) for kind, per_batch in taken.items()}
+
+
+def online_step(
+    step: Step, teacher: LiveTeacher, batch: Batch, totals: StepTotals, ids: Tensor, lengths: Tensor
+) -> None:
+    """The same step with the teacher asked on the spot."""
+    step(teacher.teach(batch, ids, lengths), totals)
+
+
+@torch.no_grad()
+def plain_forward(model: nn.Module, batch: Batch) -> Tensor:
+    """The student's forward with all its logits."""
+    return model(input_ids=batch.input_ids, attention_mask=batch.attention_mask).logits
+
+
+def data_wait(data: Data, steps: int) -> tuple[float, float]:
+    """Seconds waited for data and seconds in all, over steps through the prefetch thread; the first is left out."""
+    step = method_step("sra", data)
+    with Prefetcher(data.stream(steps + 1), depth=2) as batches:
+        started = waited_before = 0.0
+        for micro in batches:
+            step(micro.batch, micro.totals)
+            data.pool.give_back(micro.staging)
+            if micro.step == 0:
+                started, waited_before = time.perf_counter(), batches.seconds_waited
+        return batches.seconds_waited - waited_before, time.perf_counter() - started
+
+
+def peak_of(kind: str, shards: Path, num_batches: int) -> int:
+    """Bytes a process needs for steps of one kind beyond what it holds with the model loaded: for a child process."""
+    data = Data.open(shards)
+    step = labelled_step() if kind == "labelled" else method_step(kind, data)
+    gc.collect()
+    # What loading took at its height is not what a step takes: forget the peak so far.
+    Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+    loaded = resident_bytes("VmRSS")
+    for micro in data.stream(num_batches):
+        step(micro.batch, micro.totals)
+        data.pool.give_back(micro.staging)
+    return resident_bytes("VmHWM") - loaded
+
+
+def resident_bytes(field: str) -> int:
+    """Resident memory of this process: now (VmRSS) or its peak (VmHWM). Linux only."""
+    lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(field))
+
+
+def peaks(shards: Path, num_batches: int, threads: int) -> dict[str, int]:
+    """`peak_of` each kind, each in its own process."""
+    found = {}
+    for kind in ("labelled", *METHODS):
+        command = [sys.executable, "-m", "benchmarks.train", "--peak-of", kind, "--shards", str(shards)]
+        command += ["--batches", str(num_batches), "--threads", str(threads)]
+        found[kind] = int(subprocess.run(command, cwd=REPOSITORY, check=True, capture_output=True, text=True).stdout)
+    return found
+
+
+def ratio(name: str, numerator: float, denominator: float) -> dict[str, float]:
+    return {name: numerator / denominator, f"{name}_numerator": numerator, f"{name}_denominator": denominator}
+
+
+def report(seconds: dict[str, float], waiting: tuple[float, float], peak: dict[str, int]) -> dict[str, float]:
+    """All ratios with what they are made of."""
+    return {
+        **ratio("sra_over_sft", seconds["ce"], seconds["sra"]),
+        **ratio("boundary_head_over_sft", seconds["ce"], seconds["boundary_head"]),
+        **ratio("boundary_topk_over_sft", seconds["ce"], seconds["boundary_topk"]),
+        **ratio("labelled_over_sft", seconds["ce"], seconds["labelled"]),
+        **ratio("own_sft_over_sft", seconds["ce"], seconds["own_sft"]),
+        **ratio("offline_over_online", seconds["online"], seconds["sra"]),
+        **ratio("teacher_over_student_forward", seconds["teacher_forward"], seconds["student_forward"]),
+        **ratio("data_wait", *waiting),
+        **ratio("memory_over_sft", peak["sra"], peak["labelled"]),
+        **ratio("memory_over_own_sft", peak["sra"], peak["own_sft"]),
+        **{f"peak_bytes_{kind}": value for kind, value in peak.items()},
+    }
+
+
+def measure(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Make the shards, measure everything."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        shards = make_shards(folder, num_examples=arguments.examples)
+        peak = peaks(shards, arguments.batches, arguments.threads)
+        data = Data.open(shards)
+        teacher = LiveTeacher(folder / "teacher")
+        micros = list(data.stream(arguments.batches))
+        seconds = step_times(data, micros, teacher, arguments.runs)
+        waiting = data_wait(data, arguments.examples // BATCH_SIZE - 1)
+        sizes = {
+            "student_tokens": sum(micro.num_tokens for micro in micros),
+            "padded_student_tokens": sum(micro.batch.input_ids.numel() for micro in micros),
+            "labels": sum(int(micro.totals.labels) for micro in micros),
+            "spans": sum(micro.num_spans for micro in micros),
+            "shared_vocabulary": len(teacher_knowledge(data.shards, data.shards.alignment()).shared_student_ids),
+            "teacher_layers": teacher.layer,
+        }
+        data.shards.close()
+    return {**report(seconds, waiting, peak), **sizes}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="What a step of SRA costs.")
+    parser.add_argument("--examples", type=int, default=160, help="Dolly examples in the shards")
+    parser.add_argument("--batches", type=int, default=3, help="batches that are timed")
+    parser.add_argument("--runs", type=int, default=3, help="times each batch is timed")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--peak-of", help=argparse.SUPPRESS)
+    parser.add_argument("--shards", type=Path, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    if arguments.peak_of:
+        print(peak_of(arguments.peak_of, arguments.shards, arguments.batches))
+        return
+    shared_material()
+    configuration = {
+        "batch_size": BATCH_SIZE,
+        "max_tokens": MAX_TOKENS,
+        "width": WIDTH,
+        "batches": arguments.batches,
+        "runs": arguments.runs,
+        "threads": arguments.threads,
+        "dtype": "float32",
+        "device": "cpu",
+        "processor": platform.processor() or platform.machine(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "transformers": version("transformers"),
+        "date": time.strftime("%Y-%m-%d"),
+    }
+    print(json.dumps({**measure(arguments), "configuration": configuration}, indent=1))
+
+
+if __name__ == "__main__":
+    main()
