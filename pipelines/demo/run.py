@@ -86,7 +86,7 @@ def write_corpus(output: Path, *, num_student_examples: int) -> list[str]:
     files = {
         "teacher": rows["train"],
         "student": rows["train"][::step][:num_student_examples],
-        "dev": rows["dev"][:80],
+        "dev": rows["dev"][:48],
         "test": rows["test"],
     }
     for name, chosen in files.items():
