@@ -37,6 +37,8 @@ from typing import Any
 import numpy as np
 import torch
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that the file runs as a script too
+
 from benchmarks.trained_teacher import OUTLIER_FACTOR, OUTLIERS, give_outliers, text_ids, train_teacher
 from sra_data.shards.codecs import encode_float32, estimate_channel_scales, scales_to_text
 from sra_data.shards.manifest import Plan, Receipt, Unit
