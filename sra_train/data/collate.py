@@ -214,13 +214,27 @@ def response_bytes(row: ExampleRows) -> int:
     alignment = row.alignment
     if alignment.student_text is None:
         corpus = corpus_of(row)
-        return sum(len(corpus.text[start:stop].encode()) for start, stop in corpus.response_ranges.tolist())
+        return sum(
+            len(read_part(corpus.text, start, stop, alignment.student_ends[first:last]).encode())
+            for (start, stop), (first, last) in zip(
+                corpus.response_ranges.tolist(), alignment.label_spans.tolist(), strict=True
+            )
+        )
     total = 0
     for start, stop in alignment.label_spans.tolist():
         ends = alignment.student_ends[start:stop]
         before = int(alignment.student_ends[:start].max(initial=0))
         total += len(alignment.student_text[before : int(ends.max(initial=0))].encode())
     return total
+
+
+def read_part(text: str, start: int, stop: int, ends: np.ndarray) -> str:
+    """What the student reads of the response text[start:stop]: all of it, or as far as its tokens go where it was cut.
+
+    Spaces that no token covers at the end (WordPiece) are part of a response that was not cut.
+    """
+    reached = int(ends.max(initial=start))
+    return text[start:stop] if not text[reached:stop].strip() else text[start:reached]
 
 
 def span_tensors(

@@ -212,3 +212,12 @@ def test_a_used_buffer_gives_the_same_batch() -> None:
         assert torch.equal(getattr(used, name), getattr(fresh, name))
     assert torch.equal(used.teacher_hidden[3], fresh.teacher_hidden[3])
     assert torch.equal(used.top_k_ids, fresh.top_k_ids)
+
+
+def test_bytes_of_a_cut_response_end_where_its_tokens_do() -> None:
+    from sra_train.data.collate import read_part
+
+    text = "ask: naïve answer  "
+    assert read_part(text, 5, len(text), np.array([8, 11])) == "naïve "
+    assert read_part(text, 5, len(text), np.array([8, 17])) == "naïve answer  "
+    assert read_part(text, 5, len(text), np.array([], dtype=np.int32)) == ""
