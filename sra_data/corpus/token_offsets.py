@@ -12,9 +12,11 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import chain
+from operator import itemgetter
 from typing import Any, NoReturn
 
 import numpy as np
+from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
 from sra_data.errors import TokenizerError
@@ -38,6 +40,7 @@ class TextTokens:
         ends: int32, one past the last; not decreasing in a row. True where the token closes, else an upper bound.
         closes: bool, a span may end here (method.md section 2).
         is_special: bool, a special token recognised in the text (chats only); its offsets are those of its string.
+        unlocatable: [B] bool, texts none of whose tokens is here because they could not be located.
     """
 
     ids: Ragged
@@ -45,6 +48,18 @@ class TextTokens:
     ends: Ragged
     closes: Ragged
     is_special: Ragged
+    unlocatable: NDArray[np.bool_]
+
+    def without(self, rows: Sequence[int]) -> "TextTokens":
+        """The same texts, those of these rows without tokens and marked."""
+        unlocatable = self.unlocatable.copy()
+        unlocatable[rows] = True
+        keep, lengths = ~unlocatable[self.ids.rows], self.ids.lengths * ~unlocatable
+        ids, starts, ends, closes, is_special = (
+            Ragged.from_lengths(one.values[keep], lengths)
+            for one in (self.ids, self.starts, self.ends, self.closes, self.is_special)
+        )
+        return TextTokens(ids, starts, ends, closes, is_special, unlocatable)
 
 
 class TokenReader:
@@ -68,34 +83,53 @@ class TokenReader:
         normaliser = self._backend.normalizer if self._backend is not None else None
         self._check = SliceCheck(normaliser.normalize_str if normaliser is not None else None)
 
-    def read(self, texts: Sequence[str], *, recognise_special: bool, names: Sequence[str] | None) -> TextTokens:
+    def read(
+        self,
+        texts: Sequence[str],
+        *,
+        recognise_special: bool,
+        names: Sequence[str] | None = None,
+        skip_unlocatable: bool = False,
+    ) -> TextTokens:
         """Cut ``texts`` [B] (no lone surrogates) and locate every token.
 
         Args:
             texts: What to cut.
             recognise_special: Whether a special token's string in a text is that token (a rendered chat) or text.
             names: [B] what to call each text in a message; by its number without.
+            skip_unlocatable: Whether a text whose tokens cannot be located is given no token and marked, or refused.
 
         Raises:
-            TokenizerError: If no way of locating the tokens of a text can be proved.
+            TokenizerError: If no way of locating the tokens of a text can be proved, and such texts are not skipped.
         """
         encodings, id_lists = self._cut(texts, recognise_special)
         ids = _ragged(id_lists)
         found = offsets_from_pieces(ids=ids, pieces=self._pieces, texts=texts)
-        inexact = np.flatnonzero(~found.exact).tolist()
-        if inexact and self._backend is not None:
-            self._check_offsets(inexact, encodings, found, ids, texts, recognise_special, names)
-        elif inexact:
-            for row in inexact:
-                self._recover(row, found, ids[row], texts[row], _name(names, row))
+        lost = dict.fromkeys(self._locate(encodings, found, ids, texts, recognise_special), self._not_located)
         is_special = self._is_special[ids.values]
         if not recognise_special and is_special.any():
-            first = int(is_special.argmax())
-            raise TokenizerError(
-                f"{_name(names, int(ids.rows[first]))}: {self._name} reads a string in this text as the special token "
-                f"{self._surfaces[int(ids.values[first])]!r} and cannot be told not to; leave the example out"
-            )
-        return TextTokens(ids, found.starts, found.ends, found.closes, ids.with_values(is_special))
+            lost |= dict.fromkeys(ids.rows[is_special].tolist(), self._not_text)
+        if lost and not skip_unlocatable:
+            row, why = min(lost.items(), key=itemgetter(0))
+            self._refuse(_name(names, row), why(ids[row]))
+        tokens = TextTokens(
+            ids, found.starts, found.ends, found.closes, ids.with_values(is_special), np.zeros(len(ids), dtype=bool)
+        )
+        return tokens.without(sorted(lost)) if lost else tokens
+
+    def _locate(
+        self,
+        encodings: list[Any] | None,
+        found: CharacterOffsets,
+        ids: Ragged,
+        texts: Sequence[str],
+        recognise_special: bool,
+    ) -> list[int]:
+        """Fill the rows of ``found`` that are not exact; returns those for which there is no way."""
+        inexact = np.flatnonzero(~found.exact).tolist()
+        if inexact and self._backend is not None:
+            inexact = self._check_offsets(inexact, encodings, found, ids, texts, recognise_special)
+        return [row for row in inexact if not self._recover(row, found, ids[row], texts[row])]
 
     def _cut(self, texts: Sequence[str], recognise_special: bool) -> tuple[list[Any] | None, list[list[int]]]:
         """Encodings with offsets, where the tokenizer has any, and ids."""
@@ -120,9 +154,9 @@ class TokenReader:
         ids: Ragged,
         texts: Sequence[str],
         recognise_special: bool,
-        names: Sequence[str] | None,
-    ) -> None:
-        """Fill ``rows`` of ``found`` from the tokenizer's own offsets where they pass, else by recovery."""
+    ) -> list[int]:
+        """Fill ``rows`` of ``found`` from the tokenizer's own offsets where they pass; returns the other rows."""
+        failed = []
         chosen_texts = [texts[row] for row in rows]
         if encodings is None:
             chosen = self._backend_for(recognise_special).encode_batch(chosen_texts, add_special_tokens=False)
@@ -142,23 +176,32 @@ class TokenReader:
                 check=self._check,
             )
             if passed is None:
-                self._recover(row, found, ids[row], texts[row], _name(names, row))
+                failed.append(row)
             else:
                 _fill(found, row, passed)
+        return failed
 
-    def _recover(self, row: int, found: CharacterOffsets, ids: Array, text: str, name: str) -> None:
+    def _recover(self, row: int, found: CharacterOffsets, ids: Array, text: str) -> bool:
+        """Fill one row by laying the pieces into the text; False where they do not lie in it."""
         surfaces = [_encoded(self._surfaces[token_id]) for token_id in ids.tolist()]
         recovered = recovered_offsets(text, surfaces)
-        if recovered is None:
-            self._refuse(name)
-        _fill(found, row, recovered)
+        if recovered is not None:
+            _fill(found, row, recovered)
+        return recovered is not None
 
-    def _refuse(self, name: str) -> NoReturn:
+    def _not_located(self, ids: Array) -> str:
         kind = "fast" if self._backend is not None else "slow"
-        raise TokenizerError(
-            f"{name}: the tokens of the {kind} tokenizer {self._name} cannot be matched to the characters of this text;"
-            " leave the example out, or use a tokenizer whose pieces spell the text"
+        return f"the tokens of the {kind} tokenizer {self._name} cannot be matched to the characters of this text"
+
+    def _not_text(self, ids: Array) -> str:
+        first = int(ids[int(self._is_special[ids].argmax())])
+        return (
+            f"{self._name} reads a string in this text as the special token {self._surfaces[first]!r} and "
+            "cannot be told not to"
         )
+
+    def _refuse(self, name: str, why: str) -> NoReturn:
+        raise TokenizerError(f"{name}: {why}; leave such texts out with --on-invalid skip, or use another tokenizer")
 
 
 def special_tokens(tokenizer: Any) -> dict[int, str]:

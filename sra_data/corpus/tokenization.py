@@ -46,7 +46,7 @@ class TokenizedBatch:
         response_spans: [R, 2] int32, tokens [start, stop) of each response. (start, start) for a response without
             tokens, (0, 0) for one that was cut off or whose example is skipped.
         label_spans: [R, 2] int32, the response's tokens and the token that closes it, where it was not cut.
-        status: "ok" or "skipped:<side>_overlong".
+        status: "ok", "skipped:<side>_overlong" or "skipped:<side>_unlocatable".
         counts: How often what happened: overlong_skipped, overlong_truncated, overlong_prompt_truncated,
             lone_surrogates.
     """
@@ -65,6 +65,12 @@ def replace_lone_surrogates(texts: Sequence[str]) -> tuple[list[str], int]:
     Character for character: ranges into the texts stay true.
     """
     replaced, num_surrogates = list(texts), 0
+    try:  # nearly always there is none in the whole batch
+        "".join(texts).encode()
+    except UnicodeEncodeError:
+        pass
+    else:
+        return replaced, 0
     for row, text in enumerate(texts):
         if text.isascii():  # known without looking at the characters
             continue
@@ -149,6 +155,7 @@ class SideTokenizer:
         max_length: int | None = None,
         overlong: Overlong = "truncate",
         names: Sequence[str] | None = None,
+        skip_unlocatable: bool = False,
     ) -> TokenizedBatch:
         """Cut a batch of whole texts.
 
@@ -161,12 +168,13 @@ class SideTokenizer:
             max_length: The most tokens of an example; None for no limit.
             overlong: "skip", "truncate-prompt" or "truncate".
             names: [B] what to call each text in an error.
+            skip_unlocatable: Whether a text whose tokens cannot be located is skipped, or refused.
 
         Raises:
-            TokenizerError: If the tokens of a text cannot be located.
+            TokenizerError: If the tokens of a text cannot be located, and such texts are not skipped.
         """
         texts, num_surrogates = replace_lone_surrogates(texts)
-        tokens = self._reader.read(texts, recognise_special=is_chat, names=names)
+        tokens = self._reader.read(texts, recognise_special=is_chat, names=names, skip_unlocatable=skip_unlocatable)
         fitted = fit(
             tokens,
             response_ranges=_ragged_ranges(response_ranges),
@@ -178,8 +186,12 @@ class SideTokenizer:
         )
         if num_surrogates:
             fitted.counts["lone_surrogates"] += num_surrogates
+        status = [
+            f"skipped:{side}_unlocatable" if is_lost else found
+            for is_lost, found in zip(tokens.unlocatable.tolist(), fitted.status, strict=True)
+        ]
         return TokenizedBatch(
-            fitted.ids, fitted.offsets, fitted.response_spans, fitted.label_spans, fitted.status, fitted.counts
+            fitted.ids, fitted.offsets, fitted.response_spans, fitted.label_spans, status, fitted.counts
         )
 
 

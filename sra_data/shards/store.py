@@ -31,10 +31,11 @@ from sra_data.shards.manifest import (
 )
 from sra_data.shards.reader import FolderReader
 from sra_data.shards.seal import Sealed, seal
-from sra_data.shards.writer import cut_row_groups, write_columns, write_part
+from sra_data.shards.writer import TEXT_POSITIONS_PER_GROUP, cut_row_groups, write_columns, write_part
 
 __all__ = [
     "FORMAT_VERSION",
+    "TEXT_POSITIONS_PER_GROUP",
     "EncodedRows",
     "FolderReader",
     "FolderSchema",

@@ -67,9 +67,9 @@ class Ragged:
     @classmethod
     def from_list(cls, rows: Sequence[Any], dtype: DTypeLike, row_shape: tuple[int, ...] = ()) -> "Ragged":
         """Rows from a list of array-likes, each [n_i, *row_shape]; empty rows and an empty list are fine."""
-        lengths = [len(row) for row in rows]
-        filled = [row for row in rows if len(row)]
-        if all(isinstance(row, np.ndarray) for row in filled):
+        lengths = list(map(len, rows))
+        filled = [row for row in rows if len(row)] if 0 in lengths else rows
+        if set(map(type, filled)) <= {np.ndarray}:
             values = np.concatenate([np.zeros((0, *row_shape), dtype=dtype), *filled]).astype(dtype, copy=False)
         else:  # one conversion for all rows
             values = np.array([value for row in filled for value in row], dtype=dtype).reshape(-1, *row_shape)

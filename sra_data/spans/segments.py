@@ -88,7 +88,7 @@ def _same(student: Sequence[str], teacher: Sequence[str]) -> bool:
 def _same_ranges(student: Sequence[Array], teacher: Sequence[Array]) -> bool:
     if student is teacher:
         return True
-    return all(np.array_equal(a, b) for a, b in zip(student, teacher, strict=True))
+    return all(a is b or np.array_equal(a, b) for a, b in zip(student, teacher, strict=True))
 
 
 def equal_blocks(*, student: str, teacher: str, max_table_bits: int = MAX_TABLE_BITS) -> list[Block]:

@@ -89,9 +89,10 @@ class AlignCounts:
         self.merged_spans += table.merged_spans
         self.without_spans += int((is_ok & (counts == 0)).sum())
         self._add_sizes(table)
-        for status, ranges in zip(statuses, teacher_ranges, strict=True):
-            if status == "ok" and len(ranges):
-                self.characters += int((ranges[:, 1] - ranges[:, 0]).sum())
+        kept = [ranges for status, ranges in zip(statuses, teacher_ranges, strict=True) if status == "ok"]
+        if kept:
+            begin, end = np.concatenate(kept).T
+            self.characters += int((end - begin).sum())
         self.covered += _covered_characters(table, teacher)
 
     def _add_sizes(self, table: SpanTable) -> None:

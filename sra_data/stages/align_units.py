@@ -2,21 +2,21 @@
 
 A unit is a pure function of its spec: rows are read again from their range, rendered, cut by both tokenizers, aligned
 and written, in batches whose borders follow from the rows alone, so whoever runs a unit writes the same bytes. While
-one batch is aligned a thread already tokenizes the next, of the next unit too (tokenizers let go of the interpreter),
-and while one unit is written the next is aligned.
+one batch is aligned each tokenizer, in a thread of its own, already cuts the next ones, of the next unit too
+(tokenizers let go of the interpreter), and while one unit is written the next is aligned.
 """
 
 from __future__ import annotations
 
-import queue
-import threading
+from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from itertools import groupby
 from operator import itemgetter
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,8 +27,10 @@ from sra_data.corpus.sources import Source, SourceRange
 from sra_data.corpus.tokenization import Side, SideTokenizer, TokenizedBatch
 from sra_data.shards.schema import OK
 from sra_data.shards.store import (
+    TEXT_POSITIONS_PER_GROUP,
     EncodedRows,
     Plan,
+    Receipt,
     Unit,
     alignment_columns,
     corpus_columns,
@@ -44,10 +46,8 @@ from sra_data.stages.align_plan import split_of, text_bytes
 
 ROWS_PER_BATCH = 1024  # tokenizers cut 1,024 texts at once for a tenth less than four times 256
 TEXT_BYTES_PER_BATCH = 1_000_000
-BATCHES_AHEAD = 1
+BATCHES_AHEAD = 2
 EMPTY_RANGES: NDArray[np.int32] = np.zeros((0, 2), dtype=np.int32)
-
-Item = TypeVar("Item")
 
 
 @dataclass(frozen=True)
@@ -87,66 +87,76 @@ class AlignWorker:
 
     def run(self, units: Sequence[Unit]) -> Iterator[tuple[Unit, int]]:
         """Do units one after the other; yields each with its tokens of both sides once it is on disk."""
-        with (
-            ThreadPoolExecutor(max_workers=1, thread_name_prefix="writer") as writer,
-            ahead(self._encoded(units), depth=BATCHES_AHEAD) as encoded,
-        ):
-            waiting: tuple[Unit, int, Future[None]] | None = None
-            for unit, batches in groupby(encoded, key=itemgetter(0)):
+        with threads("teacher", "student", "corpus-writer", "alignment-writer") as (teacher, student, *writers):
+            waiting: tuple[Unit, int, list[Future[Receipt]]] | None = None
+            for unit, batches in groupby(self._encoded(units, teacher, student), key=itemgetter(0)):
                 made = UnitRows([], [], AlignCounts())
                 for _, batch in batches:
                     self._align(batch, made)
                 num_rows = sum(len(rows.row_hashes) for rows in made.corpus)
                 assert num_rows == unit.stop - unit.start, "the scan and the unit read the same rows"
                 if waiting is not None:
-                    waiting[2].result()
-                    yield waiting[:2]
-                waiting = (unit, made.counts.total_tokens, writer.submit(self.write, unit, made))
+                    yield _finished(*waiting)
+                waiting = (unit, made.counts.total_tokens, self._write(unit, made, writers))
             if waiting is not None:
-                waiting[2].result()
-                yield waiting[:2]
+                yield _finished(*waiting)
 
-    def write(self, unit: Unit, rows: UnitRows) -> None:
-        """Write the parts that are missing."""
-        row_groups = cut_row_groups(np.concatenate([batch.num_positions for batch in rows.corpus]).tolist())
-        notes = rows.counts.to_json()
-        if _is_missing(self.corpus, unit):
-            write_columns(self.corpus, unit, rows.corpus, row_groups)
-        if _is_missing(self.alignment, unit):
-            write_columns(self.alignment, unit, rows.alignment, row_groups, notes=notes)
+    def _write(self, unit: Unit, rows: UnitRows, writers: Sequence[ThreadPoolExecutor]) -> list[Future[Receipt]]:
+        """Begin to write the parts that are missing, each folder's in a thread of its own."""
+        num_positions = np.concatenate([batch.num_positions for batch in rows.corpus]).tolist()
+        row_groups = cut_row_groups(num_positions, max_positions=TEXT_POSITIONS_PER_GROUP)
+        parts = ((self.corpus, rows.corpus, None), (self.alignment, rows.alignment, rows.counts.to_json()))
+        return [
+            writer.submit(write_columns, folder, unit, encoded, row_groups, notes=notes)
+            for writer, (folder, encoded, notes) in zip(writers, parts, strict=True)
+            if _is_missing(folder, unit)
+        ]
 
-    def _encoded(self, units: Sequence[Unit]) -> Iterator[tuple[Unit, EncodedBatch]]:
+    def _encoded(
+        self, units: Sequence[Unit], teacher: ThreadPoolExecutor, student: ThreadPoolExecutor
+    ) -> Iterator[tuple[Unit, EncodedBatch]]:
+        """Every batch cut by both tokenizers, in order, a few batches ahead of who asks."""
+        ahead: deque[tuple[Unit, list[tuple[Row, str]], Future[EncodedSide], Future[EncodedSide]]] = deque()
+        for unit, rows in self._batches(units):
+            examples = [row for row, _ in rows]
+            # A plain row is the same text for both sides; a chat is rendered by each side's own template.
+            plain = self.renderers["teacher"].render(examples) if examples[0].messages is None else None
+            sides = (
+                teacher.submit(self._encode, "teacher", examples, plain),
+                student.submit(self._encode, "student", examples, plain),
+            )
+            ahead.append((unit, rows, *sides))
+            if len(ahead) > BATCHES_AHEAD:
+                yield _encoded_batch(*ahead.popleft())
+        while ahead:
+            yield _encoded_batch(*ahead.popleft())
+
+    def _batches(self, units: Sequence[Unit]) -> Iterator[tuple[Unit, list[tuple[Row, str]]]]:
+        """The rows of every unit with their splits, read again from their range."""
         for unit in units:
             hint = dict(unit.hint)
             source = self.sources[hint.pop("source")]
             located = source.read(SourceRange.from_json(hint), on_invalid=self.options.on_invalid)
             kept = ((item.row, split_of(item.row, self.options.dev_share)) for item in located)
             for rows in cut_batches((row, split) for row, split in kept if split != "test"):
-                yield unit, self._encode(rows)
+                yield unit, rows
 
-    def _encode(self, rows: list[tuple[Row, str]]) -> EncodedBatch:
-        examples = [row for row, _ in rows]
-        is_chat = examples[0].messages is not None
-        # A plain row is the same text for both sides; a chat is rendered by each side's own template.
-        plain = None if is_chat else self.renderers["teacher"].render(examples)
-        sides: dict[Side, EncodedSide] = {}
-        plan: tuple[tuple[Side, SideTokenizer, int | None], ...] = (
-            ("teacher", self.teacher, self.options.teacher_max_length),
-            ("student", self.student, self.options.student_max_length),
+    def _encode(self, side: Side, examples: list[Row], plain: Rendered | None) -> EncodedSide:
+        """Examples as one side reads them: plain ones as they were rendered, chats by its own template."""
+        is_teacher = side == "teacher"
+        tokenizer = self.teacher if is_teacher else self.student
+        rendered = plain or self.renderers[side].render(examples)
+        tokens = tokenizer.encode(
+            rendered.texts,
+            response_ranges=rendered.ranges,
+            is_chat=plain is None,
+            max_length=self.options.teacher_max_length if is_teacher else self.options.student_max_length,
+            overlong=self.options.overlong,
+            side=side,
+            names=[row.where for row in examples],
+            skip_unlocatable=self.options.on_invalid == "skip",
         )
-        for name, tokenizer, max_length in plan:
-            rendered = plain or self.renderers[name].render(examples)
-            tokens = tokenizer.encode(
-                rendered.texts,
-                response_ranges=rendered.ranges,
-                is_chat=is_chat,
-                max_length=max_length,
-                overlong=self.options.overlong,
-                side=name,
-                names=[row.where for row in examples],
-            )
-            sides[name] = EncodedSide(rendered, tokens)
-        return EncodedBatch(examples, [split for _, split in rows], sides["teacher"], sides["student"])
+        return EncodedSide(rendered, tokens)
 
     def _align(self, batch: EncodedBatch, made: UnitRows) -> None:
         teacher, student = batch.teacher, batch.student
@@ -305,48 +315,26 @@ def _is_missing(folder: Path, unit: Unit) -> bool:
     return bool(missing_units(folder, Plan("", {}, (unit,))))
 
 
-class ahead(Iterator[Item]):
-    """Run an iterator in a thread of its own, up to `depth` items ahead; its exceptions come out here.
-
-    Used as a context manager, so that the thread ends with the block, whatever ended the block.
-    """
-
-    def __init__(self, items: Iterator[Item], *, depth: int) -> None:
-        self._items = items
-        self._queue: queue.Queue[tuple[str, Any]] = queue.Queue(maxsize=depth)
-        self._stopped = threading.Event()
-        self._thread = threading.Thread(target=self._produce, name="ahead", daemon=True)
-
-    def __enter__(self) -> ahead[Item]:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *unused: object) -> None:
-        self._stopped.set()
-        while self._thread.is_alive():
-            try:  # make room, so that the thread sees that it should stop
-                self._queue.get(timeout=0.01)
-            except queue.Empty:
-                continue
-        self._thread.join()
-
-    def __next__(self) -> Item:
-        kind, value = self._queue.get()
-        if kind == "item":
-            item: Item = value
-            return item
-        self._queue.put((kind, value))  # asked again, it answers the same
-        if kind == "error":
-            raise value
-        raise StopIteration
-
-    def _produce(self) -> None:
+@contextmanager
+def threads(*names: str) -> Iterator[list[ThreadPoolExecutor]]:
+    """One thread for each name, doing what it is given in order; what they have not begun ends with the block."""
+    with ExitStack() as stack:
+        pools = [stack.enter_context(ThreadPoolExecutor(max_workers=1, thread_name_prefix=name)) for name in names]
         try:
-            for item in self._items:
-                self._queue.put(("item", item))
-                if self._stopped.is_set():
-                    return
-        except BaseException as error:  # handed over to the thread that waits for it
-            self._queue.put(("error", error))
-        else:
-            self._queue.put(("end", None))
+            yield pools
+        finally:
+            for pool in pools:
+                pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _finished(unit: Unit, num_tokens: int, writing: Sequence[Future[Receipt]]) -> tuple[Unit, int]:
+    for part in writing:
+        part.result()
+    return unit, num_tokens
+
+
+def _encoded_batch(
+    unit: Unit, rows: list[tuple[Row, str]], teacher: Future[EncodedSide], student: Future[EncodedSide]
+) -> tuple[Unit, EncodedBatch]:
+    examples, splits = [row for row, _ in rows], [split for _, split in rows]
+    return unit, EncodedBatch(examples, splits, teacher.result(), student.result())

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from sra_data.errors import ModelError, ShardError
 from sra_data.shards.reader import FolderReader
-from sra_data.shards.store import FolderSchema, Unit
+from sra_data.shards.store import FolderSchema, Unit, cut_row_groups
 from sra_data.terminal import bytes_in_words
 
 BYTES_OF_DTYPE = {"fp32": 4, "bf16": 2, "fp16": 2}
@@ -79,7 +79,7 @@ def pages_size(
         rows = slice(unit.start, unit.stop)
         num_positions += int(counts[rows].sum())
         num_rows += unit.stop - unit.start
-        num_groups += len(np.unique(index.row_group[rows]))
+        num_groups += len(cut_row_groups(counts[rows].tolist()))
     bytes_of_ids = 2 * index.ids.nbytes / max(len(index), 1)
     beside = num_rows * (ROW_BYTES + bytes_of_ids + VALUE_BYTES * len(schema.columns))
     beside += num_groups * CHUNK_BYTES * (len(schema.columns) + len(schema.keys) + 1)

@@ -19,10 +19,9 @@ from numpy.typing import NDArray
 from sra_data.engines.local import Advance, Work
 from sra_data.errors import ModelError
 from sra_data.shards.codecs import EncodedTensor, encode_float32, scales_from_text
-from sra_data.shards.manifest import Receipt
 from sra_data.shards.reader import FolderReader
 from sra_data.shards.schema import AlignmentRow, CorpusRow, TeacherRow, response_positions
-from sra_data.shards.store import FolderSchema, Unit, teacher_schema, write_part
+from sra_data.shards.store import FolderSchema, Unit, cut_row_groups, teacher_schema, write_part
 from sra_data.teacher.batching import plan_batches
 from sra_data.teacher.capture import Captured, CaptureOptions, Example, TeacherCapture
 from sra_data.teacher.loading import LoadedTeacher, check_vocabulary, load
@@ -139,7 +138,7 @@ class CacheWorker:
             "seconds": 0.0,
         }
         notes["seconds"] = time.perf_counter() - started
-        groups = Receipt.load(self.settings.shards / "corpus", unit.part).row_groups
+        groups = cut_row_groups([example.num_rows for example in examples])
         receipt = write_part(self.settings.shards / "teacher", self.schema, unit, rows, groups, notes=notes)
         return {**notes, "bytes": receipt.bytes}
 

@@ -198,7 +198,7 @@ def test_a_slow_tokenizer_that_reads_special_strings_all_the_same_is_refused_by_
     reader = slow_reader("a", "<end>", special={2: "<end>"})
     assert reader.read(["a"], recognise_special=False, names=None).ids[0].tolist() == [1]
     with pytest.raises(
-        TokenizerError, match=r"row 9: slow reads a string .* special token '<end>' .*leave the example out"
+        TokenizerError, match=r"row 9: slow reads a string .* special token '<end>' .*--on-invalid skip"
     ):
         reader.read(["a <end>"], recognise_special=False, names=["row 9"])
 

@@ -242,6 +242,10 @@ def test_pieces_that_are_not_in_the_text_are_refused_by_name() -> None:
         TokenizerError, match=r"row-7: the tokens of the slow tokenizer org/slow cannot be matched .*leave"
     ):
         reader.read(["two one"], recognise_special=False, names=["row-7"])
+    tokens = reader.read(["two", "two one", "two two"], recognise_special=False, skip_unlocatable=True)
+    assert tokens.unlocatable.tolist() == [False, True, False]
+    assert [len(row) for row in tokens.ids] == [1, 0, 2]
+    assert [row.tolist() for row in tokens.ends] == [[3], [], [3, 7]]
 
 
 def test_a_fast_tokenizer_that_rewrites_text_is_refused_rather_than_believed() -> None:

@@ -3,12 +3,14 @@
 import hashlib
 import json
 import os
+import threading
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from sra_data.corpus.token_offsets import TokenReader
 from sra_data.corpus.tokenization import SideTokenizer
 from sra_data.errors import ConfigError, ShardError, SourceError, TokenizerError
 from sra_data.shards.store import ShardSet
@@ -114,12 +116,15 @@ def test_a_rerun_does_exactly_what_is_missing(options, monkeypatch):
     (alignment / "part-00001.receipt.json").unlink()
     (Path(options.out) / "corpus" / "part-00002.parquet").unlink()
     done = []
-    original = align_units.AlignWorker.write
-    monkeypatch.setattr(
-        align_units.AlignWorker, "write", lambda self, unit, rows: (done.append(unit.part), original(self, unit, rows))
-    )
+    original = align_units.write_columns
+
+    def write(folder, unit, *rest, notes):
+        done.append((folder.name, unit.part))
+        return original(folder, unit, *rest, notes=notes)
+
+    monkeypatch.setattr(align_units, "write_columns", write)
     summary = align(options, Reporter())
-    assert done == [1, 2]
+    assert sorted(done) == [("corpus", 2), (alignment.name, 1)]
     assert contents(Path(options.out)) == before
     assert summary.num_spans > 0
     done.clear()
@@ -348,21 +353,47 @@ def test_a_failing_unit_publishes_nothing_of_itself_and_the_rerun_goes_on(option
     assert align(options, Reporter()).units_missing == 0
 
 
-def test_an_iterator_run_ahead_gives_the_same_items_and_its_error():
-    def items():
-        yield from range(5)
-        raise ValueError("at the end")
+def test_what_threads_have_not_begun_ends_with_the_block_and_errors_come_out():
+    begun, go_on = threading.Event(), threading.Event()
 
-    with align_units.ahead(items(), depth=2) as run:
-        assert [next(run) for _ in range(5)] == [0, 1, 2, 3, 4]
-        with pytest.raises(ValueError, match="at the end"):
-            next(run)
+    def wait():
+        begun.set()
+        go_on.wait()
+
+    with align_units.threads("one", "other") as (one, other):
+        one.submit(wait)
+        assert begun.wait(10)
+        never = one.submit(int)
+        with pytest.raises(ZeroDivisionError):
+            other.submit(divmod, 1, 0).result()
+        threading.Timer(0.2, go_on.set).start()
+    assert never.cancelled()
 
 
-def test_an_iterator_run_ahead_ends_with_the_block_that_left_it_early():
-    with align_units.ahead(iter(range(10**9)), depth=2) as run:
-        assert next(run) == 0
-    assert not run._thread.is_alive()
+@pytest.mark.parametrize("lost_by", ["bytes", "pieces"])
+def test_texts_that_cannot_be_located_are_refused_or_skipped_and_counted(options, lost_by, monkeypatch):
+    locate = TokenReader._locate
+
+    def fail(reader, encodings, found, ids, texts, recognise_special):
+        failed = locate(reader, encodings, found, ids, texts, recognise_special)
+        is_odd = reader._name.endswith(lost_by)
+        return failed + [row for row, text in enumerate(texts) if is_odd and hash_of(text) % 7 == 0]
+
+    def hash_of(text: str) -> int:
+        return hashlib.sha256(text.encode()).digest()[0]
+
+    monkeypatch.setattr(TokenReader, "_locate", fail)
+    with pytest.raises(TokenizerError, match=f"{lost_by} cannot be matched to .*--on-invalid skip"):
+        align(options, Reporter())
+    summary = align(replace(options, on_invalid="skip"), Reporter())
+    side = "teacher" if lost_by == "bytes" else "student"
+    corpus, alignments = read_all(options.out)
+    lost = [hash_of(row.text) % 7 == 0 for row in corpus]
+    assert 0 < sum(lost) == summary.statuses[f"skipped:{side}_unlocatable"]
+    for is_lost, page, alignment in zip(lost, corpus, alignments, strict=True):
+        assert alignment.status == (f"skipped:{side}_unlocatable" if is_lost else "ok")
+        assert (len(alignment.student_ids) == 0) == is_lost
+        assert (len(page.teacher_ids) == 0) == (is_lost and side == "teacher")
 
 
 def test_units_are_selected_half_open():
