@@ -4,7 +4,7 @@
     alignments/*  how one student's tokens and the teacher's share spans
     teacher       what the teacher said at every cached position
 
-The three have the same rows in the same order, in the same parts and row groups. All token and character spans are
+The three have the same rows in the same order, in the same parts. All token and character spans are
 half-open; token indices count from the example's first token, special tokens included.
 
 Shapes: R responses, N teacher tokens, M student tokens, K spans, P cached positions, D hidden channels, k top-k
