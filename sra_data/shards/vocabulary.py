@@ -11,8 +11,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from sra_data.errors import ShardError
-from sra_data.shards.heads import _load, _save
+from sra_data.shards.tensor_file import load_tensors, save_tensors
 
 VOCABULARY = "vocabulary.safetensors"
 
@@ -42,7 +41,7 @@ def save_vocabulary(folder: Path, vocabulary: StoredVocabulary) -> None:
         "student_of_teacher": vocabulary.student_of_teacher,
         "end_of_sequence": np.array(vocabulary.end_of_sequence or (), dtype=np.int32),
     }
-    _save(folder, VOCABULARY, tensors, {})
+    save_tensors(folder, VOCABULARY, tensors, {})
 
 
 def load_vocabulary(folder: Path) -> StoredVocabulary:
@@ -51,10 +50,7 @@ def load_vocabulary(folder: Path) -> StoredVocabulary:
     Raises:
         ShardError: If it is missing or damaged.
     """
-    try:
-        tensors, _ = _load(folder, VOCABULARY)
-    except ShardError as error:
-        raise ShardError(str(error).replace("cache-teacher", "align")) from error
+    tensors, _ = load_tensors(folder, VOCABULARY, command="align")
     arrays = {name: np.asarray(tensor) for name, tensor in tensors.items()}
     end = arrays.pop("end_of_sequence").tolist()
     return StoredVocabulary(**arrays, end_of_sequence=(end[0], end[1]) if end else None)

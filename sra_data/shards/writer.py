@@ -34,7 +34,7 @@ from sra_data.shards.manifest import Receipt, Unit, part_path, receipt_path, row
 from sra_data.shards.part import PartFile, check_part, damaged, footer_hash
 
 POSITIONS_PER_GROUP = 1024  # of the teacher's pages: 4.5 MB at width 2,048 in bf16
-TEXT_POSITIONS_PER_GROUP = 4096  # of corpus and alignments: some 20 bytes a position; small chunks cost more than that
+TEXT_POSITIONS_PER_GROUP = 8192  # of corpus and alignments: some 20 bytes a position; small chunks cost more than that
 ROWS_PER_GROUP = 1024
 
 
