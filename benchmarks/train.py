@@ -18,7 +18,8 @@ batch counts. Prints one JSON object; a ratio of throughputs is the time of the 
                              of its own, peak resident memory minus the resident memory with the model loaded
     memory_over_own_sft      the same over this package's method=sft
 
-"CE step" is ``model(input_ids, labels=labels).loss`` with backward and optimizer.
+"CE step" is ``model(input_ids, labels=labels).loss`` with backward and optimizer. All of it takes a quarter of an hour
+on two cores: 50,000 columns of logits for every padded token are what a plain CE step computes.
 """
 
 from __future__ import annotations

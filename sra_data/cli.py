@@ -118,7 +118,9 @@ def align(
     boundaries: Annotated[Boundaries, typer.Option(help="Shared boundaries to keep.")] = "token",
     max_spans: Annotated[int, typer.Option(help="Spans of an example; beyond it neighbours are merged.")] = 1024,
     vocabulary_match: Annotated[Match, typer.Option(help="Shared vocabulary by bytes or exact raw strings.")] = "bytes",
-    on_invalid: Annotated[OnInvalid, typer.Option(help="A bad row: fail, or skip and count it.")] = "fail",
+    on_invalid: Annotated[
+        OnInvalid, typer.Option(help="A bad row, or a text whose tokens cannot be located: fail, or skip and count it.")
+    ] = "fail",
     workers: Annotated[
         int | None, typer.Option(help="Processes [the cores]. The bytes written do not depend on it.")
     ] = None,
