@@ -99,7 +99,7 @@ class PagesFacts:
 
     Attributes:
         facts: their section of the manifest.
-        num_positions: cached.
+        num_positions: cached; spans where they were pooled before storing.
         bytes_by_column: on disk, with the files beside the parts under their names.
         sample: what was read of them.
     """
@@ -108,6 +108,11 @@ class PagesFacts:
     num_positions: int
     bytes_by_column: dict[str, int]
     sample: PagesSample
+
+    @property
+    def row(self) -> str:
+        """What one row of their values is: "position" or "span"."""
+        return "span" if self.facts.get("granularity") == "span" else "position"
 
 
 @dataclass(frozen=True)

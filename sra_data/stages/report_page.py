@@ -142,7 +142,7 @@ def _numbers(facts: ReportFacts) -> Iterator[tuple[str, str]]:
         yield _short(positions), "positions to cache"
         return
     size = sum(facts.pages.bytes_by_column.values())
-    yield bytes_in_words(size), f"on disk for {_short(facts.pages.num_positions)} positions"
+    yield bytes_in_words(size), f"on disk for {_short(facts.pages.num_positions)} {facts.pages.row}s"
     losses = [loss for _, loss in facts.pages.sample.losses.values()]
     if losses:
         yield f"{np.mean(losses):.2f}", "nats per token, the teacher’s loss"
@@ -219,7 +219,7 @@ def _pages(facts: ReportFacts, grid: str) -> str:
     sample = pages.sample
     note = (
         f"<p>Charts of attention, tails and losses are drawn from {sample.num_examples:,} examples "
-        f"({sample.num_positions:,} of {pages.num_positions:,} positions), spread evenly over the corpus.</p>\n"
+        f"({sample.num_positions:,} of {pages.num_positions:,} {pages.row}s), spread evenly over the corpus.</p>\n"
     )
     faithful = _faithfulness(pages)
     hardest = sorted(sample.losses.items(), key=lambda item: (-item[1][1], item[0]))[:HARDEST]
@@ -239,7 +239,7 @@ def _pages_rows(pages: PagesFacts) -> Iterator[tuple[str, str]]:
         yield "log-probabilities", f"top {facts['top_k']}, tails at temperature {temperatures}"
     if facts["num_samples"]:
         yield "log-probabilities", f"{facts['num_samples']} sampled ids"
-    yield "bytes per position", f"{parts / max(pages.num_positions, 1):,.0f}"
+    yield f"bytes per {pages.row}", f"{parts / max(pages.num_positions, 1):,.0f}"
     if sample.attended:
         yield "attention that falls on the response", f"{sample.response_mass / sample.attended:.1%}"
     yield "batches split for memory", f"{facts.get('num_splits', 0):,}"

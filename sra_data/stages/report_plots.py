@@ -284,8 +284,8 @@ def _pages_charts(pages: PagesFacts) -> Iterator[Chart]:
             "tail_mass",
             "pages",
             f"Probability outside the top {pages.facts['top_k']}",
-            "Share of positions whose left-out probability is at most that. It is stored exactly, as one outcome.",
-            lambda axes: _tails(axes, sample),
+            f"Share of {pages.row}s whose left-out probability is at most that. It is stored exactly, as one outcome.",
+            lambda axes: _tails(axes, sample, pages.row),
         )
     if sample.concentrated:
         yield Chart(
@@ -342,7 +342,7 @@ def _bytes(axes: Axes, sizes: dict[str, int]) -> None:
     axes.grid(visible=True, axis="x")
 
 
-def _tails(axes: Axes, sample: PagesSample) -> None:
+def _tails(axes: Axes, sample: PagesSample, row: str) -> None:
     for (temperature, counts), colour in zip(sorted(sample.tails.items()), ("one", "two", "three"), strict=False):
         axes.plot(
             TAIL_EDGES[1:],
@@ -352,7 +352,7 @@ def _tails(axes: Axes, sample: PagesSample) -> None:
             label=f"temperature {temperature:g}",
         )
     _logarithmic(axes)
-    axes.set(xlabel="probability left out", ylabel="positions", xlim=(TAIL_EDGES[0], 1), ylim=(0, 1.02))
+    axes.set(xlabel="probability left out", ylabel=f"{row}s", xlim=(TAIL_EDGES[0], 1), ylim=(0, 1.02))
     axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
     axes.grid(visible=True)
     axes.legend(loc="upper left")

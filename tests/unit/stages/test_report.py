@@ -204,6 +204,8 @@ def test_pages_by_span_give_the_same_salience(shards: Path, early: Path, tmp_pat
     np.testing.assert_allclose(by_span.pages.sample.salience, by_token.pages.sample.salience, rtol=1e-4)
     assert by_span.pages.num_positions == by_token.alignment.counts.spans
     assert "teacher_loss" not in [chart.name for chart in charts_of(by_span)]
+    assert "<td>bytes per span</td>" in page(by_span, [])
+    assert "<td>bytes per position</td>" in page(by_token, [])
 
 
 def test_mass_of_spans_leaves_out_tokens_between_them() -> None:
