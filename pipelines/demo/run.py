@@ -150,12 +150,11 @@ def print_table(scores: dict[str, float], seconds: float) -> None:
     table = Table("model", "bits per byte (lower is better)", title="Held-out documentation")
     for name, score in scores.items():
         table.add_row(name, f"{score:.4f}")
-    console = Console()
-    console.print(table)
+    Console().print(table)
     gap = scores["student, CE only"] - scores["teacher"]
     gained = scores["student, CE only"] - scores["student, SRA"]
-    console.print(f"SRA changes the student by {-gained:+.4f} bits per byte; the gap to the teacher was {gap:.4f}.")
-    console.print(f"All of it took {seconds:.0f} s.")
+    print(f"SRA changes the student by {-gained:+.4f} bits per byte; the gap to the teacher was {gap:.4f}.")
+    print(f"All of it took {seconds:.0f} s.")
 
 
 def call(command: str, *arguments: object, capture: bool = False) -> str:
