@@ -36,7 +36,7 @@ class DataConfig(Section):
 
     shards: str = Field(default="shards", description="folder made by `sra-data align` and `sra-data cache-teacher`")
     window: int = Field(
-        default=64, ge=1, description="row groups (about 1,024 teacher positions each) shuffled together"
+        default=16, ge=1, description="row groups of the corpus (up to 8,192 positions each) shuffled together"
     )
     prefetch: int = Field(default=2, ge=1, description="micro-batches prepared ahead by the reading thread")
 

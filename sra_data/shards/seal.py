@@ -169,7 +169,7 @@ def check_root(schema: FolderSchema, hashes: NDArray[np.uint64], receipt: Receip
 
 
 def compare_rows(corpus: Index, other: Index, *, where: Path, granularity: str) -> None:
-    """Check that another folder has the corpus's rows: ids, order, parts, row groups, and the teacher's positions.
+    """Check that another folder has the corpus's rows: ids, order, parts, and the teacher's positions.
 
     Where the teacher was cached by spans, its num_positions counts spans and is not compared.
 

@@ -268,7 +268,7 @@ class CacheRun:
         }
 
     def corpus_units(self) -> list[Unit]:
-        """The corpus's own units: parts and row groups are the same in all folders."""
+        """The corpus's own units: the parts are the same in all folders."""
         return [Unit(unit.part, unit.start, unit.stop) for unit in Plan.load(self.shards / "corpus").units]
 
     # ------------------------------------------------------------------- the work

@@ -78,12 +78,14 @@ def test_a_folder_without_write_permission_is_refused(pair, tmp_path) -> None:
     locked = tmp_path / "locked"
     locked.mkdir(mode=0o555)
     refused(align(pair, data, locked / "shards"), "locked", "write")
+    assert not list(locked.iterdir())
 
 
 def test_a_folder_that_cannot_be_written_is_refused(pair, tmp_path) -> None:
     data = write_examples(tmp_path / "train.jsonl", 2)
     (tmp_path / "file").write_text("a file where a folder should be")
     refused(align(pair, data, tmp_path / "file" / "shards"), "file")
+    assert (tmp_path / "file").read_text() == "a file where a folder should be"
 
 
 def test_shards_of_another_corpus_or_teacher_are_refused_with_the_difference(pair, tmp_path) -> None:
@@ -107,6 +109,7 @@ def test_a_teacher_with_other_weights_is_refused_by_a_cache_begun_with_the_first
 
 def test_caching_without_shards_is_refused(tmp_path) -> None:
     refused(sra_data("cache-teacher", tmp_path / "shards"), "shards", "sra-data align")
+    assert not (tmp_path / "shards").exists()
 
 
 @pytest.mark.parametrize(

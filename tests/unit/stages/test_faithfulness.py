@@ -94,6 +94,8 @@ def test_what_the_storage_explains_passes_and_what_it_does_not_is_refused() -> N
 
 def test_a_noisy_teacher_is_given_the_room_its_control_shows() -> None:
     refuse_unfaithful(found(numbers(0.02), control=0.01), hidden_dtype="bf16", where="shards/teacher")
+    with pytest.raises(ShardError, match=r"is 0.02, above"):  # the same numbers, a quieter control
+        refuse_unfaithful(found(numbers(0.02), control=0.001), hidden_dtype="bf16", where="shards/teacher")
 
 
 def test_a_cache_no_better_than_another_examples_is_refused() -> None:
