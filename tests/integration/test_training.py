@@ -13,20 +13,7 @@ import torch
 
 from sra_train.config import load_config
 from sra_train.tracking import read_metrics
-from tests.synthetic_shards import SyntheticShards, make_shards
 from tests.training_runs import Interrupting, losses, train, weights
-
-
-@pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> SyntheticShards:
-    """Shards whose student has dropout."""
-    return make_shards(tmp_path_factory.mktemp("made"), dropout=0.1)
-
-
-@pytest.fixture(scope="module")
-def still(tmp_path_factory: pytest.TempPathFactory) -> SyntheticShards:
-    """Shards whose student has no dropout."""
-    return make_shards(tmp_path_factory.mktemp("still"))
 
 
 def test_a_run_ends_in_a_folder_that_hugging_face_loads_and_that_generates(made, tmp_path) -> None:

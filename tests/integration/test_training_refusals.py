@@ -8,20 +8,8 @@ import pytest
 import torch
 
 from sra_data.errors import ConfigError, ShardError, TokenizerError, TrainingError
-from tests.synthetic_shards import SyntheticShards, make_shards, make_tokenizer
+from tests.synthetic_shards import make_shards, make_tokenizer
 from tests.training_runs import Interrupting, train
-
-
-@pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> SyntheticShards:
-    """Shards whose student has dropout."""
-    return make_shards(tmp_path_factory.mktemp("made"), dropout=0.1)
-
-
-@pytest.fixture(scope="module")
-def still(tmp_path_factory: pytest.TempPathFactory) -> SyntheticShards:
-    """Shards whose student has no dropout."""
-    return make_shards(tmp_path_factory.mktemp("still"))
 
 
 def test_the_folder_of_another_run_is_refused_with_the_difference(still, tmp_path) -> None:

@@ -9,20 +9,8 @@ import pytest
 import torch
 
 from sra_data.errors import SRAError
-from tests.synthetic_shards import SyntheticShards, make_shards
+from tests.synthetic_shards import make_shards
 from tests.training_runs import losses, train, weights
-
-
-@pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> SyntheticShards:
-    """Shards whose student has dropout."""
-    return make_shards(tmp_path_factory.mktemp("made"), dropout=0.1)
-
-
-@pytest.fixture(scope="module")
-def still(tmp_path_factory: pytest.TempPathFactory) -> SyntheticShards:
-    """Shards whose student has no dropout."""
-    return make_shards(tmp_path_factory.mktemp("still"))
 
 
 def test_accumulation_equals_the_large_batch(still, tmp_path) -> None:

@@ -396,6 +396,21 @@ def test_texts_that_cannot_be_located_are_refused_or_skipped_and_counted(options
         assert (len(page.teacher_ids) == 0) == (is_lost and side == "teacher")
 
 
+def test_row_groups_of_text_hold_as_many_positions_as_they_may_in_both_folders(options, monkeypatch):
+    monkeypatch.setattr(align_units, "TEXT_POSITIONS_PER_GROUP", 300)
+    align(options, Reporter())
+    with ShardSet.open(options.out, need_teacher=False) as shards:
+        corpus, alignment = shards.corpus.index, shards.alignment().index
+        starts = corpus.group_starts
+        assert alignment.group_starts.tolist() == starts.tolist()
+        positions = np.add.reduceat(corpus.num_positions, starts[:-1])
+        parts = corpus.part[starts[:-1]]
+    assert positions.max() <= 300
+    first = corpus.num_positions[starts[1:-1]]  # of the next group: it would not have fitted
+    assert (positions[:-1] + first > 300)[parts[:-1] == parts[1:]].all()
+    assert len(positions) > len(set(parts.tolist()))
+
+
 def test_units_are_selected_half_open():
     assert select_units([*range(5)], "1:3") == [1, 2]
     assert select_units([*range(5)], None) == [*range(5)]
