@@ -201,6 +201,9 @@ def test_a_slow_tokenizer_that_reads_special_strings_all_the_same_is_refused_by_
         TokenizerError, match=r"row 9: slow reads a string .* special token '<end>' .*--on-invalid skip"
     ):
         reader.read(["a <end>"], recognise_special=False, names=["row 9"])
+    tokens = reader.read(["a <end>", "a"], recognise_special=False, skip_unlocatable=True)
+    assert tokens.unlocatable.tolist() == [True, False]
+    assert [ids.tolist() for ids in tokens.ids] == [[], [1]]
 
 
 def test_a_slow_tokenizer_is_opened_from_its_folder(tmp_path: Path) -> None:
