@@ -315,6 +315,7 @@ def _bytes_of(array: Array) -> Array:
 
 CODECS: dict[str, Codec] = {
     "int32": _plain("<i4"),
+    "uint8": _plain("<u1"),
     "float32": _plain("<f4"),
     "bf16": _encoded("bf16"),
     "fp16": _encoded("fp16"),

@@ -1,7 +1,8 @@
-"""Many rows of the corpus or an alignment at once, as columns: the fast way into `writer.write_columns`.
+"""Many rows of the corpus, a side or an alignment at once, as columns: the fast way to and from a part.
 
 The arrays of a whole batch become Parquet's columns as they are, one buffer and its offsets each, without an object per
 row. What is written is, byte for byte, what `write_part` makes of the same rows one by one (a test holds both to it).
+`read_part` brings a part back in the same form, sealed or not: that is how `align` uses a side that is there already.
 
 Shapes: B rows; the others as in schema.py.
 """
@@ -11,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -19,11 +21,15 @@ import xxhash
 from numpy.typing import NDArray
 
 from sra_data.errors import ShardError
-from sra_data.shards.columns import TEXT, Column, FolderSchema, alignment_schema, corpus_schema, hash_rows
+from sra_data.shards.columns import TEXT, Column, FolderSchema, hash_rows
+from sra_data.shards.kinds import alignment_schema, corpus_schema, side_schema
+from sra_data.shards.manifest import Receipt, Unit, part_path, rows_root
+from sra_data.shards.part import PartFile, damaged
 from sra_data.shards.schema import count_positions
 
 LARGEST_VALUE = (1 << 31) - (1 << 20)  # a Parquet page, and so a row group's column, is below 2 GiB
 HASH_BYTES = 8
+PLAIN_DTYPES = {"int32": np.dtype("<i4"), "uint8": np.dtype("<u1")}
 
 
 class Rows(Protocol):
@@ -54,7 +60,7 @@ class EncodedRows:
 
     @property
     def num_positions(self) -> NDArray[np.int32]:
-        """[B] cached positions of each row (the corpus)."""
+        """[B] positions a teacher's pages will have (a side)."""
         found: NDArray[np.int32] = self.batch.column("num_positions").to_numpy()
         return found
 
@@ -63,14 +69,36 @@ def corpus_columns(
     *,
     ids: Sequence[str],
     splits: Sequence[str],
-    statuses: Sequence[str],
-    texts: Sequence[str],
-    response_ranges: Rows,
-    teacher_ids: Rows,
-    teacher_ends: Rows,
-    teacher_response_spans: Rows,
+    num_bytes: NDArray[np.int32],
+    prompts: Sequence[str | None],
+    responses: Sequence[str | None],
+    chats: Sequence[str | None],
 ) -> EncodedRows:
-    """`CorpusRow`s by column; int32 arrays, [R, 2] and [N] a row.
+    """`ExampleRow`s by column.
+
+    Raises:
+        ValueError: If a column has another number of rows.
+        ShardError: If a value is larger than a part can hold.
+    """
+    keys = {"id": ids, "split": splits, "num_bytes": num_bytes}
+    return _encode(corpus_schema(), keys, {"prompt": prompts, "response": responses, "chat": chats})
+
+
+def side_columns(
+    *,
+    ids: Sequence[str],
+    statuses: Sequence[str],
+    token_ids: Rows,
+    starts: Rows,
+    ends: Rows,
+    kinds: Rows,
+    response_ranges: Rows,
+    response_turns: Rows,
+    response_spans: Rows,
+    label_spans: Rows,
+    texts: Sequence[str | None],
+) -> EncodedRows:
+    """`SideRow`s by column; int32 arrays [N], [R] and [R, 2] a row, `kinds` uint8 [N].
 
     Raises:
         ValueError: If an array has another dtype or shape, or another number of rows.
@@ -78,49 +106,88 @@ def corpus_columns(
     """
     keys = {
         "id": ids,
-        "split": splits,
         "status": statuses,
-        "num_tokens": _lengths(teacher_ids),
-        "num_positions": position_counts(teacher_response_spans),
+        "num_tokens": _lengths(token_ids),
+        "num_positions": position_counts(response_spans),
+        "num_labels": label_counts(label_spans),
     }
     values = {
-        "text": texts,
+        "ids": token_ids,
+        "starts": starts,
+        "ends": ends,
+        "kinds": kinds,
         "response_ranges": response_ranges,
-        "teacher_ids": teacher_ids,
-        "teacher_ends": teacher_ends,
-        "teacher_response_spans": teacher_response_spans,
+        "response_turns": response_turns,
+        "response_spans": response_spans,
+        "label_spans": label_spans,
+        "text": texts,
     }
-    return _encode(corpus_schema(), keys, values)
+    return _encode(side_schema(), keys, values)
 
 
 def alignment_columns(
-    *,
-    ids: Sequence[str],
-    statuses: Sequence[str],
-    student_ids: Rows,
-    student_ends: Rows,
-    label_spans: Rows,
-    student_spans: Rows,
-    teacher_spans: Rows,
-    student_texts: Sequence[str | None],
+    *, ids: Sequence[str], statuses: Sequence[str], left_spans: Rows, right_spans: Rows
 ) -> EncodedRows:
-    """`AlignmentRow`s by column; raises as `corpus_columns` does."""
-    keys = {
-        "id": ids,
-        "status": statuses,
-        "num_student_tokens": _lengths(student_ids),
-        "num_labels": label_counts(label_spans),
-        "num_spans": _lengths(student_spans),
-    }
-    values = {
-        "student_ids": student_ids,
-        "student_ends": student_ends,
-        "label_spans": label_spans,
-        "student_spans": student_spans,
-        "teacher_spans": teacher_spans,
-        "student_text": student_texts,
-    }
-    return _encode(alignment_schema(), keys, values)
+    """`AlignmentRow`s by column; raises as `side_columns` does."""
+    keys = {"id": ids, "status": statuses, "num_spans": _lengths(left_spans)}
+    return _encode(alignment_schema(), keys, {"left_spans": left_spans, "right_spans": right_spans})
+
+
+@dataclass(frozen=True, eq=False)
+class PartColumns:
+    """A part's rows by column, every value checked against its hash and all hashes against the receipt.
+
+    Attributes:
+        keys: the key columns.
+        numbers: the values of each column of numbers [N, ...], and where its rows begin and end, int64 [B + 1].
+        texts: each column of text.
+    """
+
+    keys: dict[str, list[Any]]
+    numbers: dict[str, tuple[NDArray[Any], NDArray[np.int64]]]
+    texts: dict[str, list[str | None]]
+
+
+def read_part(folder: Path, unit: Unit) -> PartColumns:
+    """A whole part of corpus, a side or an alignment; it need not be sealed.
+
+    Raises:
+        ShardError: If it is not there or damaged.
+    """
+    receipt = Receipt.load(folder, unit.part)
+    path = part_path(folder, unit.part)
+    with PartFile(path, row_groups=receipt.row_groups, footer=receipt.footer) as part:
+        schema, groups = part.schema, range(len(part.row_groups))
+        table = part.table(groups, [*schema.keys, *(column.name for column in schema.columns)]).combine_chunks()
+        hashes = np.concatenate([part.hashes(group) for group in groups])
+        with part.naming("keys"):
+            keys = {name: table.column(name).to_pylist() for name in schema.keys}
+            row_hashes = hash_rows(list(keys.values()), hashes)
+        if rows_root(schema.canonical(), row_hashes.tobytes()) != receipt.rows_root:
+            raise damaged(path, "keys or hashes", "not those the receipt was written for")
+        numbers: dict[str, tuple[NDArray[Any], NDArray[np.int64]]] = {}
+        texts: dict[str, list[str | None]] = {}
+        for place, column in enumerate(schema.columns):
+            array = _whole(table.column(column.name))
+            wrong = np.flatnonzero(value_hashes(array) != hashes[:, place])
+            if len(wrong):
+                raise damaged(path, f"example {keys['id'][wrong[0]]}, column {column.name}", "checksum differs")
+            if column.codec == TEXT:
+                texts[column.name] = array.to_pylist()
+            else:
+                dtype = PLAIN_DTYPES[column.codec]
+                width = dtype.itemsize * int(np.prod([rule for rule in column.shape if isinstance(rule, int)]))
+                values = np.frombuffer(array.buffers()[2] or b"", dtype)[: int(_offsets(array)[-1]) // dtype.itemsize]
+                shape = (-1, *(rule for rule in column.shape if isinstance(rule, int)))
+                numbers[column.name] = values.reshape(shape), _offsets(array) // width
+    return PartColumns(keys, numbers, texts)
+
+
+def _whole(column: pa.ChunkedArray) -> pa.Array:
+    """One array, its offsets from 0."""
+    array = column.combine_chunks()
+    array = array if isinstance(array, pa.Array) else pa.concat_arrays(array.chunks)
+    return array if array.offset == 0 else pa.concat_arrays([array])
 
 
 def position_counts(spans: Rows) -> NDArray[np.int32]:
@@ -169,11 +236,12 @@ def _stored(column: Column, value: Any, ids: Sequence[str]) -> pa.Array:
         array = pa.array(value, pa.large_string())
     else:
         numbers = value.values
-        if column.codec != "int32" or numbers.dtype != np.int32 or numbers.shape[1:] != column.shape[1:]:
+        dtype = PLAIN_DTYPES.get(column.codec)
+        if numbers.dtype != dtype or numbers.shape[1:] != column.shape[1:]:
             raise ValueError(f"column {column.name}: expected {column.codec} {column.shape}, got {numbers.dtype}")
         if int(value.splits[-1]) != len(numbers):
             raise ValueError(f"column {column.name}: {len(numbers)} numbers, its rows hold {value.splits[-1]}")
-        width = 4 * int(np.prod(numbers.shape[1:], dtype=np.int64))
+        width = numbers.itemsize * int(np.prod(numbers.shape[1:], dtype=np.int64))
         buffers = [pa.py_buffer(value.splits * width), pa.py_buffer(np.ascontiguousarray(numbers))]
         array = pa.Array.from_buffers(pa.large_binary(), len(value.splits) - 1, [None, *buffers])
     sizes = np.diff(_offsets(array))

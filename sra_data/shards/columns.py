@@ -1,4 +1,4 @@
-"""The columns of each kind of folder, how a row becomes their values, and how they become a row again.
+"""What a column is, what the columns of a folder are, and how values and rows are hashed.
 
 A part has KEY columns (plain strings and integers: any tool reads them, and a plan is made from them alone), one
 column per VALUE (a large_binary blob through a codec, or plain text), and ``hashes``: for every row the xxh3_64 of each
@@ -24,32 +24,12 @@ import xxhash
 from numpy.typing import NDArray
 
 from sra_data.errors import ShardError
-from sra_data.shards.codecs import Codec, bits_for, codec_named, scales_to_text
-from sra_data.shards.schema import AlignmentRow, CorpusRow, TeacherRow, count_positions
+from sra_data.shards.codecs import Codec, codec_named
 
-Row = CorpusRow | AlignmentRow | TeacherRow
 HASHES = "hashes"
 TEXT = "utf8"  # the one codec that is plain text in the file rather than a blob
-FORMAT_VERSION = 1
-
-KEYS: dict[str, dict[str, pa.DataType]] = {
-    "corpus": {
-        "id": pa.string(),
-        "split": pa.string(),
-        "status": pa.string(),
-        "num_tokens": pa.int32(),
-        "num_positions": pa.int32(),
-    },
-    "alignment": {
-        "id": pa.string(),
-        "status": pa.string(),
-        "num_student_tokens": pa.int32(),
-        "num_labels": pa.int32(),
-        "num_spans": pa.int32(),
-    },
-    "teacher": {"id": pa.string(), "num_positions": pa.int32()},
-}
-
+FORMAT_VERSION = 2
+MAKE_ANEW = "make it anew: sra-data align --teacher X --student Y --data D --out NEW, then sra-data cache-teacher NEW"
 
 @dataclass(frozen=True)
 class Column:
@@ -63,6 +43,7 @@ class Column:
     shape: tuple[int | str, ...] = ()
     compression: str = "zstd"
     parameters: Mapping[str, Any] = field(default_factory=dict)
+    nullable: bool = False
 
     @cached_property
     def _codec(self) -> Codec:
@@ -105,6 +86,7 @@ class Column:
             "shape": json.dumps(self.shape),
             "compression": self.compression,
             "parameters": json.dumps(dict(self.parameters)),
+            "nullable": json.dumps(self.nullable),
         }
 
 
@@ -113,19 +95,16 @@ class FolderSchema:
     """The columns of a folder's parts.
 
     Attributes:
-        kind: "corpus", "alignment" or "teacher".
+        kind: "corpus", "side", "alignment" or "teacher".
+        keys: names and types of the key columns.
         columns: the value columns, in file order.
         granularity: "token" (rows of a teacher's value are positions) or "span" (they are spans).
     """
 
     kind: str
+    keys: Mapping[str, pa.DataType]
     columns: tuple[Column, ...]
     granularity: str = "token"
-
-    @property
-    def keys(self) -> dict[str, pa.DataType]:
-        """Names and types of the key columns."""
-        return KEYS[self.kind]
 
     def column(self, name: str) -> Column | None:
         """The value column of that name, or None."""
@@ -157,8 +136,7 @@ class FolderSchema:
         for column in self.columns:
             is_text = column.codec == TEXT
             dtype = pa.large_string() if is_text else pa.large_binary()
-            nullable = column.name == "student_text"
-            fields.append(pa.field(column.name, dtype, nullable=nullable, metadata=column.metadata()))
+            fields.append(pa.field(column.name, dtype, nullable=column.nullable, metadata=column.metadata()))
         return pa.schema(fields, metadata=self.metadata())
 
 
@@ -171,172 +149,15 @@ def schema_from_arrow(schema: pa.Schema, *, where: str) -> FolderSchema:
     metadata = {key.decode(): value.decode() for key, value in (schema.metadata or {}).items() if key[:4] == b"sra."}
     version = metadata.get("sra.format_version")
     if version != str(FORMAT_VERSION):
-        raise ShardError(
-            f"{where}: shard format {version}, this build reads {FORMAT_VERSION}; run `sra-data align` again"
-        )
+        raise ShardError(f"{where}: shard format {version}, this build reads {FORMAT_VERSION}; {MAKE_ANEW}")
     columns = []
     for name in json.loads(metadata["sra.columns"]):
         said = {key.decode(): value.decode() for key, value in schema.field(name).metadata.items()}
         shape = tuple(json.loads(said["shape"]))
-        columns.append(Column(name, said["codec"], shape, said["compression"], json.loads(said["parameters"])))
-    return FolderSchema(metadata["sra.kind"], tuple(columns), metadata["sra.granularity"])
-
-
-# --------------------------------------------------------------------------- the three kinds
-
-
-def corpus_schema() -> FolderSchema:
-    """Columns of corpus parts."""
-    return FolderSchema(
-        "corpus",
-        (
-            Column("text", TEXT),
-            Column("response_ranges", "int32", ("any", 2)),
-            Column("teacher_ids", "int32", ("any",)),
-            Column("teacher_ends", "int32", ("any",)),
-            Column("teacher_response_spans", "int32", ("any", 2)),
-        ),
-    )
-
-
-def alignment_schema() -> FolderSchema:
-    """Columns of alignment parts."""
-    return FolderSchema(
-        "alignment",
-        (
-            Column("student_ids", "int32", ("any",)),
-            Column("student_ends", "int32", ("any",)),
-            Column("label_spans", "int32", ("any", 2)),
-            Column("student_spans", "int32", ("any", 2)),
-            Column("teacher_spans", "int32", ("any", 2)),
-            Column("student_text", TEXT),
-        ),
-    )
-
-
-def teacher_schema(
-    *,
-    hidden: Mapping[int, int],
-    hidden_dtype: str = "bf16",
-    channel_scales: Mapping[int, NDArray[np.float32]] | None = None,
-    attention: Sequence[int] = (),
-    top_k: int = 0,
-    vocab_size: int = 0,
-    top_k_dtype: str = "fp16",
-    num_temperatures: int = 0,
-    num_sampled: int = 0,
-    next_log_prob: bool = True,
-    granularity: str = "token",
-) -> FolderSchema:
-    """Columns of teacher parts.
-
-    Args:
-        hidden: layer -> channels D; empty for none.
-        hidden_dtype: one of `HIDDEN_DTYPES`.
-        channel_scales: layer -> float32 [D]; needed by "int8".
-        attention: layers whose last-query attention is stored.
-        top_k: entries per position, 0 for none; ids are packed to the bits `vocab_size` needs.
-        top_k_dtype: "fp16" or "fp32".
-        num_temperatures: rows of log_tails, 0 for none.
-        num_sampled: sampled ids per position, 0 for none.
-        next_log_prob: whether the log-probability of the token that follows is stored.
-        granularity: "token" or "span".
-    """
-    columns = []
-    packed = {"bits": bits_for(vocab_size)}
-    if top_k:
-        columns.append(Column("top_k.ids", "packed_ids", ("positions", top_k), parameters=packed))
-        columns.append(Column("top_k.values", f"sorted_{top_k_dtype}", ("positions", top_k)))
-    if num_temperatures:
-        columns.append(Column("log_tails", "float32", (num_temperatures, "positions")))
-    if next_log_prob:
-        columns.append(Column("next_log_prob", "float32", ("positions",)))
-    if num_sampled:
-        columns.append(Column("sampled.ids", "packed_ids", ("positions", num_sampled), parameters=packed))
-        columns.append(Column("sampled.weights", "float32", ("positions", num_sampled)))
-    columns += [Column(f"attention.{layer}", "float32", ("positions",), "none") for layer in attention]
-    for layer, width in hidden.items():
-        scales = {} if hidden_dtype != "int8" else {"channel_scales": scales_to_text((channel_scales or {})[layer])}
-        columns.append(Column(f"hidden.{layer}", hidden_dtype, ("positions", width), "none", scales))
-    return FolderSchema("teacher", tuple(columns), granularity)
-
-
-# --------------------------------------------------------------------------- rows and values
-
-
-def key_values(row: Row) -> dict[str, str | int]:
-    """The row's key columns."""
-    if isinstance(row, CorpusRow):
-        return {
-            "id": row.id,
-            "split": row.split,
-            "status": row.status,
-            "num_tokens": len(row.teacher_ids),
-            "num_positions": count_positions(row.teacher_response_spans),
-        }
-    if isinstance(row, AlignmentRow):
-        labels = row.label_spans
-        return {
-            "id": row.id,
-            "status": row.status,
-            "num_student_tokens": len(row.student_ids),
-            # Nothing stands before token 0 to predict it from: the only label that cannot be learnt.
-            "num_labels": int((labels[:, 1] - np.maximum(labels[:, 0], 1)).clip(min=0).sum()),
-            "num_spans": len(row.student_spans),
-        }
-    return {"id": row.id, "num_positions": teacher_positions(row)}
-
-
-def teacher_positions(row: TeacherRow) -> int:
-    """P of a teacher's row, from whatever it holds."""
-    for values in (row.positions, row.next_log_prob, row.top_k_ids, row.sampled_ids):
-        if values is not None:
-            return len(values)
-    for tensors in (row.attention, row.hidden):
-        for tensor in tensors.values():
-            return len(tensor)
-    raise ValueError(f"teacher's row {row.id} holds nothing")
-
-
-_TEACHER_FIELDS = {
-    "top_k.ids": "top_k_ids",
-    "top_k.values": "top_k_values",
-    "log_tails": "log_tails",
-    "next_log_prob": "next_log_prob",
-    "sampled.ids": "sampled_ids",
-    "sampled.weights": "sampled_weights",
-}
-
-
-def column_value(row: Row, name: str) -> Any:
-    """What the row holds for a value column."""
-    if isinstance(row, TeacherRow):
-        if name in _TEACHER_FIELDS:
-            return getattr(row, _TEACHER_FIELDS[name])
-        kind, _, layer = name.partition(".")
-        tensors: Mapping[int, Any] = row.hidden if kind == "hidden" else row.attention
-        return tensors.get(int(layer))
-    return getattr(row, name)
-
-
-def build_row(kind: str, keys: Mapping[str, Any], values: Mapping[str, Any]) -> Row:
-    """A row from its keys and decoded values; what was not read stays None or out of the dictionaries."""
-    if kind == "corpus":
-        found: dict[str, Any] = {column.name: values.get(column.name) for column in corpus_schema().columns}
-        return CorpusRow(id=keys["id"], split=keys["split"], status=keys["status"], **found)
-    if kind == "alignment":
-        found = {column.name: values.get(column.name) for column in alignment_schema().columns}
-        return AlignmentRow(id=keys["id"], status=keys["status"], **found)
-    fields: dict[str, Any] = {"hidden": {}, "attention": {}}
-    for name, value in values.items():
-        if name in _TEACHER_FIELDS:
-            fields[_TEACHER_FIELDS[name]] = value
-        elif name == "positions":
-            fields["positions"] = value
-        else:
-            group, _, layer = name.partition(".")
-            fields[group][int(layer)] = value
-    return TeacherRow(id=keys["id"], **fields)
+        parameters, nullable = json.loads(said["parameters"]), json.loads(said["nullable"])
+        columns.append(Column(name, said["codec"], shape, said["compression"], parameters, nullable))
+    keys = {field.name: field.type for field in schema if field.name != HASHES and field.name not in metadata["sra.columns"]}
+    return FolderSchema(metadata["sra.kind"], keys, tuple(columns), metadata["sra.granularity"])
 
 
 def value_hash(data: Any) -> int:

@@ -18,8 +18,8 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from sra_data.errors import ShardError
-from sra_data.shards.columns import KEYS
 from sra_data.shards.durable import publish, sha256_of, staged
+from sra_data.shards.kinds import KEYS
 from sra_data.shards.manifest import Receipt
 from sra_data.shards.schema import OK
 
@@ -34,10 +34,10 @@ class Index:
     """Every row of a folder, in order; row numbers are positions in these arrays.
 
     Attributes:
-        kind: "corpus", "alignment" or "teacher".
+        kind: "corpus", "side", "alignment" or "teacher".
         ids: the example ids, an Arrow string array; see `id_of`.
-        numbers: the other columns. int32 [rows]: num_tokens and num_positions (corpus); num_student_tokens, num_labels
-            and num_spans (alignment); num_positions (teacher); part and row_group (number within the part) in all.
+        numbers: the other columns. int32 [rows]: num_bytes (corpus); num_tokens, num_positions and num_labels (side);
+            num_spans (alignment); num_positions (teacher); part and row_group (number within the part) in all.
             row_hash, uint64 [rows].
         words: split and status as (codes int32 [rows], names).
     """
@@ -73,7 +73,7 @@ class Index:
 
     @cached_property
     def is_ok(self) -> NDArray[np.bool_]:
-        """Rows whose status is "ok": bool [rows] (corpus and alignment)."""
+        """Rows whose status is "ok": bool [rows] (sides and alignments)."""
         return self._is("status", OK)
 
     def in_split(self, name: str) -> NDArray[np.bool_]:
@@ -91,7 +91,7 @@ class Index:
 
     @property
     def status(self) -> NDArray[np.str_]:
-        """The status of every row as text (corpus and alignment). Large: prefer `is_ok`."""
+        """The status of every row as text (sides and alignments). Large: prefer `is_ok`."""
         return self._spelled("status")
 
     def _spelled(self, column: str) -> NDArray[np.str_]:

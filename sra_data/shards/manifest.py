@@ -18,11 +18,12 @@ from pathlib import Path
 from typing import Any
 
 from sra_data.errors import ShardError
-from sra_data.shards.columns import FORMAT_VERSION
+from sra_data.shards.columns import FORMAT_VERSION, MAKE_ANEW
 from sra_data.shards.durable import folder_lock, read_json, write_json
 
 MANIFEST = "manifest.json"
 PLAN = "plan.json"
+GROUPS = {"sides": "side", "alignments": "alignment", "teachers": "teacher"}  # folders of folders, and their kinds
 LONGEST_VALUE_SHOWN = 90
 
 
@@ -43,12 +44,21 @@ class Unit:
 
 @dataclass(frozen=True)
 class Plan:
-    """A folder's inputs and its units; `files` are others it needs beside its parts (say head.safetensors)."""
+    """A folder's inputs and its units.
 
-    kind: str  # "corpus" | "alignment" | "teacher"
+    Attributes:
+        kind: "corpus", "side", "alignment" or "teacher".
+        fingerprint: everything the content depends on.
+        units: which part is made of which rows.
+        files: names of files it needs beside its parts (say head.safetensors).
+        made_from: sections whose rows were read to make it; their roots are recorded when it is sealed.
+    """
+
+    kind: str
     fingerprint: dict[str, Any]
     units: tuple[Unit, ...]
     files: tuple[str, ...] = ()
+    made_from: tuple[str, ...] = ()
 
     def save(self, folder: Path) -> None:
         """Write plan.json."""
@@ -65,7 +75,7 @@ class Plan:
         found = read_json(folder / PLAN, remedy=f"run the command that makes {folder.name} again")
         check_version(found, folder / PLAN)
         units = tuple(Unit(*unit) for unit in found["units"])
-        return cls(found["kind"], found["fingerprint"], units, tuple(found["files"]))
+        return cls(found["kind"], found["fingerprint"], units, tuple(found["files"]), tuple(found["made_from"]))
 
 
 @dataclass(frozen=True)
@@ -129,10 +139,7 @@ def check_version(found: Mapping[str, Any], path: Path) -> None:
     """
     version = found.get("format_version") if isinstance(found, Mapping) else None
     if version != FORMAT_VERSION:
-        raise ShardError(
-            f"{path}: shard format {version}, this build reads {FORMAT_VERSION}; run `sra-data align` again "
-            "into an empty folder"
-        )
+        raise ShardError(f"{path}: shard format {version}, this build reads {FORMAT_VERSION}; {MAKE_ANEW}")
 
 
 # --------------------------------------------------------------------------- the manifest
@@ -141,8 +148,9 @@ def check_version(found: Mapping[str, Any], path: Path) -> None:
 class Manifest:
     """manifest.json of a folder of shards, as read at one moment.
 
-    Sections are "corpus", "teacher" and "alignments/<name>": the folders' own names. A section is a dictionary with
-    ``fingerprint`` (its inputs), ``root`` (None until sealed) and whatever its stage recorded.
+    Sections are "corpus", "sides/<name>", "alignments/<name>" and "teachers/<name>": the folders' own names. A section
+    is a dictionary with ``fingerprint`` (its inputs), ``root`` (None until sealed) and whatever its stage recorded.
+    ``pairs`` remembers which teacher and student were asked to be aligned: what a command takes where it is not told.
     """
 
     def __init__(self, shards: Path, content: dict[str, Any]) -> None:
@@ -166,10 +174,20 @@ class Manifest:
         """Whether the folder holds shards at all."""
         return (shards / MANIFEST).is_file()
 
+    def names(self, group: str) -> list[str]:
+        """Names of the sides, alignments or teachers, sorted."""
+        return sorted(self.content.get(group, {}))
+
     @property
-    def alignments(self) -> list[str]:
-        """Names of the alignments, sorted."""
-        return sorted(self.content.get("alignments", {}))
+    def sections(self) -> list[str]:
+        """All sections, in the order in which one is made from another."""
+        found = ["corpus"] if "corpus" in self.content else []
+        return found + [f"{group}/{name}" for group in GROUPS for name in self.names(group)]
+
+    @property
+    def pairs(self) -> list[dict[str, Any]]:
+        """The (teacher, student) pairs that were aligned, in the order in which they were."""
+        return list(self.content.get("pairs", []))
 
     def section(self, name: str) -> dict[str, Any] | None:
         """A section, or None if that folder was never begun."""
@@ -190,9 +208,14 @@ class Manifest:
         return found
 
 
+def kind_of(section: str) -> str:
+    """ "corpus", "side", "alignment" or "teacher"."""
+    return GROUPS.get(section.partition("/")[0], "corpus")
+
+
 def command_for(section: str, shards: Path) -> str:
     """The remedy for a missing or unfinished section."""
-    if section == "teacher":
+    if kind_of(section) == "teacher":
         return f"run `sra-data cache-teacher {shards}` (run again, it does what is missing)"
     return f"run `sra-data align ... --out {shards}` with the same arguments, it does what is missing"
 
@@ -215,6 +238,17 @@ def record(shards: Path, section: str, **values: Any) -> Manifest:
     return manifest
 
 
+def record_pairs(shards: Path, pairs: Sequence[Mapping[str, Any]]) -> None:
+    """Add pairs to the manifest, those that are there already aside; atomic, one process at a time."""
+    with folder_lock(shards):
+        manifest = Manifest.load(shards)
+        known = manifest.pairs
+        new = [dict(pair) for pair in pairs if dict(pair) not in known]
+        if new:
+            manifest.content["pairs"] = [*known, *new]
+            write_json(shards / MANIFEST, manifest.content)
+
+
 def _empty() -> dict[str, Any]:
     return {"format_version": FORMAT_VERSION}
 
@@ -229,23 +263,26 @@ def begin(
     make_units: Callable[[], Sequence[Unit]],
     *,
     files: Sequence[str] = (),
+    made_from: Sequence[str] = ("corpus",),
 ) -> Plan:
     """Start a folder, or go on with it: the plan that is there, or a new one written before any work.
 
     Args:
         shards: the whole folder.
-        section: "corpus", "teacher" or "alignments/<name>".
+        section: "corpus", "sides/<name>", "alignments/<name>" or "teachers/<name>".
         fingerprint: everything the content depends on (JSON values), under names people understand.
         make_units: called only if there is no plan yet.
         files: names of files beside the parts without which the folder is not complete.
+        made_from: sections it is made from; nothing for the corpus.
 
     Raises:
         ShardError: If the folder was begun from other inputs; names each that differs.
     """
     folder = shards / section
-    kind = {"corpus": "corpus", "teacher": "teacher"}.get(section, "alignment")
+    kind = kind_of(section)
     inputs: dict[str, Any] = json.loads(json.dumps(dict(fingerprint)))  # as they will be read back
-    plan = None if (folder / PLAN).is_file() else Plan(kind, inputs, tuple(make_units()), tuple(files))
+    sources = () if kind == "corpus" else tuple(made_from)
+    plan = None if (folder / PLAN).is_file() else Plan(kind, inputs, tuple(make_units()), tuple(files), sources)
     folder.mkdir(parents=True, exist_ok=True)
     with folder_lock(folder):
         if (folder / PLAN).is_file():  # there before, or written by another coordinator meanwhile
@@ -255,7 +292,7 @@ def begin(
             assert plan is not None
             _refuse_orphans(folder, plan)
             plan.save(folder)
-    known = Manifest.load(shards).section(section) if Manifest.exists(shards) else None
+    known = Manifest.load(shards).section(section) if Manifest.exists(shards) else None  # refuses another format
     if known is None or known.get("fingerprint") != plan.fingerprint:
         record(shards, section, fingerprint=plan.fingerprint, root=None)
     return plan
@@ -309,6 +346,46 @@ def is_done(folder: Path, unit: Unit) -> bool:
     receipt = Receipt.load(folder, unit.part)
     path = part_path(folder, unit.part)
     return path.exists() and path.stat().st_size == receipt.bytes
+
+
+def notes_of(folder: Path, plan: Plan) -> list[dict[str, Any]]:
+    """What the makers of the parts that are there counted, in order."""
+    return [Receipt.load(folder, unit.part).notes for unit in plan.units if is_done(folder, unit)]
+
+
+@dataclass(frozen=True)
+class FolderState:
+    """How far a folder is.
+
+    Attributes:
+        section: its name.
+        num_units: of its plan; `num_done` of them are there.
+        num_bytes: of the parts that are there and the files beside them.
+        num_part_bytes: of the parts alone.
+        is_sealed: whether nothing is missing and the manifest has its root.
+    """
+
+    section: str
+    num_units: int
+    num_done: int
+    num_bytes: int
+    num_part_bytes: int
+    is_sealed: bool
+
+
+def state_of(shards: Path, section: str) -> FolderState:
+    """How far a folder that was begun is.
+
+    Raises:
+        ShardError: If its plan is missing or damaged.
+    """
+    folder = shards / section
+    plan = Plan.load(folder)
+    done = [unit for unit in plan.units if is_done(folder, unit)]
+    part_bytes = sum(part_path(folder, unit.part).stat().st_size for unit in done)
+    beside = sum((folder / name).stat().st_size for name in plan.files if (folder / name).is_file())
+    is_sealed = (Manifest.load(shards).section(section) or {}).get("root") is not None
+    return FolderState(section, len(plan.units), len(done), part_bytes + beside, part_bytes, is_sealed)
 
 
 def rows_root(canonical: str, row_hashes: bytes) -> str:

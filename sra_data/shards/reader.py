@@ -19,15 +19,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sra_data.errors import ShardError
-from sra_data.shards.columns import TEXT, Column, FolderSchema, Row, build_row, row_hash, value_hash
+from sra_data.shards.columns import TEXT, Column, FolderSchema, row_hash, value_hash
 from sra_data.shards.index import Index, read_index
+from sra_data.shards.kinds import Row, build_row
 from sra_data.shards.manifest import Manifest, Receipt, command_for, part_path
 from sra_data.shards.part import PartFile, damaged, direct_sizes, stored_values
 from sra_data.shards.schema import response_positions
 
 OPEN_PARTS = 32
 CACHE_BYTES = 256 << 20
-POSITIONS = "positions"  # a column of the teacher that is computed from the corpus, not stored
+POSITIONS = "positions"  # a column of a teacher that is computed from its side, not stored
 
 
 @dataclass
@@ -52,7 +53,7 @@ class FolderReader:
     """The rows of one sealed folder.
 
     Attributes:
-        section: "corpus", "teacher" or "alignments/<name>".
+        section: "corpus", "sides/<name>", "alignments/<name>" or "teachers/<name>".
         folder: where it is.
         root: what it was sealed with.
         facts: its section of the manifest.
@@ -63,7 +64,7 @@ class FolderReader:
         shards: Path,
         section: str,
         *,
-        corpus: FolderReader | None = None,
+        side: FolderReader | None = None,
         cache_bytes: int = CACHE_BYTES,
     ) -> None:
         """Open a folder.
@@ -71,7 +72,7 @@ class FolderReader:
         Args:
             shards: the whole folder of shards.
             section: which folder of it.
-            corpus: for the teacher: where the positions of its rows come from.
+            side: for a teacher: its side, where the positions of its rows come from.
             cache_bytes: memory for decompressed row groups.
 
         Raises:
@@ -83,7 +84,7 @@ class FolderReader:
         self.root: str = self.facts["root"]
         if not self.folder.is_dir():
             raise ShardError(f"{self.folder}: missing; {command_for(section, shards)}")
-        self._corpus = corpus
+        self._side = side
         self._cache_bytes = cache_bytes
         self._lock = threading.RLock()
         self._parts: OrderedDict[int, PartFile] = OrderedDict()
@@ -124,11 +125,11 @@ class FolderReader:
 
         Args:
             row_numbers: numbers in the folder's index; repeats are allowed.
-            columns: names of value columns (`schema`), and "positions" for a teacher opened beside its corpus; all by
+            columns: names of value columns (`schema`), and "positions" for a teacher opened beside its side; all by
                 default. What is not asked for is None in the rows, or absent from their dictionaries.
 
         Returns:
-            `CorpusRow`, `AlignmentRow` or `TeacherRow` objects. Hidden states are views of memory of their own, which
+            `ExampleRow`, `SideRow`, `AlignmentRow` or `TeacherRow` objects. Hidden states are views of memory of their own, which
             neighbouring rows share.
 
         Raises:
@@ -152,9 +153,9 @@ class FolderReader:
     def _columns(self, names: Sequence[str] | None) -> tuple[list[Column], bool]:
         """The value columns asked for, in file order, and whether positions are."""
         if names is None:
-            is_possible = self._corpus is not None and self.schema.granularity == "token"
+            is_possible = self._side is not None and self.schema.granularity == "token"
             return list(self.schema.columns), is_possible
-        known = [column.name for column in self.schema.columns] + ([POSITIONS] if self._corpus is not None else [])
+        known = [column.name for column in self.schema.columns] + ([POSITIONS] if self._side is not None else [])
         unknown = [name for name in names if name not in known]
         if unknown:
             raise ShardError(
@@ -182,12 +183,12 @@ class FolderReader:
         return found
 
     def _positions(self, rows: NDArray[np.int64]) -> list[NDArray[np.int32]]:
-        """Token indices of the teacher's rows, from the corpus."""
-        assert self._corpus is not None
+        """Token indices of a teacher's rows, from its side."""
+        assert self._side is not None
         if self.schema.granularity != "token":
             raise ShardError(f"{self.folder}: cached by spans, its rows have no token positions; use the span tables")
-        spans = self._corpus.read(rows, ["teacher_response_spans"])
-        return [response_positions(row.teacher_response_spans) for row in spans]
+        spans = self._side.read(rows, ["response_spans"])
+        return [response_positions(row.response_spans) for row in spans]
 
     def _keys(self, first: int, stop: int) -> list[dict[str, Any]]:
         """The key columns of rows [first, stop), from the index."""
@@ -273,3 +274,18 @@ class FolderReader:
                 self._parts.popitem(last=False)[1].close()
         self._parts.move_to_end(number)
         return part
+
+
+def refuse_other_base(reader: FolderReader, base: FolderReader) -> None:
+    """Refuse a folder that was made from other content of `base` than is there now.
+
+    Raises:
+        ShardError: With the command that makes it again.
+    """
+    had = reader.facts.get("made_from", {}).get(base.section)
+    if had != base.root:
+        shards = base.folder.parent if base.section == "corpus" else base.folder.parent.parent
+        raise ShardError(
+            f"{reader.folder}: made from {base.section} {str(had)[:12]}, the folder holds {base.root[:12]}; delete it "
+            f"and {command_for(reader.section, shards)}"
+        )

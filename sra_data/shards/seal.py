@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -45,7 +46,8 @@ def seal(shards: Path, section: str, facts: Mapping[str, Any] | None = None) -> 
 
     Args:
         shards: the whole folder.
-        section: "corpus", "teacher" or "alignments/<name>"; the corpus is sealed first.
+        section: "corpus", "sides/<name>", "alignments/<name>" or "teachers/<name>"; what it was made from is sealed
+            first.
         facts: what else to record in the section, in the same write (counts, faithfulness).
 
     Raises:
@@ -60,14 +62,14 @@ def seal(shards: Path, section: str, facts: Mapping[str, Any] | None = None) -> 
             f"{command_for(section, shards)}"
         )
     files = {name: file_receipt(folder, name)["sha256"] for name in plan.files}
-    corpus = None if section == "corpus" else Manifest.load(shards).sealed("corpus")
-    known = None if corpus is None else IndexRows(shards / "corpus", sha256=corpus["index_sha256"])
-    parts = _Parts(folder, plan, known)
-    try:
+    manifest = Manifest.load(shards)
+    bases = {name: manifest.sealed(name) for name in plan.made_from}
+    with ExitStack() as stack:
+        known = {name: IndexRows(shards / name, sha256=facts["index_sha256"]) for name, facts in bases.items()}
+        for rows in known.values():
+            stack.callback(rows.close)
+        parts = _Parts(folder, plan, known)
         index_sha256 = write_index(folder, parts.tables())
-    finally:
-        if known is not None:
-            known.close()
     num_bytes = parts.num_bytes + sum((folder / name).stat().st_size for name in files)
     values: dict[str, Any] = {
         "fingerprint": plan.fingerprint,
@@ -78,8 +80,8 @@ def seal(shards: Path, section: str, facts: Mapping[str, Any] | None = None) -> 
         "index_sha256": index_sha256,
         "granularity": parts.granularity,
     }
-    if corpus is not None:
-        values["corpus_root"] = corpus["root"]
+    if bases:
+        values["made_from"] = {name: facts["root"] for name, facts in bases.items()}
     record(shards, section, **values, **(facts or {}))
     return Sealed(values["root"], len(plan.units), parts.num_rows, num_bytes, parts.notes)
 
@@ -93,11 +95,11 @@ class _Parts:
         granularity: of the folder.
     """
 
-    def __init__(self, folder: Path, plan: Plan, corpus: IndexRows | None) -> None:
-        """`corpus`: the rows this folder's must match; None for the corpus itself."""
+    def __init__(self, folder: Path, plan: Plan, bases: Mapping[str, IndexRows]) -> None:
+        """`bases`: the rows of what the folder was made from, which its own must match; none for the corpus."""
         self.folder = folder
         self.plan = plan
-        self.corpus = corpus
+        self.bases = bases
         self.rows_roots: list[str] = []
         self.notes: list[dict[str, Any]] = []
         self.num_rows = 0
@@ -105,7 +107,7 @@ class _Parts:
         self.granularity = ""
 
     def tables(self) -> Iterator[pa.Table]:
-        """Every part's rows of the index, each part checked against its receipt and its rows against the corpus.
+        """Every part's rows of the index, each part checked against its receipt, its rows against what it is made from.
 
         Raises:
             ShardError: At the first that does not fit.
@@ -123,7 +125,7 @@ class _Parts:
                 keys, hashes = part_keys(part)
             check_root(schema, hashes, receipt, path)
             table = index_table(keys, hashes, receipt)
-            self._match_corpus(table, schema)
+            self._match_bases(table, schema)
             self.rows_roots.append(receipt.rows_root)
             self.notes.append(receipt.notes)
             self.num_rows += receipt.rows
@@ -131,22 +133,23 @@ class _Parts:
             yield table
         if schema is None:
             raise ShardError(f"{self.folder}: a plan without any part; delete the folder and run the command again")
-        if self.corpus is not None and self.num_rows != self.corpus.num_rows:
-            _refuse_count(self.folder, self.num_rows, self.corpus.num_rows)
+        for name, base in self.bases.items():
+            if self.num_rows != base.num_rows:
+                _refuse_count(self.folder, self.num_rows, base.num_rows, name)
         self.granularity = schema.granularity
 
-    def _match_corpus(self, table: pa.Table, schema: FolderSchema) -> None:
-        """Check the next rows, as the index has them, against the corpus's."""
-        if self.corpus is None:
-            return
-        known = self.corpus.take(table.num_rows)
-        if known.num_rows != table.num_rows:
-            _refuse_count(self.folder, self.plan.units[-1].stop, self.corpus.num_rows)
-        for name in ("id", *_compared(schema.kind, schema.granularity)):
-            had, got = known.column(name), table.column(name)
-            if not got.equals(had):
-                row = next(row for row in range(len(had)) if had[row].as_py() != got[row].as_py())
-                _refuse_row(self.folder, self.num_rows + row, name, had[row].as_py(), got[row].as_py())
+    def _match_bases(self, table: pa.Table, schema: FolderSchema) -> None:
+        """Check the next rows, as the index has them, against those of what the folder was made from."""
+        for name, base in self.bases.items():
+            known = base.take(table.num_rows)
+            if known.num_rows != table.num_rows:
+                _refuse_count(self.folder, self.plan.units[-1].stop, base.num_rows, name)
+            for column in ("id", *_compared(schema.kind, schema.granularity, known.column_names)):
+                had, got = known.column(column), table.column(column)
+                if not got.equals(had):
+                    row = next(row for row in range(len(had)) if had[row].as_py() != got[row].as_py())
+                    found = had[row].as_py(), got[row].as_py()
+                    _refuse_row(self.folder, self.num_rows + row, column, *found, name)
 
 
 def part_keys(part: PartFile) -> tuple[pa.Table, NDArray[np.uint64]]:
@@ -168,39 +171,38 @@ def check_root(schema: FolderSchema, hashes: NDArray[np.uint64], receipt: Receip
         raise damaged(path, "keys, hashes or column definitions", "not those the receipt was written for")
 
 
-def compare_rows(corpus: Index, other: Index, *, where: Path, granularity: str) -> None:
-    """Check that another folder has the corpus's rows: ids, order, parts, and the teacher's positions.
+def compare_rows(base: Index, other: Index, *, where: Path, granularity: str, base_name: str = "corpus") -> None:
+    """Check that a folder has the rows of what it was made from: ids, order, parts, and a teacher its side's positions.
 
     Where the teacher was cached by spans, its num_positions counts spans and is not compared.
 
     Raises:
         ShardError: Naming the first row that differs.
     """
-    if len(corpus) != len(other):
-        _refuse_count(where, len(other), len(corpus))
-    if not corpus.ids.equals(other.ids):
-        row = next(row for row in range(len(corpus)) if corpus.id_of(row) != other.id_of(row))
-        _refuse_row(where, row, "id", corpus.id_of(row), other.id_of(row))
-    for name in _compared(other.kind, granularity):
-        differs = np.flatnonzero(corpus.numbers[name] != other.numbers[name])
+    if len(base) != len(other):
+        _refuse_count(where, len(other), len(base), base_name)
+    if not base.ids.equals(other.ids):
+        row = next(row for row in range(len(base)) if base.id_of(row) != other.id_of(row))
+        _refuse_row(where, row, "id", base.id_of(row), other.id_of(row), base_name)
+    for name in _compared(other.kind, granularity, list(base.numbers)):
+        differs = np.flatnonzero(base.numbers[name] != other.numbers[name])
         if len(differs):
             row = int(differs[0])
-            _refuse_row(where, row, name, corpus.numbers[name][row], other.numbers[name][row])
+            _refuse_row(where, row, name, base.numbers[name][row], other.numbers[name][row], base_name)
 
 
-def _compared(kind: str, granularity: str) -> list[str]:
-    """The number columns of an index that must be the corpus's."""
-    return ["part", "num_positions"] if (kind, granularity) == ("teacher", "token") else ["part"]
+def _compared(kind: str, granularity: str, known: Sequence[str]) -> list[str]:
+    """The number columns of an index that must be those of what it was made from."""
+    positions = (kind, granularity) == ("teacher", "token") and "num_positions" in known
+    return ["part", "num_positions"] if positions else ["part"]
 
 
-def _refuse_count(where: Path, had: int, expected: int) -> None:
-    raise ShardError(f"{where}: {had} rows, the corpus has {expected}; delete the folder and make it again")
+def _refuse_count(where: Path, had: int, expected: int, base: str) -> None:
+    raise ShardError(f"{where}: {had} rows, {base} has {expected}; delete the folder and make it again")
 
 
-def _refuse_row(where: Path, row: int, name: str, had: Any, got: Any) -> None:
-    raise ShardError(
-        f"{where}: row {row}, {name}: the corpus has {had}, this folder {got}; delete it and make it again"
-    )
+def _refuse_row(where: Path, row: int, name: str, had: Any, got: Any, base: str) -> None:
+    raise ShardError(f"{where}: row {row}, {name}: {base} has {had}, this folder {got}; delete it and make it again")
 
 
 # --------------------------------------------------------------------------- files beside the parts
@@ -229,3 +231,8 @@ def file_receipt(folder: Path, name: str) -> dict[str, Any]:
     if not path.is_file() or path.stat().st_size != receipt["bytes"]:
         raise ShardError(f"{path}: missing or not {receipt['bytes']} bytes long; {remedy}")
     return receipt
+
+
+def has_file(folder: Path, name: str) -> bool:
+    """Whether a file beside the parts is there with its receipt (the receipt is written last)."""
+    return file_receipt_path(folder, name).is_file()

@@ -1,184 +1,354 @@
 """The face of the room: the whole folder of shards, and everything other rooms use to write and read it.
 
-Writing: `begin` a folder (its plan), `missing_units`, `write_part` for each, `seal`. Reading: `ShardSet.open`.
+Writing: `begin` a folder (its plan), `missing_units`, `write_part` for each, `seal`. Reading: `ShardSet.open`, then a
+side, a teacher, and the `PairReader` that shows an alignment in one direction.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from sra_data.errors import ShardError
+from sra_data.shards.choosing import choose, model_name
 from sra_data.shards.codecs import EncodedTensor
-from sra_data.shards.columnar import EncodedRows, alignment_columns, corpus_columns
-from sra_data.shards.columns import FORMAT_VERSION, FolderSchema, alignment_schema, corpus_schema, teacher_schema
+from sra_data.shards.columnar import (
+    EncodedRows,
+    PartColumns,
+    alignment_columns,
+    corpus_columns,
+    read_part,
+    side_columns,
+)
+from sra_data.shards.columns import FORMAT_VERSION, FolderSchema
 from sra_data.shards.heads import load_embeddings, load_head, save_embeddings, save_head
 from sra_data.shards.index import Index, read_index
+from sra_data.shards.kinds import alignment_schema, corpus_schema, side_schema, teacher_schema
 from sra_data.shards.manifest import (
+    FolderState,
     Manifest,
     Plan,
     Receipt,
     Unit,
     begin,
     command_for,
+    is_done,
     missing_units,
+    notes_of,
     record,
+    record_pairs,
     refuse_if_changed,
+    state_of,
 )
-from sra_data.shards.reader import FolderReader
-from sra_data.shards.seal import Sealed, seal
-from sra_data.shards.writer import TEXT_POSITIONS_PER_GROUP, cut_row_groups, write_columns, write_part
+from sra_data.shards.reader import FolderReader, refuse_other_base
+from sra_data.shards.schema import IntArray
+from sra_data.shards.seal import Sealed, has_file, seal
+from sra_data.shards.vocabulary import VOCABULARY, StoredVocabulary, load_vocabulary, save_vocabulary
+from sra_data.shards.writer import TEXT_BYTES_PER_GROUP, cut_row_groups, write_columns, write_part
 
 __all__ = [
     "FORMAT_VERSION",
-    "TEXT_POSITIONS_PER_GROUP",
+    "TEXT_BYTES_PER_GROUP",
+    "VOCABULARY",
     "EncodedRows",
     "FolderReader",
     "FolderSchema",
+    "FolderState",
     "Index",
     "Manifest",
+    "PairReader",
+    "PairSpans",
+    "PairVocabulary",
+    "PartColumns",
     "Plan",
     "Receipt",
     "Sealed",
     "ShardSet",
+    "StoredVocabulary",
     "Unit",
     "alignment_columns",
+    "alignment_name",
     "alignment_schema",
     "begin",
+    "command_for",
     "corpus_columns",
     "corpus_schema",
     "cut_row_groups",
+    "has_file",
+    "is_done",
     "load_embeddings",
     "load_head",
     "missing_units",
+    "model_name",
+    "notes_of",
     "read_index",
+    "read_part",
     "record",
+    "record_pairs",
     "refuse_if_changed",
     "save_embeddings",
     "save_head",
+    "save_vocabulary",
     "seal",
+    "side_columns",
+    "side_schema",
+    "sides_of",
+    "state_of",
     "teacher_schema",
     "write_columns",
     "write_part",
 ]
 
+ALIGN = "sra-data align"
+BETWEEN_SIDES = "~"
 
-class _Alignments(Mapping[str, FolderReader]):
-    """The alignments by name, opened when asked for."""
 
-    def __init__(self, shards: Path, names: list[str]) -> None:
-        self._shards = shards
-        self._readers: dict[str, FolderReader | None] = dict.fromkeys(names)
+def alignment_name(one: str, other: str, suffix: str = "") -> str:
+    """The name of the alignment of two sides, whichever comes first; `suffix` tells other options apart."""
+    left, right = sorted((one, other))
+    return BETWEEN_SIDES.join([left, right, *([suffix] if suffix else [])])
 
-    def __getitem__(self, name: str) -> FolderReader:
-        reader = self._readers[name]
-        if reader is None:
-            reader = self._readers[name] = FolderReader(self._shards, f"alignments/{name}")
-        return reader
 
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._readers)
+def sides_of(alignment: str) -> tuple[str, str]:
+    """(left, right) side of an alignment, from its name."""
+    left, right, *_ = alignment.split(BETWEEN_SIDES)
+    return left, right
 
-    def __len__(self) -> int:
-        return len(self._readers)
 
-    def opened(self) -> list[FolderReader]:
-        """Those that were asked for."""
-        return [reader for reader in self._readers.values() if reader is not None]
+@dataclass(frozen=True)
+class PairSpans:
+    """The spans of one example: span k of the student is span k of the teacher; None where not asked for."""
+
+    id: str
+    status: str
+    student_spans: IntArray  # [K, 2] tokens
+    teacher_spans: IntArray  # [K, 2] tokens
+
+
+@dataclass(frozen=True, eq=False)
+class PairVocabulary:
+    """Ids of student and teacher that stand for the same bytes; see `StoredVocabulary`.
+
+    Attributes:
+        student_ids: [n] int32, increasing; `teacher_ids` [n] int32 their counterparts.
+        student_of_teacher: [teacher's ids] int32, -1 without a counterpart; `teacher_of_student` likewise.
+        end_of_sequence: (student's id, teacher's id), a pair by role; None where a side has none.
+    """
+
+    student_ids: NDArray[np.int32]
+    teacher_ids: NDArray[np.int32]
+    student_of_teacher: NDArray[np.int32]
+    teacher_of_student: NDArray[np.int32]
+    end_of_sequence: tuple[int, int] | None
+
+
+class PairReader:
+    """An alignment in one direction: which side is the student's and which the teacher's.
+
+    Attributes:
+        reader: its rows, left and right.
+        name: of its folder.
+        student, teacher: names of the sides.
+        root: what it was sealed with.
+    """
+
+    def __init__(self, reader: FolderReader, *, student: str, teacher: str) -> None:
+        self.reader = reader
+        self.name = reader.section.partition("/")[2]
+        self.student, self.teacher = student, teacher
+        self.root = reader.root
+        self._student_is_left = (student, teacher) == sides_of(self.name)
+        assert self._student_is_left or (teacher, student) == sides_of(self.name)
+
+    @property
+    def index(self) -> Index:
+        """The alignment's index."""
+        return self.reader.index
+
+    def read(self, row_numbers: Sequence[int] | NDArray[Any]) -> list[PairSpans]:
+        """Rows by number, in the order asked; raises as `FolderReader.read` does."""
+        rows = self.reader.read(row_numbers)
+        if self._student_is_left:
+            return [PairSpans(row.id, row.status, row.left_spans, row.right_spans) for row in rows]
+        return [PairSpans(row.id, row.status, row.right_spans, row.left_spans) for row in rows]
+
+    def vocabulary(self) -> PairVocabulary:
+        """What the two tokenizers share.
+
+        Raises:
+            ShardError: If the file is missing or damaged.
+        """
+        stored = load_vocabulary(self.reader.folder)
+        if not self._student_is_left:
+            stored = stored.swapped()
+        return PairVocabulary(
+            student_ids=stored.left_ids,
+            teacher_ids=stored.right_ids,
+            student_of_teacher=stored.left_of_right,
+            teacher_of_student=stored.right_of_left,
+            end_of_sequence=stored.end_of_sequence,
+        )
 
 
 class ShardSet:
-    """A whole folder of shards, opened for reading.
+    """A whole folder of shards, opened for reading; its folders are opened when asked for.
 
     Attributes:
         path: the folder.
         manifest: as read when opened.
-        corpus: its rows.
-        alignments: readers by name.
     """
 
     def __init__(self, path: Path, manifest: Manifest) -> None:
         self.path = path
         self.manifest = manifest
-        self.corpus = FolderReader(path, "corpus")
-        self.alignments = _Alignments(path, manifest.alignments)
+        self._opened: dict[str, FolderReader] = {}
 
     @classmethod
-    def open(cls, path: str | Path, *, need_teacher: bool = True) -> ShardSet:
+    def open(cls, path: str | Path) -> ShardSet:
         """Open a folder.
 
-        Args:
-            path: the folder of shards.
-            need_teacher: refuse at once where the teacher's pages are missing or unfinished.
-
         Raises:
-            ShardError: If there are no shards, of another format version, or something needed is not sealed.
+            ShardError: If there are no shards, of another format version, or the corpus is not sealed.
         """
-        path = Path(path)
-        shards = cls(path, Manifest.load(path))
-        if need_teacher:
-            assert shards.teacher is not None
+        shards = cls(Path(path), Manifest.load(Path(path)))
+        assert shards.corpus is not None
         return shards
 
     @cached_property
-    def teacher(self) -> FolderReader:
-        """The teacher's pages.
+    def corpus(self) -> FolderReader:
+        """The examples as the user gave them."""
+        return self._open("corpus")
+
+    def side(self, name: str) -> FolderReader:
+        """A side by the name of its folder.
 
         Raises:
-            ShardError: If they are missing, unfinished or of another corpus; with the command that makes them.
+            ShardError: If it is missing, unfinished or of another corpus.
         """
-        reader = FolderReader(self.path, "teacher", corpus=self.corpus)
-        self._refuse_other_corpus(reader)
-        return reader
+        return self._open(f"sides/{name}")
 
-    def alignment(self, name: str | None = None) -> FolderReader:
-        """An alignment by name (or the start of it), or the only one.
+    def teacher(self, name: str) -> FolderReader:
+        """A teacher's pages by the name of their folder; rows know their positions.
 
         Raises:
-            ShardError: If there is none of that name, or several and no name was given.
+            ShardError: If they are missing, unfinished or of another corpus or side.
         """
-        names = list(self.alignments)
-        chosen = [known for known in names if known == name] or [
-            known for known in names if name is None or known.startswith(name)
-        ]
-        if len(chosen) != 1:
-            problem = "several alignments" if len(chosen) > 1 else f"no alignment {name or ''}".rstrip()
+        return self._open(f"teachers/{name}", side=self.side(self.side_of_teacher(name)))
+
+    def alignment(self, name: str) -> FolderReader:
+        """An alignment by the name of its folder.
+
+        Raises:
+            ShardError: If it is missing, unfinished or of other sides.
+        """
+        return self._open(f"alignments/{name}")
+
+    def pair(self, *, student: str, teacher: str, name: str | None = None) -> PairReader:
+        """The alignment of two sides, seen from the student.
+
+        Args:
+            student: name of a side; teacher likewise.
+            name: of the alignment, where the pair was aligned in several ways.
+
+        Raises:
+            ShardError: If they were never aligned, or in several ways and no name was given.
+        """
+        known = [found for found in self.manifest.names("alignments") if set(sides_of(found)) == {student, teacher}]
+        plain = alignment_name(student, teacher)
+        if name is None and len(known) > 1 and plain in known:
+            known = [plain]
+        if not known:
             raise ShardError(
-                f"{self.path}: {problem} (there are {', '.join(names) or 'none'}); choose one with --student, "
-                "or make it with `sra-data align`"
+                f"{self.path}: the sides {student} and {teacher} are not aligned; run `{ALIGN} --teacher "
+                f"{self._model_of(teacher)} --student {self._model_of(student)} --out {self.path}` with the same data"
             )
-        reader = self.alignments[chosen[0]]
-        self._refuse_other_corpus(reader)
-        return reader
+        chosen = choose(
+            name,
+            {found: () for found in known},
+            where=self.path,
+            what="alignment",
+            flag="--set student.alignment=NAME",
+            command=ALIGN,
+        )
+        return PairReader(self.alignment(chosen), student=student, teacher=teacher)
 
-    def _refuse_other_corpus(self, reader: FolderReader) -> None:
-        if reader.facts["corpus_root"] != self.corpus.root:
-            raise ShardError(
-                f"{reader.folder}: made for the corpus {reader.facts['corpus_root'][:12]}, the folder holds "
-                f"{self.corpus.root[:12]}; delete it and {command_for(reader.section, self.path)}"
-            )
+    # ------------------------------------------------------------------------------------------- which one is meant
 
-    def roots(self, alignment: str | None = None) -> dict[str, str]:
-        """The sealed roots a run reads: corpus, alignment and teacher."""
-        return {"corpus": self.corpus.root, "alignment": self.alignment(alignment).root, "teacher": self.teacher.root}
+    def choose_teacher(self, wanted: str | None = None) -> str:
+        """The name of a teacher's folder: by its name, its start, its model's name, or the only one.
 
-    def head(self) -> tuple[dict[str, EncodedTensor], dict[str, str]]:
-        """The teacher's output head: see `load_head`."""
-        return load_head(self.teacher.folder)
+        Raises:
+            ShardError: If there is none, or several fit; lists what is there.
+        """
+        facts = {name: self.manifest.section(f"teachers/{name}") or {} for name in self.manifest.names("teachers")}
+        known = {name: (str(found.get("name", "")),) for name, found in facts.items()}
+        command = f"sra-data cache-teacher {self.path}"
+        return choose(wanted, known, where=self.path, what="teacher", flag="--teacher NAME", command=command)
 
-    def embeddings(self) -> tuple[NDArray[np.int32], EncodedTensor, dict[str, str]]:
-        """The teacher's input embeddings of the ids that occur: see `load_embeddings`."""
-        return load_embeddings(self.teacher.folder)
+    def choose_student(self, wanted: str | None = None) -> str:
+        """The name of a side that was aligned as a student's: by its name, its start, its model's, or the only one.
+
+        Raises:
+            ShardError: If there is none, or several fit; lists what is there.
+        """
+        return self._choose_side(wanted, "student")
+
+    def choose_teacher_side(self, wanted: str | None = None) -> str:
+        """The name of a side that was aligned as a teacher's; raises as `choose_student` does."""
+        return self._choose_side(wanted, "teacher")
+
+    def _choose_side(self, wanted: str | None, role: str) -> str:
+        known: dict[str, tuple[str, ...]] = {}
+        for pair in self.manifest.pairs:
+            side = pair[f"{role}_side"]
+            known[side] = (*known.get(side, ()), pair[role]["name"])
+        if wanted in self.manifest.names("sides"):
+            return str(wanted)
+        command = f"{ALIGN} --{role} ... --out {self.path}"
+        return choose(wanted, known, where=self.path, what=role, flag=f"--{role} NAME", command=command)
+
+    def models_of(self, side: str, role: str) -> list[dict[str, Any]]:
+        """The models ({"name", "revision"}) a side was aligned for as "teacher" or "student", first to last."""
+        found = [pair[role] for pair in self.manifest.pairs if pair[f"{role}_side"] == side]
+        return [model for number, model in enumerate(found) if model not in found[:number]]
+
+    def side_of_teacher(self, name: str) -> str:
+        """The side whose positions a teacher's pages are about."""
+        return str(self.manifest.sealed(f"teachers/{name}")["side"])
+
+    def _model_of(self, side: str) -> str:
+        return str((self.manifest.section(f"sides/{side}") or {}).get("tokenizer_name", side))
+
+    # --------------------------------------------------------------------------------------------- beside the parts
+
+    def head(self, teacher: str) -> tuple[dict[str, EncodedTensor], dict[str, str]]:
+        """A teacher's output head: see `load_head`."""
+        return load_head(self.teacher(teacher).folder)
+
+    def embeddings(self, teacher: str) -> tuple[NDArray[np.int32], EncodedTensor, dict[str, str]]:
+        """A teacher's input embeddings of the ids that occur: see `load_embeddings`."""
+        return load_embeddings(self.teacher(teacher).folder)
+
+    # ---------------------------------------------------------------------------------------------- opening, closing
+
+    def _open(self, section: str, *, side: FolderReader | None = None) -> FolderReader:
+        """A folder, opened once, made from what is there."""
+        if section not in self._opened:
+            reader = FolderReader(self.path, section, side=side)
+            for base in reader.facts.get("made_from", {}):
+                refuse_other_base(reader, self._open(base))
+            self._opened[section] = reader
+        return self._opened[section]
 
     def close(self) -> None:
         """Close all files."""
-        readers = [self.corpus, *self.alignments.opened()]
-        readers += [self.teacher] if "teacher" in self.__dict__ else []
-        for reader in readers:
+        for reader in self._opened.values():
             reader.close()
 
     def __enter__(self) -> ShardSet:
@@ -186,3 +356,8 @@ class ShardSet:
 
     def __exit__(self, *unused: object) -> None:
         self.close()
+
+    def __iter__(self) -> Iterator[str]:
+        """Every section that was begun, in the order in which one is made from another."""
+        return iter(self.manifest.sections)
+

@@ -1,4 +1,4 @@
-"""The shared vocabulary of an alignment, beside its parts, as safetensors.
+"""The shared vocabulary of an alignment, beside its parts, as safetensors: left and right as in the folder's name.
 
 Training reads it from here, because it has no tokenizer of the teacher's.
 """
@@ -21,24 +21,38 @@ class StoredVocabulary:
     """Ids of two tokenizers that stand for the same bytes.
 
     Attributes:
-        student_ids: [n] int32, one pair for each shared string.
-        teacher_ids: [n] int32.
-        student_of_teacher: [teacher's ids] int32: for every teacher id the student's id of its bytes, or -1.
-        end_of_sequence: (student's id, teacher's id), a pair by role; None where a side has none.
+        left_ids: [n] int32, increasing, one pair for each shared string: the lowest id of each side.
+        right_ids: [n] int32.
+        right_of_left: [left's ids] int32: for every left id the right's id of its bytes, or -1.
+        left_of_right: [right's ids] int32, likewise.
+        end_of_sequence: (left's id, right's id), a pair by role; None where a side has none.
     """
 
-    student_ids: NDArray[np.int32]
-    teacher_ids: NDArray[np.int32]
-    student_of_teacher: NDArray[np.int32]
+    left_ids: NDArray[np.int32]
+    right_ids: NDArray[np.int32]
+    right_of_left: NDArray[np.int32]
+    left_of_right: NDArray[np.int32]
     end_of_sequence: tuple[int, int] | None
+
+    def swapped(self) -> StoredVocabulary:
+        """The same, right for left, pairs in the order of the new left's ids."""
+        end, order = self.end_of_sequence, np.argsort(self.right_ids, kind="stable")
+        return StoredVocabulary(
+            self.right_ids[order],
+            self.left_ids[order],
+            self.left_of_right,
+            self.right_of_left,
+            None if end is None else (end[1], end[0]),
+        )
 
 
 def save_vocabulary(folder: Path, vocabulary: StoredVocabulary) -> None:
     """Write vocabulary.safetensors and its receipt into an alignment's folder."""
     tensors = {
-        "student_ids": vocabulary.student_ids,
-        "teacher_ids": vocabulary.teacher_ids,
-        "student_of_teacher": vocabulary.student_of_teacher,
+        "left_ids": vocabulary.left_ids,
+        "right_ids": vocabulary.right_ids,
+        "right_of_left": vocabulary.right_of_left,
+        "left_of_right": vocabulary.left_of_right,
         "end_of_sequence": np.array(vocabulary.end_of_sequence or (), dtype=np.int32),
     }
     save_tensors(folder, VOCABULARY, tensors, {})

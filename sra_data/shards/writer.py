@@ -23,27 +23,32 @@ from sra_data.shards.columns import (
     TEXT,
     Column,
     FolderSchema,
-    Row,
-    column_value,
-    key_values,
     row_hash,
     value_hash,
 )
 from sra_data.shards.durable import publish, sha256_of, staged, temporary_of
+from sra_data.shards.kinds import Row, column_value, key_values
 from sra_data.shards.manifest import Receipt, Unit, part_path, receipt_path, rows_root
 from sra_data.shards.part import PartFile, check_part, damaged, footer_hash
 
-POSITIONS_PER_GROUP = 1024  # of the teacher's pages: 4.5 MB at width 2,048 in bf16
-TEXT_POSITIONS_PER_GROUP = 8192  # of corpus and alignments: some 20 bytes a position; small chunks cost more than that
+POSITIONS_PER_GROUP = 1024  # of a teacher's pages: 4.5 MB at width 2,048 in bf16
+# Of corpus, sides and alignments, in bytes of responses: some 8,192 positions, of some 20 bytes each; smaller chunks cost
+# more than they hold. From bytes and not tokens, so that all these folders have the same row groups.
+TEXT_BYTES_PER_GROUP = 32_768
 ROWS_PER_GROUP = 1024
 
 
-def cut_row_groups(num_positions: Iterable[int], *, max_positions: int = POSITIONS_PER_GROUP) -> list[int]:
-    """Rows of each row group: as many neighbours as fit `max_positions` (and 1,024 rows); a longer row stands alone."""
+def cut_row_groups(sizes: Iterable[int], *, most: int = POSITIONS_PER_GROUP) -> list[int]:
+    """Rows of each row group: as many neighbours as fit `most` (and 1,024 rows); a larger row stands alone.
+
+    Args:
+        sizes: positions of each row of a teacher's pages, or bytes of each row of the folders of text.
+        most: in the same measure.
+    """
     groups: list[int] = []
     filled = 0
-    for count in num_positions:
-        if groups and groups[-1] < ROWS_PER_GROUP and filled + count <= max_positions:
+    for count in sizes:
+        if groups and groups[-1] < ROWS_PER_GROUP and filled + count <= most:
             groups[-1] += 1
             filled += count
         else:
@@ -242,8 +247,7 @@ class _EncodedGroup:
         for column in self.schema.columns:
             values = self.values[column.name]
             dtype = pa.large_string() if column.codec == TEXT else pa.large_binary()
-            may_lack = column.name == "student_text"
-            arrays.append(pa.array(_texts(values), dtype) if may_lack else _binary(values, dtype))
+            arrays.append(pa.array(_texts(values), dtype) if column.nullable else _binary(values, dtype))
         return pa.record_batch(arrays, schema=self.schema.arrow())
 
 

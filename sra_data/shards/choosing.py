@@ -1,0 +1,54 @@
+"""Which of several folders a word of the user's means: the only one, one by name or its start, or one by its model.
+
+Every command that reads a folder with several sides, teachers or alignments asks here, so that all of them take the
+same words and refuse with the same list.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from sra_data.errors import ShardError
+
+
+def model_name(name: str) -> str:
+    """How a model is named in a manifest: a local folder by its whole path, a Hub id as it is."""
+    return str(Path(name).resolve()) if Path(name).is_dir() else name
+
+
+def choose(
+    wanted: str | None, known: Mapping[str, Sequence[str]], *, where: Path, what: str, flag: str, command: str
+) -> str:
+    """The folder that is meant.
+
+    Args:
+        wanted: the whole name of a folder, the start of one, or the name of a model; None for the only one.
+        known: folder -> names of the models it is known by.
+        where: the folder of shards.
+        what: "teacher", "side" or "alignment", for the message.
+        flag: the option that names one.
+        command: what makes another.
+
+    Raises:
+        ShardError: If there is none, or several fit; lists what is there.
+    """
+    if wanted is None:
+        fitting = list(known)
+    else:
+        asked, bare = model_name(wanted), wanted.partition("@")[0]
+        by_rule = (
+            [name for name in known if name == wanted],
+            [name for name, models in known.items() if asked in models or bare in models],
+            [name for name in known if name.startswith(wanted)],
+        )
+        fitting = next((found for found in by_rule if found), [])
+    if len(fitting) == 1:
+        return fitting[0]
+    problem = f"no {what}" if not fitting else f"{len(fitting)} {what}s"
+    named = "" if wanted is None else f" {wanted}"
+    there = ", ".join(fitting or known) or "none"
+    remedy = f"choose one with {flag}" if known else f"run `{command}`"
+    if known and not fitting:
+        remedy += f", or make it with `{command}`"
+    raise ShardError(f"{where}: {problem}{named} (there {'is' if len(known) == 1 else 'are'} {there}); {remedy}")
