@@ -130,7 +130,7 @@ def align(
     json: Json = False,
 ) -> None:
     """Tokenize a corpus twice, align the two, write sharded Parquet."""
-    from sra_data.stages import align as stage
+    from sra_data.stages.align import stage
 
     summary = stage.align(
         stage.AlignOptions(
@@ -185,8 +185,8 @@ def estimate(
     json: Json = False,
 ) -> None:
     """Say what cache-teacher would take: bytes, hours, and whether it pays."""
-    from sra_data.stages import estimate as stage
-    from sra_data.stages.cache_options import CacheOptions
+    from sra_data.stages.cache.options import CacheOptions
+    from sra_data.stages.estimate import stage
 
     summary = stage.estimate(
         stage.EstimateOptions(
@@ -247,8 +247,8 @@ def cache_teacher(
     json: Json = False,
 ) -> None:
     """Run the teacher once; keep hidden states, attention and top-k log-probabilities."""
-    from sra_data.stages import cache as stage
-    from sra_data.stages.cache_options import CacheOptions
+    from sra_data.stages.cache import stage
+    from sra_data.stages.cache.options import CacheOptions
 
     summary = stage.cache_teacher(
         CacheOptions(
@@ -294,7 +294,7 @@ def verify(
 
     again: stage.Recapture | None = None
     if deep:
-        from sra_data.stages.recapture import recapture
+        from sra_data.stages.cache.recapture import recapture
 
         again = partial(recapture, device=device, trust_remote_code=trust_remote_code, allow_pickle=allow_pickle)
     options = stage.VerifyOptions(Path(shards), deep=deep, sample=sample)
@@ -314,11 +314,11 @@ def inspect(
     """Show one example: the response as both tokenizers cut it, spans lined up."""
     from rich.console import Console
 
-    from sra_data.stages import inspect as stage
+    from sra_data.stages.inspect import stage
 
     options = stage.InspectOptions(example, shards=shards, student=student, html=html)
     inspection = stage.inspect(options, terminal.make_reporter(quiet=json))
-    terminal.finish(inspection, as_json=True) if json else inspection.print(Console())
+    terminal.finish(inspection, as_json=True) if json else stage.show(inspection, Console())
 
 
 @app.command()
@@ -330,7 +330,7 @@ def report(
     json: Json = False,
 ) -> None:
     """Draw corpus, alignment and the teacher's pages on one self-contained page."""
-    from sra_data.stages import report as stage
+    from sra_data.stages.report import stage
 
     options = stage.ReportOptions(shards=shards, out=out, student=student, sample=sample)
     terminal.finish(stage.report(options, terminal.make_reporter(quiet=json)), as_json=json)

@@ -11,8 +11,8 @@ import torch
 from benchmarks.trained_teacher import OUTLIERS, VOCABULARY, give_outliers, text_ids, train_teacher
 from sra_data.shards.schema import CorpusRow
 from sra_data.shards.store import ShardSet, Unit, begin, corpus_schema, cut_row_groups, seal, write_part
-from sra_data.stages.cache import cache_teacher
-from sra_data.stages.cache_options import CacheOptions
+from sra_data.stages.cache.options import CacheOptions
+from sra_data.stages.cache.stage import cache_teacher
 from sra_data.terminal import Reporter
 
 NUM_EXAMPLES, LENGTH = 24, 80

@@ -1,7 +1,7 @@
 """`sra-data align`: a corpus cut by two tokenizers, lined up, written as shards.
 
-First everything that can be refused is refused: tokenizers, options, every row of the data (`align_plan.py`). Then the
-plan is written, then the units are done (`align_units.py`), in this process or several; a rerun does those that are
+First everything that can be refused is refused: tokenizers, options, every row of the data (`plan.py`). Then the
+plan is written, then the units are done (`units.py`), in this process or several; a rerun does those that are
 missing. The corpus belongs to the teacher's tokenizer alone; a second student adds a folder under alignments/ and
 changes nothing else.
 """
@@ -27,9 +27,9 @@ from sra_data.engines.local import run_units
 from sra_data.errors import ConfigError, ShardError
 from sra_data.shards.store import Manifest, Unit, begin, missing_units, seal
 from sra_data.shards.vocabulary import VOCABULARY, StoredVocabulary, save_vocabulary
-from sra_data.stages.align_plan import CorpusPlan, scan
-from sra_data.stages.align_summary import AlignSummary, TokenizerPair, summarise
-from sra_data.stages.align_units import AlignWorker, UnitOptions
+from sra_data.stages.align.plan import CorpusPlan, scan
+from sra_data.stages.align.summary import AlignSummary, TokenizerPair, summarise
+from sra_data.stages.align.units import AlignWorker, UnitOptions
 from sra_data.terminal import Reporter
 
 __all__ = ["AlignOptions", "AlignSummary", "TokenizerPair", "align", "align_with", "load_pair"]

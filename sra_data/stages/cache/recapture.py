@@ -13,7 +13,7 @@ import torch
 from sra_data.errors import ShardError
 from sra_data.shards.schema import CorpusRow, TeacherRow
 from sra_data.shards.store import ShardSet
-from sra_data.stages.cache_unit import CacheWorker, UnitSettings
+from sra_data.stages.cache.unit import CacheWorker, UnitSettings
 from sra_data.teacher.capture import CaptureOptions
 
 

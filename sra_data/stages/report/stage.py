@@ -7,9 +7,9 @@ from pathlib import Path
 
 from sra_data.errors import ConfigError, ShardError
 from sra_data.shards.store import ShardSet
-from sra_data.stages.report_facts import gather
-from sra_data.stages.report_page import page
-from sra_data.stages.report_plots import charts_of
+from sra_data.stages.report.facts import gather
+from sra_data.stages.report.page import page
+from sra_data.stages.report.plots import charts_of
 from sra_data.terminal import Reporter
 
 

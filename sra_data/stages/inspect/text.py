@@ -9,14 +9,16 @@ that every piece shows what it holds and every column keeps its width:
 
 from __future__ import annotations
 
+import shutil
 import unicodedata
 from collections.abc import Iterable
+from io import StringIO
 
 from rich.cells import cell_len, chop_cells
 from rich.console import Console
 from rich.text import Text
 
-from sra_data.stages.inspect import Column, Inspection, Piece
+from sra_data.stages.inspect.example import Column, Inspection, Piece
 
 SPAN_STYLES = ("black on #a6e3a1", "black on #89b4fa", "black on #f9e2af", "black on #cba6f7", "black on #94e2d5")
 UNMATCHED_STYLE = "dim"
@@ -41,6 +43,15 @@ def print_inspection(inspection: Inspection, console: Console) -> None:
             console.print(Text(f"response {number} of {len(inspection.turns)}", style="bold"))
         for line in response_lines(columns, width=console.width):
             console.print(line, no_wrap=True, overflow="ignore", crop=False)
+
+
+def plain_lines(inspection: Inspection, width: int = 0) -> list[str]:
+    """It as plain text of at most `width` cells a line (0: as wide as the terminal)."""
+    file = StringIO()
+    print_inspection(
+        inspection, Console(file=file, width=width or shutil.get_terminal_size().columns, color_system=None)
+    )
+    return file.getvalue().splitlines()
 
 
 def heading(inspection: Inspection) -> list[str]:

@@ -13,9 +13,9 @@ import torch
 from sra_data.errors import ConfigError, ModelError, ShardError
 from sra_data.shards.schema import CorpusRow
 from sra_data.shards.store import Manifest, ShardSet, Unit, begin, corpus_schema, cut_row_groups, seal, write_part
-from sra_data.stages import cache
-from sra_data.stages.cache import cache_teacher
-from sra_data.stages.cache_options import CacheOptions
+from sra_data.stages.cache import stage as cache
+from sra_data.stages.cache.options import CacheOptions
+from sra_data.stages.cache.stage import cache_teacher
 from sra_data.teacher.loading import load
 from sra_data.terminal import Reporter
 from tests.model_zoo import tiny_model

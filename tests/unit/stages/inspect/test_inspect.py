@@ -13,9 +13,11 @@ from rich.console import Console
 
 from sra_data.errors import ShardError
 from sra_data.shards.schema import AlignmentRow, CorpusRow
-from sra_data.stages.align import AlignOptions, align
-from sra_data.stages.inspect import Inspection, InspectOptions, Piece, cut_pieces, inspect, make_inspection
-from sra_data.stages.inspect_text import sign, visible
+from sra_data.stages.align.stage import AlignOptions, align
+from sra_data.stages.inspect.example import Inspection, Piece, cut_pieces, make_inspection
+from sra_data.stages.inspect.html import page as page_of
+from sra_data.stages.inspect.stage import InspectOptions, inspect, show
+from sra_data.stages.inspect.text import plain_lines, sign, visible
 from sra_data.terminal import Reporter
 from tests.unit.stages.align_worlds import CHAT_TEMPLATE, save_byte_level, save_unigram, write_jsonl
 
@@ -58,7 +60,7 @@ def example(*, alignment_changes=None, **changes) -> Inspection:
 
 def printed(inspection: Inspection, width: int = 80) -> list[str]:
     console = Console(file=io.StringIO(), width=width, record=True, color_system=None)
-    inspection.print(console)
+    show(inspection, console)
     return console.export_text().splitlines()
 
 
@@ -166,7 +168,7 @@ def test_spans_line_up_in_every_script_at_every_width(data, text, width):
 
 
 def _response_lines(inspection, width):
-    from sra_data.stages.inspect_text import response_lines
+    from sra_data.stages.inspect.text import response_lines
 
     return list(response_lines(inspection.turns[0], width=width))
 
@@ -192,7 +194,7 @@ class Page(HTMLParser):
 
 
 def test_the_page_stands_alone_and_escapes_everything():
-    html = example(text='<i>:\n<b>&" 東京 😀!', id="<script>alert(1)</script>").html()
+    html = page_of(example(text='<i>:\n<b>&" 東京 😀!', id="<script>alert(1)</script>"))
     page = Page()
     page.feed(
         html.replace('<meta charset="utf-8">', "")
@@ -226,8 +228,8 @@ def test_shards_are_found_by_row_and_by_id_in_chats_too(tmp_path):
     page = tmp_path / "page.html"
     found = inspect(InspectOptions("zero", out, html=str(page), student="pieces"), Reporter())
     assert found.row == 1
-    assert page.read_text("utf-8") == found.html()
-    assert found.lines(100)[:1] == ["row 1 · id zero · train"]
+    assert page.read_text("utf-8") == page_of(found)
+    assert plain_lines(found, 100)[:1] == ["row 1 · id zero · train"]
     assert found.as_dict()["turns"][0][0]["number"] == 0
     with pytest.raises(ShardError, match="example 9: no such id, and no row number below 2; give one of these"):
         inspect(InspectOptions("9", out), Reporter())

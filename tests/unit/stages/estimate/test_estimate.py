@@ -11,10 +11,10 @@ import pytest
 
 from sra_data.errors import ConfigError, ModelError, ShardError
 from sra_data.shards.durable import write_json
-from sra_data.stages import cache_size
-from sra_data.stages.cache import cache_teacher
-from sra_data.stages.cache_options import CacheOptions
-from sra_data.stages.estimate import EstimateOptions, EstimateSummary, estimate
+from sra_data.stages.cache import size as cache_size
+from sra_data.stages.cache.options import CacheOptions
+from sra_data.stages.cache.stage import cache_teacher
+from sra_data.stages.estimate.stage import EstimateOptions, EstimateSummary, estimate
 from sra_data.terminal import Reporter, bytes_in_words
 from tests.integration.command_lines import sra_data, write_examples, write_pair
 

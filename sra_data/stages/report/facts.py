@@ -18,7 +18,7 @@ from sra_data.shards.part import PartFile
 from sra_data.shards.reader import FolderReader
 from sra_data.shards.schema import OK, AlignmentRow, TeacherRow
 from sra_data.shards.store import ShardSet
-from sra_data.stages.align_counts import AlignCounts
+from sra_data.stages.align.counts import AlignCounts
 from sra_data.stages.sampling import sample_rows
 from sra_data.terminal import Reporter
 

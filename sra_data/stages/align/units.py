@@ -41,8 +41,8 @@ from sra_data.shards.store import (
 from sra_data.spans.alignment import Boundaries, SpanTable, align, segments_for
 from sra_data.spans.ragged import Ragged
 from sra_data.spans.vocabulary import SharedVocabulary
-from sra_data.stages.align_counts import AlignCounts
-from sra_data.stages.align_plan import split_of, text_bytes
+from sra_data.stages.align.counts import AlignCounts
+from sra_data.stages.align.plan import split_of, text_bytes
 
 ROWS_PER_BATCH = 1024  # tokenizers cut 1,024 texts at once for a tenth less than four times 256
 TEXT_BYTES_PER_BATCH = 1_000_000

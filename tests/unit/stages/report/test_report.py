@@ -14,11 +14,12 @@ import pytest
 
 from sra_data.errors import ConfigError, ShardError
 from sra_data.shards.store import ShardSet
-from sra_data.stages import report_facts
-from sra_data.stages.report import ReportOptions, report
-from sra_data.stages.report_facts import SHARES, PagesSample, ReportFacts, concentration, gather, mass_of_spans
-from sra_data.stages.report_page import page, table
-from sra_data.stages.report_plots import COLOUR, charts_of, length_edges, percent, power, short_bytes
+from sra_data.stages.report import facts as report_facts
+from sra_data.stages.report.chart import COLOUR, percent, power, short_bytes
+from sra_data.stages.report.facts import SHARES, PagesSample, ReportFacts, concentration, gather, mass_of_spans
+from sra_data.stages.report.page import page, table
+from sra_data.stages.report.plots import charts_of, length_edges
+from sra_data.stages.report.stage import ReportOptions, report
 from sra_data.terminal import Reporter
 from tests.integration.command_lines import sra_data, write_examples, write_pair
 

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from html import escape
 
-from sra_data.stages.inspect import Column, Inspection, Piece
-from sra_data.stages.inspect_text import heading, visible
+from sra_data.stages.inspect.example import Column, Inspection, Piece
+from sra_data.stages.inspect.text import heading, visible
 
 STYLE = """
 :root { color-scheme: light dark; --ink: #1f2430; --soft: #6b7280; --paper: #fbfbf9; --card: #ffffff; --line: #e3e3dd;

@@ -14,8 +14,9 @@ import numpy as np
 
 from sra_data import __version__
 from sra_data.shards.schema import OK
-from sra_data.stages.report_facts import HARDEST, AlignmentFacts, PagesFacts, ReportFacts
-from sra_data.stages.report_plots import MEASURES, PALETTE, Chart, percent
+from sra_data.stages.report.chart import PALETTE, Chart, percent
+from sra_data.stages.report.facts import HARDEST, AlignmentFacts, PagesFacts, ReportFacts
+from sra_data.stages.report.plots import MEASURES
 from sra_data.terminal import bytes_in_words
 
 SECTIONS = {"corpus": "Corpus", "alignment": "Alignment", "pages": "The teacher’s pages", "skips": "Skips"}

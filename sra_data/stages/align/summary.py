@@ -8,8 +8,8 @@ from typing import Any, Literal
 from sra_data.corpus.tokenization import SideTokenizer
 from sra_data.shards.schema import OK
 from sra_data.spans.vocabulary import SharedVocabulary, shared_vocabulary
-from sra_data.stages.align_counts import AlignCounts
-from sra_data.stages.align_plan import CorpusPlan
+from sra_data.stages.align.counts import AlignCounts
+from sra_data.stages.align.plan import CorpusPlan
 from sra_data.terminal import clock
 
 SIZES_SHOWN = 8

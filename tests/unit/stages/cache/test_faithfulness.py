@@ -10,7 +10,7 @@ import torch
 
 from sra_data.errors import ShardError
 from sra_data.models.output_head import OutputHead
-from sra_data.stages.faithfulness import (
+from sra_data.stages.cache.faithfulness import (
     Distance,
     centres_of_mass,
     next_token_divergences,

@@ -15,8 +15,9 @@ from sra_data.corpus.tokenization import SideTokenizer
 from sra_data.errors import ConfigError, ShardError, SourceError, TokenizerError
 from sra_data.shards.store import ShardSet
 from sra_data.shards.vocabulary import load_vocabulary
-from sra_data.stages import align_plan, align_units
-from sra_data.stages.align import AlignOptions, TokenizerPair, align, align_with, select_units
+from sra_data.stages.align import plan as align_plan
+from sra_data.stages.align import units as align_units
+from sra_data.stages.align.stage import AlignOptions, TokenizerPair, align, align_with, select_units
 from sra_data.terminal import Reporter
 from tests.unit.stages.align_worlds import CHAT_TEMPLATE, rows, save_byte_level, save_unigram, write_jsonl
 

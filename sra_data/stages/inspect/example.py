@@ -1,44 +1,18 @@
 """One example, as both sides read it: the response as two rows of pieces with the spans lined up beneath each other.
 
-Reads the shards alone (ends of tokens are stored), so it needs no tokenizer and no model. This module finds out what
-there is to show; `inspect_text.py` shows it on a terminal, `inspect_html.py` on a page.
+This module finds out what there is to show; `text.py` shows it on a terminal, `html.py` on a page.
 """
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from sra_data.errors import ShardError
 from sra_data.shards.schema import AlignmentRow, CorpusRow
-from sra_data.shards.store import Index, ShardSet
-from sra_data.terminal import Reporter
-
-if TYPE_CHECKING:
-    from rich.console import Console
-
-
-@dataclass(frozen=True)
-class InspectOptions:
-    """What to look at.
-
-    Attributes:
-        example: Row number in the shards, or an id.
-        shards: The folder that `align` wrote.
-        student: Name of the alignment, where there are several.
-        html: File to write the page to, or None.
-    """
-
-    example: str
-    shards: str = "shards"
-    student: str | None = None
-    html: str | None = None
 
 
 @dataclass(frozen=True)
@@ -91,32 +65,9 @@ class Inspection:
     num_spans: int
     covered: float
 
-    def print(self, console: Console) -> None:
-        """Show it on a terminal of any width."""
-        from sra_data.stages.inspect_text import print_inspection
-
-        print_inspection(self, console)
-
-    def html(self) -> str:
-        """It as one page that needs no network."""
-        from sra_data.stages.inspect_html import page
-
-        return page(self)
-
     def as_dict(self) -> dict[str, Any]:
         """It as plain values."""
         return asdict(self)
-
-    def lines(self, width: int = 0) -> list[str]:
-        """It as plain text of at most `width` cells a line (0: as wide as the terminal)."""
-        from io import StringIO
-
-        from rich.console import Console
-
-        console = Console(file=StringIO(), width=width or shutil.get_terminal_size().columns, color_system=None)
-        self.print(console)
-        assert isinstance(console.file, StringIO)
-        return console.file.getvalue().splitlines()
 
 
 def make_inspection(*, row: int, student: str, corpus: CorpusRow, alignment: AlignmentRow) -> Inspection:
@@ -239,49 +190,3 @@ def _paired(
 def _array(values: NDArray[np.int32] | None) -> NDArray[np.int32]:
     assert values is not None, "the reader was asked for every column"
     return values
-
-
-def inspect(options: InspectOptions, reporter: Reporter) -> Inspection:
-    """Find an example in the shards; write the page if one is asked for.
-
-    Raises:
-        ShardError: No shards, no such example or alignment, or a page that cannot be written.
-    """
-    with ShardSet.open(options.shards, need_teacher=False) as shards:
-        reader = shards.alignment(options.student)
-        row = find_row(options.example, shards.corpus.index)
-        corpus, alignment = shards.corpus.read([row])[0], reader.read([row])[0]
-        name = reader.section.removeprefix("alignments/")
-    inspection = make_inspection(row=row, student=name, corpus=corpus, alignment=alignment)
-    if options.html:
-        save_html(inspection, Path(options.html))
-        reporter.line(f"wrote {options.html}")
-    return inspection
-
-
-def find_row(example: str, index: Index) -> int:
-    """The row that `example` means: an id, or else a row number.
-
-    Raises:
-        ShardError: Neither.
-    """
-    try:
-        return index.row_of(example)
-    except ShardError as error:
-        if example.isdecimal() and int(example) < len(index):
-            return int(example)
-        raise ShardError(
-            f"example {example}: no such id, and no row number below {len(index)}; give one of these"
-        ) from error
-
-
-def save_html(inspection: Inspection, path: Path) -> None:
-    """Write the page.
-
-    Raises:
-        ShardError: The file cannot be written.
-    """
-    try:
-        path.write_text(inspection.html(), encoding="utf-8")
-    except OSError as error:
-        raise ShardError(f"{path}: cannot be written ({error.strerror}); name another file for --html") from error
