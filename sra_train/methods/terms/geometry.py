@@ -1,4 +1,4 @@
-"""L_geo: the student's spans stand to each other as the teacher's do (method.md, section 5).
+"""L_geo: the student's spans stand to each other as the teacher's do (docs/method.md, section 5).
 
 The student's centres are not projected: only angles between them count, so rotating or stretching all of them changes
 nothing. A [K, K] table per example is needed, with K up to 1,024: the tables live for a few examples at a time, and the
@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sra_train.methods.cosine import unit_vectors
+from sra_train.methods.terms.cosine import unit_vectors
 
 SMALLEST_PAIR_WEIGHT = 1e-12
 TABLE_ELEMENTS = 4 * 2**20  # entries of the [examples, K, K] tables that live at once: 16 MB each in float32

@@ -1,22 +1,18 @@
 """What the student can do on the development split, measured while it trains.
 
 The same losses as in training, over the whole split, and bits per byte, which compares with any other model
-(method.md, section 7). Every rank measures its share; the sums are exact whatever their number.
+(docs/method.md, section 7). Every rank measures its share; the sums are exact whatever their number.
 """
 
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
 
 from sra_data.errors import ConfigError
 from sra_train.config import EvaluationConfig
 from sra_train.data.prefetch import Prefetcher
 from sra_train.data.stream import RowTable, Share, development_stream
-from sra_train.loop import StepSums
-
-if TYPE_CHECKING:
-    from sra_train.loop import Trainer
+from sra_train.loop import StepSums, Trainer
 
 
 def measure_development(trainer: Trainer) -> dict[str, float] | None:

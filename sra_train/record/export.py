@@ -16,8 +16,8 @@ from typing import Any
 from torch import Tensor
 
 from sra_data.errors import TrainingError
-from sra_train.checkpoint import flush
 from sra_train.config import StudentConfig
+from sra_train.record.checkpoint import flush
 from sra_train.student import load_student, quiet_transformers
 
 

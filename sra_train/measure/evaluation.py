@@ -28,8 +28,8 @@ from sra_data.models.decoder import decoder_body
 from sra_data.models.output_head import OutputHead
 from sra_data.terminal import Reporter
 from sra_train.config import GenerationConfig, StudentConfig
-from sra_train.generation import Prompt, RougeScores, rouge_scores
 from sra_train.likelihood import token_nats
+from sra_train.measure.generation import Prompt, RougeScores, rouge_scores
 from sra_train.student import load_student
 
 OK = "ok"

@@ -1,6 +1,6 @@
 """Divergences between two distributions over the same outcomes, with the gradient to the student's logits.
 
-P is the teacher, Q the student (method.md, section 5):
+P is the teacher, Q the student (docs/method.md, section 5):
 
     forward   KL(P || Q) = sum p (log p - log q)
     reverse   KL(Q || P)

@@ -1,4 +1,7 @@
-"""What flows from the shards to a method: one padded batch, the sizes of its step, and what the student said.
+"""What flows between the rooms: batches and needs between data, student and methods, and what a method is built from.
+
+`data` and `methods` both stand on this file and do not know each other: a method says what it needs, the reader fills
+a `Batch` with it, the student adds what it said, and the method answers with `LossTerms`.
 
 Shapes: B examples, N student tokens, P teacher positions, K spans, D_s / D_t hidden sizes, k top-k entries; all padded
 on the right. A row of weight 0 is padding of the batch itself (the tail of an epoch): it contributes to no term.
@@ -88,3 +91,83 @@ class StudentOutput:
     hidden: dict[int, Tensor]  # layer -> [B, N, D_s]; the last layer after the final norm
     attention: dict[int, Tensor]  # layer -> [B, N] float32, the last query's row, no gradient
     head: OutputHead  # the student's output head, its parameters live
+
+
+@dataclass(frozen=True)
+class CacheNeeds:
+    """The columns of the teacher's pages that a method reads; the reader loads these and nothing else."""
+
+    layers: tuple[int, ...] = ()  # teacher layers whose hidden states or attention are read
+    hidden: bool = False
+    attention: bool = False
+    top_k: bool = False
+    log_tail_temperatures: tuple[float, ...] = ()  # temperatures whose log tail goes with the top k
+    teacher_ids: bool = False
+    embeddings: bool = False
+    head: bool = False
+    token_rows: str = ""  # the option that reads rows of single tokens, which pages cached by spans do not hold
+    span_rows: str = ""  # the option that reads distributions at centres of mass, which only those hold
+
+    @property
+    def nothing(self) -> bool:
+        """Whether the teacher's pages need not be opened at all."""
+        return not (self.hidden or self.attention or self.top_k or self.teacher_ids or self.embeddings or self.head)
+
+
+@dataclass(frozen=True)
+class StudentNeeds:
+    """What the student's forward has to hand over."""
+
+    layers: tuple[int, ...]  # hidden states of these layers
+    attention_layers: tuple[int, ...] = ()  # last-query attention of these layers
+
+
+@dataclass
+class LossTerms:
+    """The loss of one micro-batch and what it is made of.
+
+    `per_example` holds sums of one example that depend on nothing but that example: ``ce_sum`` (nats), ``labels``,
+    and for SRA ``cos``, ``geo``, ``kd`` (unweighted). `counts` are events worth showing, such as spans whose attention
+    mass vanished.
+    """
+
+    total: Tensor  # scalar with gradient
+    terms: dict[str, Tensor]  # detached scalars, each normalised as in `total` but before its coefficient
+    per_example: dict[str, Tensor]  # [B] float32, detached
+    counts: dict[str, Tensor] = field(default_factory=dict)  # detached scalars
+
+
+@dataclass(frozen=True)
+class ModelShape:
+    """Sizes of one model; layer `num_layers` is the last one, after the final norm."""
+
+    num_layers: int
+    hidden_size: int
+
+
+@dataclass(frozen=True)
+class TeacherKnowledge:
+    """What a method knows of the teacher beside the batch: constant during training.
+
+    `shared_student_ids` and `shared_teacher_ids` [V] are pairs of ids with equal bytes (docs/method.md, section 6).
+    `head` is the teacher's with ALL its rows; the method cuts out what it reads and keeps that as frozen buffers.
+    `teacher_to_student` [teacher vocabulary] maps every teacher id to the student's id that
+    stands for its bytes, -1 without one; several teacher ids may share one. `end_of_sequence` is the pair
+    (student id, teacher id), a pair by role at kd_position=boundary.
+    """
+
+    shared_student_ids: Tensor
+    shared_teacher_ids: Tensor
+    head: OutputHead | None = None
+    teacher_to_student: Tensor | None = None
+    end_of_sequence: tuple[int, int] | None = None
+
+
+@dataclass(frozen=True)
+class MethodSetting:
+    """Everything a method is built from: its options, the shapes of both models and the teacher's knowledge."""
+
+    student: ModelShape
+    teacher: ModelShape | None = None
+    knowledge: TeacherKnowledge | None = None
+    seed: int = 0  # of the projectors' initial values

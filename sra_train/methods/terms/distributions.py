@@ -1,4 +1,4 @@
-"""L_KD's rows: which outcomes teacher and student are compared over (method.md, section 5).
+"""L_KD's rows: which outcomes teacher and student are compared over (docs/method.md, section 5).
 
 * `SharedVocabularyTerm`: both softmaxes over the shared vocabulary V only (kd_vocabulary=renormalised).
 * `SharedOrRestTerm`: both over the model's whole vocabulary; V and one outcome for all the rest.
@@ -19,8 +19,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sra_train.methods.divergence import ABSENT, Divergence, divergence_and_gradient
-from sra_train.methods.head_loss import ChunkedHead, HeadTerm
+from sra_train.methods.terms.divergence import ABSENT, Divergence, divergence_and_gradient
+from sra_train.methods.terms.head_loss import ChunkedHead, HeadTerm
 
 
 class _TeacherHeadTerm(HeadTerm):

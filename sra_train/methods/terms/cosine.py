@@ -1,4 +1,4 @@
-"""L_cos: each span's projected student state points where the teacher's does (method.md, section 5).
+"""L_cos: each span's projected student state points where the teacher's does (docs/method.md, section 5).
 
 Shapes: B examples, K spans, D hidden size.
 """

@@ -20,7 +20,7 @@ from sra_data.errors import ShardError
 from sra_data.models.output_head import OutputHead
 from sra_data.shards.store import FolderReader, ShardSet
 from sra_data.shards.vocabulary import load_vocabulary
-from sra_train.methods.base import ModelShape, TeacherKnowledge
+from sra_train.contract import ModelShape, TeacherKnowledge
 
 LIBRARIES = ("torch", "transformers", "accelerate", "safetensors", "numpy", "pyarrow", "peft")
 

@@ -1,4 +1,4 @@
-"""Answers sampled from a model, and how much of the reference they hold: the Rouge-L protocol of method.md, section 7.
+"""Answers sampled from a model and their Rouge-L, by the protocol of docs/method.md, section 7.
 
 Sampling at temperature 1 and top-p 1 over five seeds; Rouge-L F with stemming, times 100; prompts cut from the left to
 256 tokens, because the question stands at the end; up to 512 new tokens. Prompts are padded on the LEFT here and

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sra_train.data.batch import IGNORED_LABEL, Batch
-from sra_train.methods.head_loss import HeadTerm
+from sra_train.contract import IGNORED_LABEL, Batch
+from sra_train.methods.terms.head_loss import HeadTerm
 
 
 class CrossEntropyTerm(HeadTerm):

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from sra_data.errors import ConfigError
-from sra_train.methods.base import TeacherKnowledge
-from sra_train.methods.distributions import TeacherOutcomes
+from sra_train.contract import TeacherKnowledge
+from sra_train.methods.terms.distributions import TeacherOutcomes
 
 
 class VocabularyMap(nn.Module):

@@ -1,4 +1,4 @@
-"""L_KD set up: what the teacher's head and the shared vocabulary become, by option (method.md, sections 5 and 6).
+"""L_KD set up: what the teacher's head and the shared vocabulary become, by option (docs/method.md, sections 5 and 6).
 
 Holds the teacher's head as frozen buffers, cut to what is read: V's rows for kd_vocabulary=renormalised, all rows with
 V first for `rest`, none for kd_source=top_k. Buffers are not saved: a checkpoint holds what was trained.
@@ -8,22 +8,42 @@ Shapes: R rows, V shared ids, S and T the vocabularies of student and teacher.
 
 from __future__ import annotations
 
+from typing import Literal, Protocol
+
 import torch
 from torch import Tensor, nn
 
 from sra_data.errors import ConfigError, ShardError
-from sra_train.data.batch import Batch
-from sra_train.methods.base import TeacherKnowledge
-from sra_train.methods.distributions import (
+from sra_train.contract import Batch, TeacherKnowledge
+from sra_train.methods.terms.distributions import (
     SharedOrRestTerm,
     SharedVocabularyTerm,
     TeacherOutcomes,
     TopKTerm,
     top_k_outcomes,
 )
-from sra_train.methods.head_loss import ChunkedHead, HeadTerm
-from sra_train.methods.options import SRAOptions
-from sra_train.methods.vocabulary import VocabularyMap
+from sra_train.methods.terms.divergence import Divergence
+from sra_train.methods.terms.head_loss import ChunkedHead, HeadTerm
+from sra_train.methods.terms.vocabulary import VocabularyMap
+
+KDPosition = Literal["center_of_mass", "boundary"]
+KDSource = Literal["head", "top_k"]
+KDVocabulary = Literal["renormalised", "rest"]
+
+
+class DistillationOptions(Protocol):
+    """What a method's options have to name, so that the method can distil distributions."""
+
+    @property
+    def kd_position(self) -> KDPosition: ...
+    @property
+    def kd_source(self) -> KDSource: ...
+    @property
+    def kd_vocabulary(self) -> KDVocabulary: ...
+    @property
+    def kd_divergence(self) -> Divergence: ...
+    @property
+    def temperature(self) -> float: ...
 
 
 class Distillation(nn.Module):
@@ -32,7 +52,7 @@ class Distillation(nn.Module):
     teacher_weight: Tensor | None
     teacher_bias: Tensor | None
 
-    def __init__(self, options: SRAOptions, knowledge: TeacherKnowledge) -> None:
+    def __init__(self, options: DistillationOptions, knowledge: TeacherKnowledge) -> None:
         super().__init__()
         self.options = options
         self.vocabulary = VocabularyMap(knowledge, with_end_of_sequence=options.kd_position == "boundary")

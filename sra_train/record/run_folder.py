@@ -17,7 +17,7 @@ from typing import Any
 
 from sra_data.errors import TrainingError
 from sra_train.config import TrainConfig, differences
-from sra_train.provenance import ShardFacts, git_state, recorded_versions
+from sra_train.record.provenance import ShardFacts, git_state, recorded_versions
 
 RUN_FILE = "run.json"
 CONFIG_FILE = "config.yaml"
