@@ -29,7 +29,7 @@ from sra_data.shards.schema import count_positions
 
 LARGEST_VALUE = (1 << 31) - (1 << 20)  # a Parquet page, and so a row group's column, is below 2 GiB
 HASH_BYTES = 8
-PLAIN_DTYPES = {"int32": np.dtype("<i4"), "uint8": np.dtype("<u1")}
+PLAIN_DTYPES: dict[str, np.dtype[Any]] = {"int32": np.dtype("<i4"), "uint8": np.dtype("<u1")}
 
 
 class Rows(Protocol):

@@ -270,7 +270,7 @@ class ShardSet:
             )
         chosen = choose(
             name,
-            {found: () for found in known},
+            dict.fromkeys(known, ()),
             where=self.path,
             what="alignment",
             flag="--set student.alignment=NAME",
@@ -360,4 +360,3 @@ class ShardSet:
     def __iter__(self) -> Iterator[str]:
         """Every section that was begun, in the order in which one is made from another."""
         return iter(self.manifest.sections)
-
