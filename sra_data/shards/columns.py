@@ -148,26 +148,14 @@ def schema_from_arrow(schema: pa.Schema, *, where: str) -> FolderSchema:
         ShardError: If the file is not a part of shards, or of another format version.
     """
     metadata = {key.decode(): value.decode() for key, value in (schema.metadata or {}).items() if key[:4] == b"sra."}
-<<<<<<< HEAD
-    version = metadata.get("sra.format_version")
-    if version != str(FORMAT_VERSION):
-        raise ShardError(f"{where}: shard format {version}, this build reads {FORMAT_VERSION}; {MAKE_ANEW}")
-    columns, names = [], json.loads(metadata["sra.columns"])
-=======
     refuse_version(metadata.get("sra.format_version"), where=where)
-    columns = []
-    names = json.loads(metadata["sra.columns"])
->>>>>>> format-2-tests
+    columns, names = [], json.loads(metadata["sra.columns"])
     for name in names:
         said = {key.decode(): value.decode() for key, value in schema.field(name).metadata.items()}
         shape = tuple(json.loads(said["shape"]))
         parameters, nullable = json.loads(said["parameters"]), json.loads(said["nullable"])
         columns.append(Column(name, said["codec"], shape, said["compression"], parameters, nullable))
-<<<<<<< HEAD
-    keys = {one.name: one.type for one in schema if one.name not in (HASHES, *names)}
-=======
     keys = {field.name: field.type for field in schema if field.name not in (HASHES, *names)}
->>>>>>> format-2-tests
     return FolderSchema(metadata["sra.kind"], keys, tuple(columns), metadata["sra.granularity"])
 
 
