@@ -25,9 +25,7 @@ from sra_train.data.pages import PageForm, teacher_batch
 from sra_train.data.staging import StagingBuffer
 
 
-def collate(
-    examples: Sequence[ExampleParts | None], *, forms: Sequence[PageForm], staging: StagingBuffer
-) -> Batch:
+def collate(examples: Sequence[ExampleParts | None], *, forms: Sequence[PageForm], staging: StagingBuffer) -> Batch:
     """Build the batch of `examples` on the CPU.
 
     Args:

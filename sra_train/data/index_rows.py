@@ -7,8 +7,6 @@ Legend: B examples, N student tokens, R rows, S spans of the whole batch.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 from numpy.typing import NDArray
 
@@ -44,9 +42,7 @@ def label_rows(name: str, labels: Positions, staging: StagingBuffer, *, without:
     return gathered(name, np.flatnonzero(wanted), targets, labels.shape[1], staging)
 
 
-def gathered(
-    name: str, positions: Positions, targets: Positions, width: int, staging: StagingBuffer
-) -> LabelRows:
+def gathered(name: str, positions: Positions, targets: Positions, width: int, staging: StagingBuffer) -> LabelRows:
     """Rows at flattened `positions` [R]; `targets` [B x N] is what each position of the batch predicts."""
     return LabelRows(
         positions=staging.copied(f"{name}.positions", positions),
@@ -57,7 +53,7 @@ def gathered(
 
 def span_rows(
     name: str,
-    counts: Sequence[int],
+    counts: Positions,
     *,
     student_last: Positions,
     teacher_last: Positions,
@@ -73,9 +69,8 @@ def span_rows(
         labels: [B, N].
         staging: Where the rows live.
     """
-    many = np.asarray(counts, np.int64)
-    example = np.repeat(np.arange(len(many)), many)
-    span = np.arange(len(example)) - np.repeat(np.cumsum(many) - many, many)
+    example = np.repeat(np.arange(len(counts)), counts)
+    span = np.arange(len(example)) - np.repeat(np.cumsum(counts) - counts, counts)
     positions = example * labels.shape[1] + student_last[example, span]
     found = {
         "example": example,

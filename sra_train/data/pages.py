@@ -156,7 +156,7 @@ class _TeacherSide:
             found["next_log_prob"] = self._padded("next_log_prob")
         return found
 
-    def _ids(self) -> dict[str, Tensor]:
+    def _ids(self) -> dict[str, Any]:
         """The teacher's token at each position, and the one that follows; -1 where there is none."""
         shape = (len(self.parts), self.width)
         ids = self.staging.full(f"{self.prefix}ids", shape, -1, torch.int64)
@@ -183,12 +183,11 @@ class _TeacherSide:
             if part is not None:
                 value = page_value(part.pages, name)
                 value = value if index is None or value is None else value[index]
-                self._check(slot, label, value, count)
-                target[slot, :count] = numbers(value)
+                target[slot, :count] = numbers(self._checked(slot, label, value, count))
             target[slot, count if part is not None else 0 :] = 0
         return padded
 
-    def _check(self, slot: int, label: str, value: Any, count: int) -> None:
+    def _checked(self, slot: int, label: str, value: Any, count: int) -> EncodedTensor | NDArray[Any]:
         if value is None:
             raise ShardError(
                 f"example {self.names[slot]}: {self.form.name} holds no {label}; run `sra-data cache-teacher` with it"
@@ -198,6 +197,7 @@ class _TeacherSide:
                 f"example {self.names[slot]}: {label} has {len(value)} rows for {count} positions;"
                 " run `sra-data verify`"
             )
+        return value
 
     def _copied(self, name: str, values: NDArray[Any]) -> Tensor:
         return self.staging.copied(f"{self.prefix}{name}", values)

@@ -41,7 +41,7 @@ class RowReader:
             ShardError: If a teacher's pages lack a column that is needed, or their rows are of the other granularity.
         """
         self.sources = sources
-        self.teachers = [_TeacherReader(*both) for both in zip(sources.teachers, needs, strict=True)]
+        self.teachers = [_TeacherReader(source, own) for source, own in zip(sources.teachers, needs, strict=True)]
         self.forms = tuple(teacher.form for teacher in self.teachers)
 
     def __call__(self, rows: Sequence[int], *, with_text: bool = False) -> list[ExampleParts]:
@@ -56,8 +56,7 @@ class RowReader:
         texts: list[ExampleRow | None] = corpus.read(rows, TEXT_COLUMNS) if with_text else [None] * len(rows)
         parts = [teacher.read(rows) for teacher in self.teachers]
         found = [
-            ExampleParts(side, teachers, text)
-            for side, text, *teachers in zip(sides, texts, *parts, strict=True)
+            ExampleParts(side, tuple(part[place] for part in parts), texts[place]) for place, side in enumerate(sides)
         ]
         for one in found:
             self._check(one)
@@ -93,8 +92,8 @@ class _TeacherReader:
         sides: list[SideRow] = self.source.side.read(there, self.side_columns)
         pages: list[TeacherRow] = self.source.pages.read(there, self.columns)
         found: list[TeacherPart | None] = [None] * len(numbers)
-        for place, *part in zip(places.tolist(), spans, sides, pages, strict=True):
-            found[place] = TeacherPart(*part)
+        for place, of_pair, of_side, of_pages in zip(places.tolist(), spans, sides, pages, strict=True):
+            found[place] = TeacherPart(of_pair, of_side, of_pages)
         return found
 
 

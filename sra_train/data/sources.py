@@ -96,9 +96,10 @@ def open_sources(
     names = _teacher_names(shards, [wanted for wanted, _ in teachers])
     pairs = [_fitting(shards, {side, shards.side_of_teacher(name)}, alignment) for name in names]
     if alignment is not None and names and not any(pairs):
+        listed = ", ".join(shards.manifest.names("alignments")) or "none"
         raise ShardError(
-            f"{shards.path}: no alignment {alignment} of {side} with the chosen teachers (there are"
-            f" {', '.join(shards.manifest.names('alignments')) or 'none'}); choose one with --set student.alignment=NAME"
+            f"{shards.path}: no alignment {alignment} of {side} with the chosen teachers (there are {listed});"
+            " choose one with --set student.alignment=NAME"
         )
     chosen = []
     for name, (_, weight), named in zip(names, teachers, pairs, strict=True):

@@ -9,10 +9,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import torch
-from torch import Tensor
 
-from sra_data.shards.schema import IntArray, SideRow, side_text
+from sra_data.shards.schema import IntArray, side_text
 from sra_train.contract import Batch, LabelRows
 from sra_train.data.examples import ExampleParts
 from sra_train.data.index_rows import gathered

@@ -23,7 +23,7 @@ from sra_data.corpus.chat import PLAIN_CHAT_TEMPLATE, Renderer
 from sra_data.corpus.examples import Row
 from sra_data.corpus.sources import open_source
 from sra_data.corpus.tokenization import SideTokenizer, split_revision
-from sra_data.errors import ConfigError, SourceError, TokenizerError
+from sra_data.errors import ConfigError, SourceError
 from sra_data.models.output_head import OutputHead
 from sra_data.terminal import Reporter
 from sra_train.body import Body
@@ -210,28 +210,13 @@ def load_side(name: str, *, revision: str | None = None, trust_remote_code: bool
     return SideTokenizer.load(name, revision, trust_remote_code)
 
 
-def load_aligned_tokenizer(name: str, options: StudentConfig, *, fingerprint: str, shards: str) -> Any:
-    """The student's tokenizer as its model folder has it, if it is the one the shards were aligned with.
+def tokenizer_to_export(side: SideTokenizer, options: StudentConfig) -> Any:
+    """The tokenizer behind `side` as its model folder has it.
 
-    Args:
-        name: Hub id or folder of the student.
-        options: Revision and trust.
-        fingerprint: Of the aligned tokenizer, from the manifest.
-        shards: For the message.
-
-    Raises:
-        TokenizerError: If it is another, or there is none.
+    Loaded afresh: reading texts exactly switched off the other one's own limits, which must not be exported.
     """
     from transformers import AutoTokenizer
 
-    side = load_side(name, revision=options.revision, trust_remote_code=options.trust_remote_code)
-    if side.fingerprint != fingerprint:
-        raise TokenizerError(
-            f"student {name}: its tokenizer or chat template is not the one {shards} was aligned with (fingerprint"
-            f" {side.fingerprint[:12]}, aligned {fingerprint[:12]}); run `sra-data align --student {name}` into the"
-            " same folder, or choose the aligned student"
-        )
-    # loaded afresh: reading texts exactly switched off this one's own limits, which must not be exported
     return AutoTokenizer.from_pretrained(side.name, revision=side.revision, trust_remote_code=options.trust_remote_code)
 
 

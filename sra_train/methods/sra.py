@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -121,7 +121,7 @@ class SpanTeacher(nn.Module):
         super().__init__()
         self.options, self.name, self.weight = options, setting.name, setting.weight
         self.last_layers = student.num_layers, setting.shape.num_layers
-        self.pairs = map_layers(options.layer_pairs, student=student, teacher=setting.shape)
+        self.pairs = map_layers(options.layer_pairs, student=student, teacher=setting.shape, name=setting.name)
         self.last_pair = max(self.pairs, key=lambda pair: (pair.student, pair.teacher))
         self.projectors = nn.ParameterList(
             orthogonal_projector(student.hidden_size, setting.shape.hidden_size, seed=seed + place)
@@ -238,9 +238,7 @@ class SpanTeacher(nn.Module):
             taught=self._taught_rows(spans, weights, share, product_dtype(hidden)),
         )
 
-    def _taught_rows(
-        self, spans: SpanStates, weights: Tensor, share: float, dtype: torch.dtype
-    ) -> TaughtRows | None:
+    def _taught_rows(self, spans: SpanStates, weights: Tensor, share: float, dtype: torch.dtype) -> TaughtRows | None:
         """The distributions taught at the spans; `weights` [B, K] say how much each counts in its example."""
         if self.distillation is None:
             return None
@@ -252,7 +250,8 @@ class SpanTeacher(nn.Module):
             term = self.distillation.top_k_term(spans.pages, rows, coefficients)
         else:
             layer = self.last_layers[1]
-            states = spans.teacher(layer)[at] if pools else spans.teacher_hidden(layer)[rows.example, rows.teacher_positions]
+            last = rows.example, rows.teacher_positions
+            states = spans.teacher(layer)[at] if pools else spans.teacher_hidden(layer)[last]
             term = self.distillation.head_term(states.to(dtype), coefficients, dtype)
         return TaughtRows(
             term=term,
@@ -286,7 +285,7 @@ class SRA(Method):
         if not setting.teachers:
             raise ConfigError("method=sra: the shards hold no teacher's pages; run `sra-data cache-teacher`")
         self.options, self.last_layer = options, setting.student.num_layers
-        self.teachers = nn.ModuleList(
+        self.teachers: Any = nn.ModuleList(  # of SpanTeacher
             SpanTeacher(options, setting.student, teacher, seed=setting.seed) for teacher in setting.teachers
         )
 

@@ -86,15 +86,19 @@ def check_layer_pairs(layer_pairs: Sequence[LayerPair]) -> None:
         raise ConfigError(f"layer_pairs: the weights {weights} sum to {total:g}; they must sum to 1")
 
 
-def map_layers(layer_pairs: Sequence[LayerPair], *, student: ModelShape, teacher: ModelShape) -> list[MappedLayers]:
-    """The pairs with ``last`` resolved.
+def map_layers(
+    layer_pairs: Sequence[LayerPair], *, student: ModelShape, teacher: ModelShape, name: str
+) -> list[MappedLayers]:
+    """The pairs with ``last`` resolved, for the teacher called `name`.
 
     Raises:
         ConfigError: If a model has no such layer.
     """
     return [
         MappedLayers(
-            _resolved(pair.student, student, "student"), _resolved(pair.teacher, teacher, "teacher"), pair.weight
+            _resolved(pair.student, student, "student", ""),
+            _resolved(pair.teacher, teacher, "teacher", f" ({name})"),
+            pair.weight,
         )
         for pair in layer_pairs
     ]
@@ -110,8 +114,8 @@ def _layer(text: str) -> Layer:
     return "last" if text == "last" else int(text)
 
 
-def _resolved(layer: Layer, shape: ModelShape, side: str) -> int:
+def _resolved(layer: Layer, shape: ModelShape, side: str, name: str) -> int:
     found = shape.num_layers if layer == "last" else layer
     if found > shape.num_layers:
-        raise ConfigError(f"layer_pairs: {side} layer {found}; the {side} has layers 1 to {shape.num_layers}")
+        raise ConfigError(f"layer_pairs: {side} layer {found}; the {side} has layers 1 to {shape.num_layers}{name}")
     return found

@@ -24,9 +24,7 @@ class VocabularyMap(nn.Module):
     order: Tensor  # [S] the student's ids with V first
     columns: Tensor  # [S] the column of each id in that order
 
-    def __init__(
-        self, knowledge: TeacherKnowledge, *, student_vocabulary: int, with_end_of_sequence: bool
-    ) -> None:
+    def __init__(self, knowledge: TeacherKnowledge, *, student_vocabulary: int, with_end_of_sequence: bool) -> None:
         """Read the pairs.
 
         Args:
