@@ -71,7 +71,7 @@ def find(path: Path, what: str) -> Path:
 
 def options_for(arguments: argparse.Namespace, data: Path, out: Path) -> Any:
     """The stage's options."""
-    from sra_data.stages.align import AlignOptions
+    from sra_data.stages.align.stage import AlignOptions
 
     return AlignOptions(
         teacher=arguments.teacher,
@@ -106,7 +106,7 @@ def measure_stage(arguments: argparse.Namespace) -> dict[str, float]:
 def _measure_stage(arguments: argparse.Namespace, data: Path, work: Path) -> dict[str, float]:
     from transformers import AutoTokenizer
 
-    from sra_data.stages.align import align_with, load_pair
+    from sra_data.stages.align.stage import align_with, load_pair
     from sra_data.terminal import Reporter
 
     options = options_for(arguments, data, work / "shards")
@@ -172,7 +172,7 @@ class TimedBackend:
 def measure_core(arguments: argparse.Namespace) -> dict[str, float]:
     """From texts to span tables in this process, and the share of the tokenizers in it; runs with one thread."""
     from sra_data.spans.alignment import align, segments_for
-    from sra_data.stages.align import load_pair
+    from sra_data.stages.align.stage import load_pair
 
     pair = load_pair(options_for(arguments, Path(arguments.data), Path("unused")))
     rows = read_rows(Path(arguments.data))
@@ -188,8 +188,8 @@ def measure_core(arguments: argparse.Namespace) -> dict[str, float]:
 
     def run() -> None:
         for texts, ranges in batches:
-            teacher = pair.teacher.encode(texts, response_ranges=ranges, is_chat=False, side="teacher")
-            student = pair.student.encode(texts, response_ranges=ranges, is_chat=False, side="student")
+            teacher = pair.teacher.encode(texts, response_ranges=ranges, is_chat=False)
+            student = pair.student.encode(texts, response_ranges=ranges, is_chat=False)
             segments = segments_for(
                 student_texts=texts, student_ranges=ranges, teacher_texts=texts, teacher_ranges=ranges
             )
@@ -208,7 +208,7 @@ def measure_core(arguments: argparse.Namespace) -> dict[str, float]:
 
 def measure_memory(arguments: argparse.Namespace) -> dict[str, float]:
     """The stage once, in this process; its peak memory in bytes."""
-    from sra_data.stages.align import align
+    from sra_data.stages.align.stage import align
     from sra_data.terminal import Reporter
 
     with tempfile.TemporaryDirectory() as folder:

@@ -45,8 +45,8 @@ from sra_data.shards.manifest import Plan, Receipt, Unit
 from sra_data.shards.reader import FolderReader
 from sra_data.shards.schema import CorpusRow, TeacherRow
 from sra_data.shards.store import begin, corpus_schema, cut_row_groups, seal, write_part
-from sra_data.stages.cache_unit import CacheWorker, UnitSettings
-from sra_data.stages.faithfulness import next_token_divergences
+from sra_data.stages.cache.faithfulness import next_token_divergences
+from sra_data.stages.cache.unit import CacheWorker, UnitSettings
 from sra_data.teacher.batching import CPU_BUDGET, plan_batches
 from sra_data.teacher.capture import LOGITS_CHUNK_BYTES, CaptureOptions, Example, TeacherCapture
 from sra_data.teacher.loading import LoadedTeacher, load

@@ -48,15 +48,14 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that the file
 from benchmarks.train_shards import MAX_TOKENS, WIDTH, make_shards, shared_material, student_model
 from sra_data.models.attention import LastQueryAttention
 from sra_data.shards.store import ShardSet
-from sra_train.data.batch import Batch, StepTotals
+from sra_train.contract import Batch, CacheNeeds, MethodSetting, StepTotals
 from sra_train.data.order import OrderPlan
 from sra_train.data.prefetch import Prefetcher
 from sra_train.data.reader import RowReader, row_table
 from sra_train.data.staging import StagingPool
 from sra_train.data.stream import BatchMaker, MicroBatch, Share, training_stream
-from sra_train.methods import MethodSetting, method_type
-from sra_train.methods.base import CacheNeeds
-from sra_train.provenance import teacher_knowledge, teacher_shape
+from sra_train.methods import method_type
+from sra_train.record.provenance import teacher_knowledge, teacher_shape
 from sra_train.student import StudentModel, model_shape
 
 REPOSITORY = Path(__file__).resolve().parents[1]

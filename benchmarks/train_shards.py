@@ -87,8 +87,8 @@ def make_shards(folder: Path, *, num_examples: int) -> Path:
     """Run align and cache-teacher into `folder`/shards; the teacher stays in `folder`/teacher."""
     from transformers import AutoTokenizer
 
-    from sra_data.stages.align import AlignOptions, align
-    from sra_data.stages.cache import CacheOptions, cache_teacher
+    from sra_data.stages.align.stage import AlignOptions, align
+    from sra_data.stages.cache.stage import CacheOptions, cache_teacher
     from sra_data.terminal import make_reporter
 
     shared = shared_material()

@@ -97,20 +97,22 @@ def options(
 
 @app.command()
 def align(
-    teacher: Annotated[str, typer.Option(help="Teacher: a Hub id (with @revision) or a folder.")],
-    student: Annotated[str, typer.Option(help="Student: a Hub id (with @revision) or a folder.")],
+    teacher: Annotated[
+        list[str], typer.Option(help="Teacher: a Hub id (with @revision) or a folder; may be repeated.")
+    ],
+    student: Annotated[list[str], typer.Option(help="Student: likewise. Every teacher is aligned with every student.")],
     data: Annotated[
         str,
         typer.Option(help="jsonl, json, csv, parquet, arrow, a folder, a glob, a Hub data set (name:split), builtin."),
     ] = "builtin",
     columns: Annotated[
-        str | None, typer.Option(help="Columns by hand: prompt=question,response=answer[,id=..,split=..].")
+        str | None, typer.Option(help="Columns by hand: prompt=question,response=answer; id=.. and split=.. too.")
     ] = None,
     out: Annotated[str, typer.Option(help="Folder to write.")] = "shards",
     dev_data: Annotated[str | None, typer.Option(help="Development examples, in the forms of --data.")] = None,
     dev_share: Annotated[float, typer.Option(help="Else this share of the prompts, by their hash.")] = 0.02,
     max_length: Annotated[
-        int | None, typer.Option(help="Tokens of an example, both sides [the model's positions].")
+        int | None, typer.Option(help="Tokens of an example, all sides (default: each model's positions).")
     ] = None,
     teacher_max_length: Annotated[int | None, typer.Option(help="The same for the teacher alone.")] = None,
     student_max_length: Annotated[int | None, typer.Option(help="The same for the student alone.")] = None,
@@ -122,20 +124,21 @@ def align(
         OnInvalid, typer.Option(help="A bad row, or a text whose tokens cannot be located: fail, or skip and count it.")
     ] = "fail",
     workers: Annotated[
-        int | None, typer.Option(help="Processes [the cores]. The bytes written do not depend on it.")
+        int | None, typer.Option(help="Processes (default: the cores). The bytes written do not depend on it.")
     ] = None,
     units: Annotated[str | None, typer.Option(help="Only the units a:b of the plan, for arrays of jobs.")] = None,
     trust_remote_code: Annotated[bool, typer.Option(help="Run code that comes with a tokenizer.")] = False,
     config: Config = None,
     json: Json = False,
 ) -> None:
-    """Tokenize a corpus twice, align the two, write sharded Parquet."""
-    from sra_data.stages import align as stage
+    """Tokenize a corpus for every teacher and student, align the sides, write sharded Parquet."""
+    from sra_data.stages.align import stage
+    from sra_data.stages.align.options import AlignOptions
 
     summary = stage.align(
-        stage.AlignOptions(
-            teacher=teacher,
-            student=student,
+        AlignOptions(
+            teachers=tuple(teacher),
+            students=tuple(student),
             data=data,
             columns=columns,
             out=out,
@@ -185,8 +188,8 @@ def estimate(
     json: Json = False,
 ) -> None:
     """Say what cache-teacher would take: bytes, hours, and whether it pays."""
-    from sra_data.stages import estimate as stage
-    from sra_data.stages.cache_options import CacheOptions
+    from sra_data.stages.cache.options import CacheOptions
+    from sra_data.stages.estimate import stage
 
     summary = stage.estimate(
         stage.EstimateOptions(
@@ -247,8 +250,8 @@ def cache_teacher(
     json: Json = False,
 ) -> None:
     """Run the teacher once; keep hidden states, attention and top-k log-probabilities."""
-    from sra_data.stages import cache as stage
-    from sra_data.stages.cache_options import CacheOptions
+    from sra_data.stages.cache import stage
+    from sra_data.stages.cache.options import CacheOptions
 
     summary = stage.cache_teacher(
         CacheOptions(
@@ -294,7 +297,7 @@ def verify(
 
     again: stage.Recapture | None = None
     if deep:
-        from sra_data.stages.recapture import recapture
+        from sra_data.stages.cache.recapture import recapture
 
         again = partial(recapture, device=device, trust_remote_code=trust_remote_code, allow_pickle=allow_pickle)
     options = stage.VerifyOptions(Path(shards), deep=deep, sample=sample)
@@ -314,11 +317,11 @@ def inspect(
     """Show one example: the response as both tokenizers cut it, spans lined up."""
     from rich.console import Console
 
-    from sra_data.stages import inspect as stage
+    from sra_data.stages.inspect import stage
 
     options = stage.InspectOptions(example, shards=shards, student=student, html=html)
     inspection = stage.inspect(options, terminal.make_reporter(quiet=json))
-    terminal.finish(inspection, as_json=True) if json else inspection.print(Console())
+    terminal.finish(inspection, as_json=True) if json else stage.show(inspection, Console())
 
 
 @app.command()
@@ -330,7 +333,7 @@ def report(
     json: Json = False,
 ) -> None:
     """Draw corpus, alignment and the teacher's pages on one self-contained page."""
-    from sra_data.stages import report as stage
+    from sra_data.stages.report import stage
 
     options = stage.ReportOptions(shards=shards, out=out, student=student, sample=sample)
     terminal.finish(stage.report(options, terminal.make_reporter(quiet=json)), as_json=json)

@@ -109,7 +109,7 @@ class MethodConfig(Section):
 
 
 class TrainingConfig(Section):
-    """Optimisation; the defaults are the published recipe's (method.md, section 7)."""
+    """Optimisation; the defaults are the published recipe's (docs/method.md, section 7)."""
 
     epochs: int = Field(default=10, ge=1)
     max_steps: int | None = Field(
@@ -139,7 +139,7 @@ class TrainingConfig(Section):
 
 
 class GenerationConfig(Section):
-    """The Rouge-L protocol of method.md, section 7."""
+    """The Rouge-L protocol of docs/method.md, section 7."""
 
     sets: dict[str, str] = Field(default_factory=dict, description="name -> data, as `sra-data align --data` takes it")
     every_epochs: int = Field(default=1, ge=1)

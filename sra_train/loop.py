@@ -24,7 +24,6 @@ from torch import Tensor, nn
 
 from sra_data.errors import TrainingError
 from sra_data.terminal import Reporter
-from sra_train.checkpoint import Checkpoints, Progress, full_state
 from sra_train.config import TrainConfig
 from sra_train.data.order import OrderPlan
 from sra_train.data.prefetch import Prefetcher
@@ -38,6 +37,7 @@ from sra_train.parallel import (
     student_inside,
     sum_over_ranks,
 )
+from sra_train.record.checkpoint import Checkpoints, Progress, full_state
 from sra_train.schedule import learning_rate
 
 MOST_EXAMPLES_NAMED = 8

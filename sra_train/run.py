@@ -29,22 +29,23 @@ from torch import nn
 from sra_data.errors import ConfigError
 from sra_data.shards.store import ShardSet
 from sra_data.terminal import Reporter
-from sra_train.checkpoint import Checkpoints, Progress, load_full_state
 from sra_train.config import TrainConfig
+from sra_train.contract import MethodSetting
 from sra_train.data.order import OrderPlan, num_micro_batches
 from sra_train.data.reader import RowReader, row_table
 from sra_train.data.staging import StagingPool
 from sra_train.data.stream import BatchMaker, Share
-from sra_train.development import measure_development, wants_development
-from sra_train.evaluation import generation_prompts, load_aligned_tokenizer
-from sra_train.export import export_model, push
-from sra_train.generation import measure_generation
 from sra_train.loop import Trainer
-from sra_train.methods.base import Method, MethodSetting, method_type
-from sra_train.model_card import model_card
+from sra_train.measure.development import measure_development, wants_development
+from sra_train.measure.evaluation import generation_prompts, load_aligned_tokenizer
+from sra_train.measure.generation import measure_generation
+from sra_train.methods.base import Method, method_type
 from sra_train.parallel import COMPUTE_DTYPES, distribute, make_accelerator, resolve_precision, student_inside
-from sra_train.plots import draw_run
-from sra_train.provenance import (
+from sra_train.record.card import model_card
+from sra_train.record.checkpoint import Checkpoints, Progress, load_full_state
+from sra_train.record.export import export_model, push
+from sra_train.record.plots import draw_run
+from sra_train.record.provenance import (
     ShardFacts,
     choose_alignment,
     failed_examples,
@@ -52,7 +53,9 @@ from sra_train.provenance import (
     teacher_knowledge,
     teacher_shape,
 )
-from sra_train.run_folder import default_output_dir, record_run, refuse_foreign_folder
+from sra_train.record.run_folder import default_output_dir, record_run, refuse_foreign_folder
+from sra_train.record.summary import RunSummary, last_numbers
+from sra_train.record.tracking import Metrics, finish, log_to, read_metrics, start_trackers
 from sra_train.student import (
     StudentModel,
     load_student,
@@ -61,8 +64,6 @@ from sra_train.student import (
     parameter_groups,
     prepare_for_training,
 )
-from sra_train.summary import RunSummary, last_numbers
-from sra_train.tracking import Metrics, finish, log_to, read_metrics, start_trackers
 
 WITHOUT_TEACHER = frozenset({"sft"})  # methods that never open the teacher's pages
 

@@ -31,9 +31,9 @@ from sra_data.models.decoder import decoder_body, decoder_layers, text_config, u
 from sra_data.models.output_head import OutputHead, check_output_head
 from sra_data.models.softcap import use_softcapped_sdpa
 from sra_train.config import LoraConfig, StudentConfig
-from sra_train.data.batch import Batch, StepTotals, StudentOutput
+from sra_train.contract import Batch, ModelShape, StepTotals, StudentOutput
 from sra_train.likelihood import token_nats
-from sra_train.methods.base import Method, ModelShape
+from sra_train.methods.base import Method
 
 # Query and value projections under the names the families use; a fused projection is adapted whole.
 QUERY_AND_VALUE_NAMES = (

@@ -12,8 +12,8 @@ from safetensors.torch import load_file
 
 from sra_data.terminal import Reporter, Task
 from sra_train.config import load_config
+from sra_train.record.tracking import read_metrics
 from sra_train.run import RunSummary, run
-from sra_train.tracking import read_metrics
 from tests.synthetic_shards import SyntheticShards
 
 

@@ -38,7 +38,7 @@ class TextTokens:
         ids: int32.
         starts: int32, first character; not decreasing in a row.
         ends: int32, one past the last; not decreasing in a row. True where the token closes, else an upper bound.
-        closes: bool, a span may end here (method.md section 2).
+        closes: bool, a span may end here (docs/method.md, section 2).
         is_special: bool, a special token recognised in the text (chats only); its offsets are those of its string.
         unlocatable: [B] bool, texts none of whose tokens is here because they could not be located.
     """

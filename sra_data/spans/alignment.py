@@ -121,7 +121,7 @@ def align(
 ) -> SpanTable:
     """Cut the segments of a batch into the smallest spans both sides agree on.
 
-    Source: method.md section 2.
+    Source: docs/method.md, section 2.
 
     Args:
         student: Offsets in the student's texts.

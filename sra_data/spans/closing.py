@@ -1,4 +1,4 @@
-"""Which tokens close a span: the rules of method.md section 2 on raw offsets.
+"""Which tokens close a span: the rules of docs/method.md, section 2, on raw offsets.
 
 A token closes a span at its end only if it is the last token with that end and no later token starts before it:
 byte-level and byte-fallback tokenizers cut one character into several tokens with equal or overlapping offsets.

@@ -1,4 +1,4 @@
-"""From tokens to spans: the state of a span and how much it matters (method.md, sections 3 and 4).
+"""From tokens to spans: the state of a span and how much it matters (docs/method.md, sections 3 and 4).
 
 One mechanism for a whole padded batch: a token's coefficient inside its span is computed first (float32, no gradient),
 then one scatter-add sums coefficient times state. The map of attention is never needed, only its last row; no loop runs
@@ -101,7 +101,7 @@ def span_mass(span_ids: Tensor, token_weights: Tensor, num_spans: int) -> Tensor
 
 
 def salience(mass: Tensor, span_mask: Tensor, power: float) -> Tensor:
-    """How much each span matters: w_k = mass_k^p / sum_j mass_j^p (method.md, section 4).
+    """How much each span matters: w_k = mass_k^p / sum_j mass_j^p (docs/method.md, section 4).
 
     Args:
         mass: [B, K], non-negative mass of the teacher's attention.

@@ -138,7 +138,7 @@ class SharedVocabulary:
         return int(student.sum()), int(teacher.sum())
 
     def with_end_of_sequence(self, *, student_id: int, teacher_id: int) -> "SharedVocabulary":
-        """The same pairs plus the two end-of-sequence ids, a pair by role (method.md section 6).
+        """The same pairs plus the two end-of-sequence ids, a pair by role (docs/method.md, section 6).
 
         A pair that either id belonged to before, as bytes, gives way to it.
         """
@@ -170,7 +170,7 @@ def shared_vocabulary(
 ) -> SharedVocabulary:
     """Pair the ids of two tokenizers that stand for the same string.
 
-    Source: method.md section 6.
+    Source: docs/method.md, section 6.
 
     Args:
         student: Its ids' pieces.

@@ -22,9 +22,8 @@ from torch import Tensor
 from sra_data.errors import ShardError
 from sra_data.shards.codecs import EncodedTensor
 from sra_data.shards.schema import AlignmentRow, CorpusRow, TeacherRow, response_positions
-from sra_train.data.batch import IGNORED_LABEL, Batch
+from sra_train.contract import IGNORED_LABEL, Batch, CacheNeeds
 from sra_train.data.staging import StagingBuffer
-from sra_train.methods.base import CacheNeeds
 
 NO_EXAMPLE = ""  # id of a slot without a row
 TORCH_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32, "int8": torch.float32}

@@ -12,9 +12,9 @@ import numpy as np
 
 from sra_data.errors import ShardError
 from sra_data.shards.store import FolderReader, ShardSet
+from sra_train.contract import CacheNeeds
 from sra_train.data.collate import ExampleRows
 from sra_train.data.stream import RowTable
-from sra_train.methods.base import CacheNeeds
 
 ALIGNMENT_COLUMNS = ("student_ids", "student_ends", "label_spans", "student_spans", "teacher_spans", "student_text")
 TEACHER_CORPUS_COLUMNS = ("teacher_ids", "teacher_response_spans")

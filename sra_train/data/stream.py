@@ -14,11 +14,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from sra_train.data.batch import Batch, StepTotals
+from sra_train.contract import Batch, CacheNeeds, StepTotals
 from sra_train.data.collate import ExampleRows, TextBytes, collate, filler, text_bytes
 from sra_train.data.order import NO_ROW, OrderPlan, pad_rows, split_batch
 from sra_train.data.staging import StagingBuffer, StagingPool
-from sra_train.methods.base import CacheNeeds
 
 ReadRows = Callable[[Sequence[int]], list[ExampleRows]]
 

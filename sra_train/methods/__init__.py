@@ -1,7 +1,7 @@
 """Training objectives, one file each; importing this package registers them all."""
 
-from sra_train.methods.base import METHODS, MethodSetting, TeacherKnowledge, method_type
+from sra_train.methods.base import METHODS, method_type
 from sra_train.methods.sft import SFT
 from sra_train.methods.sra import SRA
 
-__all__ = ["METHODS", "SFT", "SRA", "MethodSetting", "TeacherKnowledge", "method_type"]
+__all__ = ["METHODS", "SFT", "SRA", "method_type"]

@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
-from sra_train.data.batch import Batch, StepTotals, StudentOutput
-from sra_train.methods.base import CacheNeeds, LossTerms, Method, MethodSetting, StudentNeeds, register
-from sra_train.methods.cross_entropy import CrossEntropyTerm, LabelledRows, count_labels
-from sra_train.methods.head_loss import RowGroup, head_losses
-from sra_train.methods.options import SFTOptions
+from pydantic import BaseModel, ConfigDict
+
+from sra_train.contract import Batch, CacheNeeds, LossTerms, MethodSetting, StepTotals, StudentNeeds, StudentOutput
+from sra_train.methods.base import Method, register
+from sra_train.methods.terms.cross_entropy import CrossEntropyTerm, LabelledRows, count_labels
+from sra_train.methods.terms.head_loss import RowGroup, head_losses
+
+
+class SFTOptions(BaseModel):
+    """Cross entropy only: nothing to choose."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
 
 
 @register("sft")

@@ -1,40 +1,144 @@
-"""SRA: span representations, their geometry and their distributions, beside cross entropy (method.md, section 5).
+"""SRA: span representations, their geometry and their distributions, beside cross entropy (docs/method.md, section 5).
 
     L = alpha CE + (1 - alpha) (L_cos + lambda_geo L_geo + L_KD)
 
-This file puts the terms together; each stands alone in its own: cosine.py, geometry.py, distributions.py,
-cross_entropy.py. Every term is a sum over the examples of this micro-batch divided by the totals of the GLOBAL step.
-Rows of weight 0 have no span and no label here, so they reach no term.
+This file holds the options and puts the terms together; each term stands alone in its own file of `terms/`: spans.py,
+cosine.py, geometry.py, distributions.py, cross_entropy.py. Every term is a sum over the examples of this micro-batch
+divided by the totals of the GLOBAL step. Rows of weight 0 have no span and no label here, so they reach no term.
+
+Every contradiction between options is a `ConfigError` of one line, raised while the configuration is read: before a
+model is loaded.
 
 Shapes: B examples, N student tokens, P teacher positions, K spans, S real spans of the batch, D_s / D_t hidden sizes.
 """
 
 from __future__ import annotations
 
+import math
+import re
 from dataclasses import dataclass
+from typing import Any, Literal
 
 import torch
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor, nn
 
-from sra_data.errors import ConfigError, ShardError
-from sra_data.spans.pooling import center_of_mass, salience, span_last, span_mass, span_mean
-from sra_train.data.batch import Batch, StepTotals, StudentOutput
-from sra_train.methods.base import (
+from sra_data.errors import ConfigError
+from sra_train.contract import (
+    Batch,
     CacheNeeds,
     LossTerms,
-    Method,
     MethodSetting,
     ModelShape,
+    StepTotals,
     StudentNeeds,
+    StudentOutput,
     TeacherKnowledge,
-    register,
 )
-from sra_train.methods.cosine import cosine_loss
-from sra_train.methods.cross_entropy import CrossEntropyTerm, LabelledRows, count_labels, sum_per_example
-from sra_train.methods.geometry import geometry_loss
-from sra_train.methods.head_loss import HeadTerm, RowGroup, head_losses, product_dtype
-from sra_train.methods.kd import Distillation
-from sra_train.methods.options import Layer, SRAOptions
+from sra_train.methods.base import Method, register
+from sra_train.methods.terms.cosine import cosine_loss
+from sra_train.methods.terms.cross_entropy import CrossEntropyTerm, LabelledRows, count_labels, sum_per_example
+from sra_train.methods.terms.divergence import Divergence
+from sra_train.methods.terms.geometry import geometry_loss
+from sra_train.methods.terms.head_loss import HeadTerm, RowGroup, head_losses, product_dtype
+from sra_train.methods.terms.kd import Distillation, KDPosition, KDSource, KDVocabulary
+from sra_train.methods.terms.spans import Pooling, SpanRows, SpanStates
+
+Layer = int | Literal["last"]
+
+
+class LayerPair(BaseModel):
+    """A student's layer that learns from a teacher's; written ``12:24`` or ``12:24:0.5`` (with its weight) too.
+
+    Layers count as in Hugging Face's `hidden_states`: 1 is the first block's output, ``last`` the last layer's after
+    the final norm.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    student: Layer = "last"
+    teacher: Layer = "last"
+    weight: float = 1.0
+
+    @model_validator(mode="before")
+    @classmethod
+    def from_text(cls, value: Any) -> Any:
+        """Read the short form."""
+        if not isinstance(value, str):
+            return value
+        layer = r"(last|\d+)"
+        match = re.fullmatch(rf"{layer}:{layer}(?::([0-9.eE+-]+))?", value.strip())
+        if match is None:
+            raise ConfigError(
+                f"layer_pairs: {value!r} is no pair of layers; write student:teacher or student:teacher:weight, "
+                "such as last:last or 6:12:0.5"
+            )
+        student, teacher, weight = match.groups()
+        return {"student": _layer(student), "teacher": _layer(teacher), "weight": float(weight or 1.0)}
+
+    @model_validator(mode="after")
+    def check(self) -> LayerPair:
+        """Refuse layers without attention and weights that are none."""
+        for side, layer in (("student", self.student), ("teacher", self.teacher)):
+            if layer != "last" and layer < 1:
+                raise ConfigError(
+                    f"layer_pairs: {side} layer {layer}; they count from 1 (layer 0, the embeddings, has no attention)"
+                )
+        if not self.weight > 0:
+            raise ConfigError(f"layer_pairs: weight {self.weight} must be positive; leave the pair out instead")
+        return self
+
+
+class SRAOptions(BaseModel):
+    """The options of SRA; the defaults are the published ones (docs/method.md, sections 3 to 6)."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    alpha: float = Field(0.5, description="share of cross entropy; 0.6 in the published LoRA runs")
+    cos: bool = Field(True, description="span representations (L_cos)")
+    geo: bool = Field(True, description="geometry between spans (L_geo)")
+    kd: bool = Field(True, description="distributions (L_KD)")
+    lambda_geo: float = Field(50.0, description="weight of L_geo beside L_cos and L_KD")
+    layer_pairs: tuple[LayerPair, ...] = Field((LayerPair(),), description="student:teacher[:weight], weights sum to 1")
+    pooling: Pooling = Field("attention", description="how a span's state is made")
+    salience_power: float = Field(1.0, description="p of the span weights; 0 is uniform")
+    kd_position: KDPosition = "center_of_mass"
+    kd_source: KDSource = "head"
+    kd_vocabulary: KDVocabulary = Field(
+        "renormalised", description="with kd_source=head; top_k always has its rest as one outcome"
+    )
+    kd_divergence: Divergence = "forward"
+    kd_reduction: Literal["sum", "mean", "salience"] = Field("sum", description="over an example's spans")
+    temperature: float = 2.0
+
+    @model_validator(mode="after")
+    def check(self) -> SRAOptions:
+        """Refuse values and combinations that mean nothing."""
+        if not 0 <= self.alpha <= 1:
+            raise ConfigError(f"alpha={self.alpha}: must lie in [0, 1], the share of cross entropy in the loss")
+        if not (self.cos or self.geo or self.kd):
+            raise ConfigError("cos, geo and kd are all off, so nothing is distilled; choose method=sft for that")
+        for name in ("lambda_geo", "salience_power"):
+            value = getattr(self, name)
+            if not 0 <= value < math.inf:
+                remedy = "; 0 weighs all spans alike" if name == "salience_power" else ""
+                raise ConfigError(f"{name}={value}: must be a finite number that is not negative{remedy}")
+        if not 0 < self.temperature < math.inf:
+            raise ConfigError(f"temperature={self.temperature}: must be a positive finite number")
+        self._check_layer_pairs()
+        return self
+
+    def _check_layer_pairs(self) -> None:
+        if not self.layer_pairs:
+            raise ConfigError("layer_pairs is empty; name at least one pair, such as last:last")
+        pairs = [(pair.student, pair.teacher) for pair in self.layer_pairs]
+        for student, teacher in pairs:
+            if pairs.count((student, teacher)) > 1:
+                raise ConfigError(f"layer_pairs: {student}:{teacher} is named twice; add up the weights in one pair")
+        total = sum(pair.weight for pair in self.layer_pairs)
+        if abs(total - 1) > 1e-6:
+            weights = ", ".join(f"{pair.weight:g}" for pair in self.layer_pairs)
+            raise ConfigError(f"layer_pairs: the weights {weights} sum to {total:g}; they must sum to 1")
 
 
 @dataclass(frozen=True)
@@ -144,7 +248,8 @@ class SRA(Method):
         Raises:
             ShardError: If the batch lacks a column of the cache that the options read.
         """
-        spans = SpanStates(self.options, output, batch)
+        options = self.options
+        spans = SpanStates(output, batch, pooling=options.pooling, salience_power=options.salience_power)
         with torch.autocast(batch.weight.device.type, enabled=False):
             cos, geo = self._cos(spans), self._geo(spans)
         head_total, ce_sum, kd = self._head_terms(spans, totals)
@@ -232,112 +337,14 @@ class SRA(Method):
         return mask
 
 
-@dataclass(frozen=True)
-class SpanRows:
-    """The real spans of a batch as rows [S]."""
-
-    example: Tensor
-    span: Tensor
-    weights: Tensor
-    student_positions: Tensor  # of the last token, into the flattened [B x N]
-    teacher_positions: Tensor  # of the last token, into P
-
-
-class SpanStates:
-    """Pooled spans of both sides, made once for all terms of one forward."""
-
-    def __init__(self, options: SRAOptions, output: StudentOutput, batch: Batch) -> None:
-        self.options, self.output, self.batch = options, output, batch
-        real = batch.weight > 0
-        self.mask = batch.span_mask & real[:, None]  # [B, K]
-        self._student_ids = torch.where(real[:, None], batch.student_span_ids, -1)
-        self._teacher_ids = torch.where(real[:, None], batch.teacher_span_ids, -1)
-        self._pooled: dict[tuple[str, int], Tensor] = {}
-        self._salience: dict[int, Tensor] = {}
-        self._fallbacks: dict[str, Tensor] = {}
-
-    def student(self, layer: int) -> Tensor:
-        """[B, K, D_s], with gradient to the student's hidden states."""
-        if ("student", layer) not in self._pooled:
-            attention = self.output.attention.get(layer)
-            hidden = self.output.hidden[layer]
-            pooled = self._pool("student", hidden, self._student_ids, attention, self.batch.student_span_last)
-            self._pooled["student", layer] = pooled
-        return self._pooled["student", layer]
-
-    def teacher(self, layer: int) -> Tensor:
-        """[B, K, D_t]."""
-        if ("teacher", layer) not in self._pooled:
-            attention = self._attention(layer) if self.options.pooling == "attention" else None
-            hidden = self.teacher_hidden(layer)
-            pooled = self._pool("teacher", hidden, self._teacher_ids, attention, self.batch.teacher_span_last)
-            self._pooled["teacher", layer] = pooled
-        return self._pooled["teacher", layer]
-
-    def _pool(self, side: str, hidden: Tensor, ids: Tensor, attention: Tensor | None, last: Tensor) -> Tensor:
-        num_spans = self.mask.shape[1]
-        if self.options.pooling == "mean":
-            return span_mean(hidden, ids, num_spans)
-        if self.options.pooling == "last":
-            return span_last(hidden, last, self.mask)
-        assert attention is not None, f"no attention of the {side}"
-        centers = center_of_mass(hidden, ids, attention, num_spans)
-        name = f"zero_mass_spans_{side}"
-        self._fallbacks[name] = self._fallbacks.get(name, 0) + centers.num_fallbacks
-        return centers.states
-
-    def salience(self, layer: int) -> Tensor:
-        """w_k at a layer of the teacher [B, K]."""
-        if layer not in self._salience:
-            if self.options.salience_power == 0:
-                mass = self.mask.to(self.batch.weight.dtype)
-            else:
-                mass = span_mass(self._teacher_ids, self._attention(layer), self.mask.shape[1])
-            self._salience[layer] = salience(mass, self.mask, self.options.salience_power)
-        return self._salience[layer]
-
-    def teacher_hidden(self, layer: int) -> Tensor:
-        """Cached states [B, P, D_t]."""
-        return _column(self.batch.teacher_hidden, layer, "hidden states")
-
-    def _attention(self, layer: int) -> Tensor:
-        return _column(self.batch.teacher_attention, layer, "attention")
-
-    def rows(self, weights: Tensor) -> SpanRows:
-        """The real spans; `weights` [B, K] come along."""
-        example, span = self.mask.nonzero(as_tuple=True)
-        last = self.batch.student_span_last[example, span]
-        return SpanRows(
-            example=example,
-            span=span,
-            weights=weights[example, span],
-            student_positions=example * self.batch.labels.shape[1] + last,
-            teacher_positions=self.batch.teacher_span_last[example, span],
-        )
-
-    def nothing(self) -> Tensor:
-        """Zeros [B]."""
-        return torch.zeros_like(self.batch.weight)
-
-    def counts(self) -> dict[str, Tensor]:
-        """Events of this micro-batch."""
-        without = (self.batch.weight > 0) & ~self.mask.any(1)
-        return {"spans": self.mask.sum(), "examples_without_span": without.sum(), **self._fallbacks}
-
-
 def _cross_entropy(rows: LabelledRows, batch: Batch, factor: float, columns: Tensor | None) -> CrossEntropyTerm:
     """The term over `rows`; `columns` [V] say where an id stands in the head's order."""
     targets = rows.targets if columns is None else columns[rows.targets]
     return CrossEntropyTerm(targets, rows.coefficients(batch, factor))
 
 
-def _column(columns: dict[int, Tensor], layer: int, what: str) -> Tensor:
-    if layer not in columns:
-        raise ShardError(
-            f"teacher's pages: no {what} of layer {layer}, which the method reads; "
-            f"run `sra-data cache-teacher --layers {layer}` into a new folder"
-        )
-    return columns[layer]
+def _layer(text: str) -> Layer:
+    return "last" if text == "last" else int(text)
 
 
 def _resolve(layer: Layer, shape: ModelShape, side: str) -> int:

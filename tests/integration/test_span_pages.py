@@ -12,11 +12,12 @@ import torch
 
 from sra_data.shards.store import Manifest, ShardSet
 from sra_train.config import StudentConfig
+from sra_train.contract import MethodSetting
 from sra_train.data.collate import collate
 from sra_train.data.reader import RowReader, row_table
 from sra_train.data.staging import StagingPool
-from sra_train.methods.base import MethodSetting, method_type
-from sra_train.provenance import teacher_knowledge, teacher_shape
+from sra_train.methods.base import method_type
+from sra_train.record.provenance import teacher_knowledge, teacher_shape
 from sra_train.student import StudentModel, load_student, model_shape
 from tests.integration.command_lines import sra_data, sra_train, write_examples, write_pair
 from tests.integration.test_offline_equals_online import FIVE

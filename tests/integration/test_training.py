@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from sra_train.config import load_config
-from sra_train.tracking import read_metrics
+from sra_train.record.tracking import read_metrics
 from tests.training_runs import Interrupting, losses, train, weights
 
 

@@ -12,8 +12,8 @@ import torch
 from sra_data.errors import ConfigError, ModelError, SourceError
 from sra_data.shards.store import ShardSet
 from sra_train.config import GenerationConfig
-from sra_train.evaluation import EvaluateOptions, evaluate
-from sra_train.generation import rouge_l
+from sra_train.measure.evaluation import EvaluateOptions, evaluate
+from sra_train.measure.generation import rouge_l
 from tests.synthetic_shards import SyntheticShards, make_shards, make_student, make_tokenizer
 from tests.training_runs import train
 

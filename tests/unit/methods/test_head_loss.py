@@ -10,14 +10,12 @@ import torch
 
 from sra_data.errors import ConfigError, ShardError
 from sra_data.models.output_head import OutputHead
-from sra_train.data.batch import StudentOutput
-from sra_train.methods import head_loss
-from sra_train.methods.base import ModelShape
-from sra_train.methods.cross_entropy import CrossEntropyTerm
-from sra_train.methods.distributions import TopKTerm, top_k_outcomes
-from sra_train.methods.head_loss import RowGroup, head_losses
-from sra_train.methods.options import SRAOptions
-from sra_train.methods.sra import SRA
+from sra_train.contract import ModelShape, StudentOutput
+from sra_train.methods.sra import SRA, SRAOptions
+from sra_train.methods.terms import head_loss
+from sra_train.methods.terms.cross_entropy import CrossEntropyTerm
+from sra_train.methods.terms.distributions import TopKTerm, top_k_outcomes
+from sra_train.methods.terms.head_loss import RowGroup, head_losses
 from tests.unit.methods import worlds
 
 
@@ -236,7 +234,7 @@ def test_missing_columns_are_named_with_the_command_that_makes_them() -> None:
 def test_a_student_without_a_rest_and_a_vocabulary_beyond_the_head_are_refused() -> None:
     width = worlds.STUDENT_WIDTH
     shapes = {"student": ModelShape(3, width), "teacher": ModelShape(4, worlds.TEACHER_WIDTH)}
-    from sra_train.methods import MethodSetting, TeacherKnowledge
+    from sra_train.contract import MethodSetting, TeacherKnowledge
 
     teacher_head = worlds.make_head(11, worlds.TEACHER_VOCABULARY, worlds.TEACHER_WIDTH).live()
     ids = torch.arange(worlds.STUDENT_VOCABULARY)

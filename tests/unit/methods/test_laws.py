@@ -10,10 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sra_data.models.output_head import OutputHead
-from sra_train.data.batch import StepTotals, StudentOutput
-from sra_train.methods import SFT, SRA, MethodSetting, TeacherKnowledge
-from sra_train.methods.base import ModelShape
-from sra_train.methods.options import SFTOptions, SRAOptions
+from sra_train.contract import MethodSetting, ModelShape, StepTotals, StudentOutput, TeacherKnowledge
+from sra_train.methods import SFT, SRA
+from sra_train.methods.sft import SFTOptions
+from sra_train.methods.sra import SRAOptions
 from tests.unit.methods import worlds
 
 LENGTHS = st.lists(st.tuples(st.integers(1, 4), st.integers(1, 4)), max_size=5)

@@ -6,9 +6,10 @@ import pytest
 from pydantic import ValidationError
 
 from sra_data.errors import ConfigError
-from sra_train.methods import METHODS, SFT, SRA, MethodSetting, method_type
-from sra_train.methods.base import ModelShape
-from sra_train.methods.options import LayerPair, SFTOptions, SRAOptions
+from sra_train.contract import MethodSetting, ModelShape
+from sra_train.methods import METHODS, SFT, SRA, method_type
+from sra_train.methods.sft import SFTOptions
+from sra_train.methods.sra import LayerPair, SRAOptions
 from tests.unit.methods import worlds
 
 REFUSED = {

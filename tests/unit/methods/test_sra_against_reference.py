@@ -7,8 +7,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from sra_train.data.batch import StudentOutput
-from sra_train.methods.options import LayerPair, SRAOptions
+from sra_train.contract import StudentOutput
+from sra_train.methods.sra import LayerPair, SRAOptions
 from tests.unit.methods import worlds
 
 SIZES = [[(1, 1), (2, 3), (1, 2)], [(3, 1)], [], [(1, 1), (1, 1), (2, 1), (1, 4), (2, 2)]]

@@ -13,10 +13,9 @@ import torch
 from torch import Tensor
 
 from sra_data.models.output_head import OutputHead
-from sra_train.data.batch import Batch, StepTotals, StudentOutput
-from sra_train.methods import SRA, MethodSetting, TeacherKnowledge
-from sra_train.methods.base import LossTerms, ModelShape
-from sra_train.methods.options import SRAOptions
+from sra_train.contract import Batch, LossTerms, MethodSetting, ModelShape, StepTotals, StudentOutput, TeacherKnowledge
+from sra_train.methods import SRA
+from sra_train.methods.sra import SRAOptions
 from tests.reference import losses as slow
 
 STUDENT_VOCABULARY, TEACHER_VOCABULARY = 13, 17

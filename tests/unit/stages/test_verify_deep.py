@@ -12,8 +12,8 @@ import pytest
 from sra_data.errors import ModelError, ShardError
 from sra_data.shards.durable import write_json
 from sra_data.shards.store import ShardSet
-from sra_data.stages.cache_unit import CacheWorker
-from sra_data.stages.recapture import recapture, settings_of_pages
+from sra_data.stages.cache.recapture import recapture, settings_of_pages
+from sra_data.stages.cache.unit import CacheWorker
 from sra_data.stages.verify import VerifyOptions, VerifySummary, verify
 from sra_data.terminal import Reporter
 from tests.integration.command_lines import sra_data, write_examples, write_pair

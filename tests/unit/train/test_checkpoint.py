@@ -9,8 +9,8 @@ import torch
 from torch import nn
 
 from sra_data.errors import TrainingError
-from sra_train import checkpoint
-from sra_train.checkpoint import Checkpoints, Progress, full_state, load_full_state
+from sra_train.record import checkpoint
+from sra_train.record.checkpoint import Checkpoints, Progress, full_state, load_full_state
 
 IDENTITY = {"root.corpus": "abc", "training.batch_size": 4, "method.layer_pairs": [("last", "last")]}
 

@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from sra_data.errors import ShardError
 from sra_data.shards.codecs import encode_float32, estimate_channel_scales
 from sra_data.shards.schema import AlignmentRow, CorpusRow, TeacherRow, response_positions
+from sra_train.contract import CacheNeeds
 from sra_train.data.collate import ExampleRows, collate, filler, span_tensors, text_bytes
 from sra_train.data.staging import StagingBuffer, StagingPool
-from sra_train.methods.base import CacheNeeds
 
 EVERYTHING = CacheNeeds(layers=(3,), hidden=True, attention=True, top_k=True, teacher_ids=True)
 WIDTH = 6

@@ -7,7 +7,7 @@ import pytest
 from sra_data.errors import ShardError
 from sra_data.shards.manifest import record
 from sra_data.shards.store import ShardSet
-from sra_train.provenance import (
+from sra_train.record.provenance import (
     ShardFacts,
     choose_alignment,
     git_state,

@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 
 from sra_data.shards.store import ShardSet
+from sra_train.contract import CacheNeeds
 from sra_train.data.order import OrderPlan
 from sra_train.data.reader import RowReader, row_table
 from sra_train.data.staging import StagingPool
 from sra_train.data.stream import BatchMaker, Share, development_stream, training_stream
-from sra_train.methods.base import CacheNeeds
 from tests.synthetic_shards import make_shards
 
 NEEDS = CacheNeeds(layers=(3,), hidden=True, attention=True)

@@ -6,9 +6,9 @@ from transformers import AutoModelForCausalLM, GPT2Config, GPTNeoXConfig, LlamaC
 
 from sra_data.errors import ConfigError, ModelError
 from sra_train.config import LoraConfig, StudentConfig
-from sra_train.data.batch import Batch, StepTotals
+from sra_train.contract import Batch, MethodSetting, StepTotals
 from sra_train.likelihood import token_nats
-from sra_train.methods.base import MethodSetting, method_type
+from sra_train.methods.base import method_type
 from sra_train.student import (
     StudentModel,
     add_lora,

@@ -8,8 +8,8 @@ from accelerate import Accelerator
 
 from sra_data.errors import ConfigError
 from sra_train.config import TrackingConfig
-from sra_train.plots import draw_run, running_mean
-from sra_train.tracking import Metrics, read_metrics, start_trackers
+from sra_train.record.plots import draw_run, running_mean
+from sra_train.record.tracking import Metrics, read_metrics, start_trackers
 
 
 def write_steps(folder, steps, resume_step=0) -> None:

@@ -1,0 +1,149 @@
+"""`sra-data align`: a corpus cut by the tokenizers of teachers and students, lined up, written as shards.
+
+First everything that can be refused is refused: tokenizers, options, every row of the data (`plan.py`). Then the plans
+are written, then the units are done (`units.py`), in this process or several; a rerun does those that are missing. The
+corpus belongs to no tokenizer; a side is the same whether it teaches or learns. So what is there already is used: a
+second student adds a side and an alignment, a second teacher of a known tokenizer adds nothing here.
+"""
+
+from __future__ import annotations
+
+import functools
+import gc
+import os
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from sra_data.corpus.tokenization import SideTokenizer
+from sra_data.engines.local import run_units
+from sra_data.shards.store import Manifest, Unit, missing_units
+from sra_data.stages.align.options import AlignOptions, check_options, open_sources, refuse_unwritable, select_units
+from sra_data.stages.align.plan import scan
+from sra_data.stages.align.summary import AlignSummary, summarise
+from sra_data.stages.align.units import AlignWorker
+from sra_data.stages.align.work import Tokenizers, Work
+from sra_data.terminal import Reporter
+
+UNITS_PER_WORKER = 8  # a process takes seconds to start; with fewer units than this each it is not worth it
+
+
+def align(options: AlignOptions, reporter: Reporter) -> AlignSummary:
+    """Do what the command does.
+
+    Raises:
+        ConfigError: An option that cannot be.
+        TokenizerError: A tokenizer that cannot be loaded, or whose tokens cannot be located in a text.
+        SourceError: Data that cannot be read as examples; nothing has been written then.
+        ShardError: The folder cannot be written, or was made from other inputs.
+    """
+    check_options(options)
+    refuse_unwritable(Path(options.out))
+    if Manifest.exists(Path(options.out)):
+        Manifest.load(Path(options.out))  # a folder of another format is refused before hours of work
+    return align_with(options, reporter, load_tokenizers(options))
+
+
+def load_tokenizers(options: AlignOptions) -> Tokenizers:
+    """Open every tokenizer once, by the names that were asked for.
+
+    Raises:
+        TokenizerError: One cannot be opened.
+    """
+    names = dict.fromkeys((*options.teachers, *options.students))
+    return {name: SideTokenizer.load(name, trust_remote_code=options.trust_remote_code) for name in names}
+
+
+@contextmanager
+def without_old_garbage() -> Iterator[None]:
+    """Keep the collector from going through what is there already: a loaded transformers is 250,000 objects."""
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
+
+
+@without_old_garbage()
+def align_with(options: AlignOptions, reporter: Reporter, tokenizers: Tokenizers) -> AlignSummary:
+    """`align` with tokenizers that are loaded already; raises the same."""
+    started = time.monotonic()
+    check_options(options)
+    shards = Path(options.out)
+    refuse_unwritable(shards)
+    work = Work.planned(options, tokenizers, shards)
+    sources = open_sources(options)
+    plan = scan(sources, on_invalid=options.on_invalid, dev_share=options.hashed_dev_share, reporter=reporter)
+    plans, units = work.begin(plan)
+
+    worker = AlignWorker(
+        shards=shards,
+        sources=sources,
+        sides=work.sides,
+        pairs=list(work.pairs.values()),
+        on_invalid=options.on_invalid,
+        dev_share=options.hashed_dev_share,
+    )
+    missing = {unit.part for section, known in plans.items() for unit in missing_units(shards / section, known)}
+    chosen = [unit for unit in select_units(units, options.units) if unit.part in missing]
+    tokens = _do(worker, chosen, options.num_workers, reporter)
+    seconds = time.monotonic() - started
+
+    still_missing = missing - {unit.part for unit in chosen}
+    if not still_missing:
+        work.seal(plan, sources, made=bool(chosen))
+    return summarise(
+        shards=shards,
+        plan=plan,
+        asked=work.asked,
+        sides=work.sides,
+        pairs=work.pairs,
+        units_missing=len(still_missing),
+        tokens_now=tokens if chosen else None,
+        seconds=seconds,
+    )
+
+
+# --------------------------------------------------------------------------------------------------------- the work
+
+
+def _do(worker: AlignWorker, units: Sequence[Unit], num_workers: int | None, reporter: Reporter) -> int:
+    """Do the units; returns the tokens that were cut."""
+    if not units:
+        return 0
+    num_workers = min(num_workers or default_workers(len(units)), len(units))
+    tokens = 0
+    with reporter.task("align", total=sum(unit.stop - unit.start for unit in units), unit="examples") as task:
+        for unit, count in _done(worker, units, num_workers):
+            tokens += count
+            task.advance(unit.stop - unit.start)
+    return tokens
+
+
+def _done(worker: AlignWorker, units: Sequence[Unit], num_workers: int) -> Iterator[tuple[Unit, int]]:
+    if num_workers == 1:
+        yield from worker.run(units)
+        return
+    threads = max(1, _num_cores() // num_workers)
+    yield from run_units(units, functools.partial(_unit_work, worker, threads), num_workers=num_workers)
+
+
+def _unit_work(worker: AlignWorker, threads: int) -> Callable[[Unit, Callable[[int], None]], int]:
+    """In a process of the pool: what does one unit. The tokenizers there share the cores with the other processes."""
+    os.environ["RAYON_NUM_THREADS"] = str(threads)
+    os.environ["TOKENIZERS_PARALLELISM"] = "true" if threads > 1 else "false"
+    return functools.partial(_do_one, worker)
+
+
+def _do_one(worker: AlignWorker, unit: Unit, advance: Callable[[int], None]) -> int:
+    return sum(tokens for _, tokens in worker.run([unit]))
+
+
+def default_workers(num_units: int) -> int:
+    """As many processes as the cores and the work are worth."""
+    return max(1, min(_num_cores(), num_units // UNITS_PER_WORKER))
+
+
+def _num_cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

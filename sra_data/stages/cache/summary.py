@@ -1,0 +1,118 @@
+"""What `cache-teacher` says at its end, and what the manifest keeps: both from the receipts of the parts."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from sra_data.shards.manifest import Manifest, Plan, Receipt
+from sra_data.shards.store import missing_units
+from sra_data.stages.cache.faithfulness import describe as describe_faithfulness
+from sra_data.stages.cache.run import FILES, SECTION, CacheRun
+from sra_data.terminal import bytes_in_words
+
+
+@dataclass(frozen=True)
+class CacheSummary:
+    """What was done.
+
+    Attributes:
+        shards: the folder.
+        teacher: the teacher's name.
+        root: the sealed root, None while units are missing.
+        num_units, num_done, num_missing: of the plan; done now; still missing.
+        num_examples, num_tokens, num_positions: cached in all; by span, positions are spans.
+        granularity: "token" or "span".
+        num_bytes: of the teacher's folder; `bytes_per_position` of its parts alone.
+        num_failed, num_splits: examples with numbers that are not finite; batches that had to be split.
+        faithfulness: see `faithfulness.py`; empty while units are missing.
+    """
+
+    shards: str
+    teacher: str
+    root: str | None
+    num_units: int
+    num_done: int
+    num_missing: int
+    num_examples: int
+    num_tokens: int
+    num_positions: int
+    num_bytes: int
+    bytes_per_position: float
+    num_failed: int
+    num_splits: int
+    granularity: str = "token"
+    faithfulness: dict[str, Any] = field(default_factory=dict)
+
+    def lines(self) -> list[str]:
+        """It in words."""
+        row = "span" if self.granularity == "span" else "position"
+        examples = f"{self.num_examples:,} examples, {self.num_positions:,} {row}s"
+        lines = [
+            f"{self.shards}/teacher: {examples} of {self.teacher}",
+            f"{bytes_in_words(self.num_bytes)} on disk, {self.bytes_per_position:,.0f} bytes a {row}",
+            f"units: {self.num_done} done now, {self.num_missing} missing, of {self.num_units}",
+        ]
+        if self.num_failed or self.num_splits:
+            lines.append(
+                f"examples with NaN or infinity: {self.num_failed} · batches split for memory: {self.num_splits}"
+            )
+        if self.root is None:
+            lines.append("unfinished: run the same command again for the missing units")
+        return lines + describe_faithfulness(self.faithfulness)
+
+
+def summarise(run: CacheRun, plan: Plan, *, num_done: int) -> CacheSummary:
+    """The numbers of the whole folder."""
+    folder = run.shards / SECTION
+    notes = notes_of(folder, plan)
+    section = Manifest.load(run.shards).section(SECTION) or {}
+    part_bytes = sum(path.stat().st_size for path in folder.glob("part-*.parquet"))
+    positions = sum(note["positions"] for note in notes)
+    return CacheSummary(
+        shards=str(run.shards),
+        teacher=run.identity.name,
+        root=section.get("root"),
+        num_units=len(plan.units),
+        num_done=num_done,
+        num_missing=len(missing_units(folder, plan)),
+        num_examples=sum(note["examples"] for note in notes),
+        num_tokens=sum(note["tokens"] for note in notes),
+        num_positions=positions,
+        num_bytes=part_bytes + sum((folder / name).stat().st_size for name in FILES),
+        bytes_per_position=part_bytes / max(positions, 1),
+        num_failed=sum(len(note["failed"]) for note in notes),
+        num_splits=sum(note["splits"] for note in notes),
+        granularity=run.settings.capture.granularity,
+        faithfulness=section.get("faithfulness", {}) if section.get("root") else {},
+    )
+
+
+def facts_of(run: CacheRun, plan: Plan) -> dict[str, Any]:
+    """What the manifest says about the teacher's pages beside their root."""
+    settings = run.settings
+    notes = notes_of(run.shards / SECTION, plan)
+    return {
+        "name": run.identity.name,
+        "revision": run.identity.revision,
+        "adapter": settings.adapter,
+        "num_layers": run.identity.num_layers,
+        "layers": list(settings.capture.layers),
+        "hidden_size": settings.hidden_size,
+        "vocabulary_size": settings.vocabulary_size,
+        "hidden_dtype": settings.capture.hidden_dtype,
+        "attention": settings.capture.attention,
+        "top_k": settings.capture.top_k,
+        "temperatures": list(settings.capture.temperatures) if settings.capture.top_k else [],
+        "num_samples": settings.capture.num_samples,
+        "alignment": settings.alignment,
+        "failed_examples": [name for note in notes for name in note["failed"]],
+        "num_splits": sum(note["splits"] for note in notes),
+    }
+
+
+def notes_of(folder: Path, plan: Plan) -> list[dict[str, Any]]:
+    """The notes of all parts that are done."""
+    missing = {unit.part for unit in missing_units(folder, plan)}
+    return [Receipt.load(folder, unit.part).notes for unit in plan.units if unit.part not in missing]

@@ -1,0 +1,1 @@
+"""`sra-data estimate`: `stage.py` is the command; bytes are arithmetic, hours are measured on a sample."""

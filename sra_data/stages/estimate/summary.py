@@ -1,0 +1,144 @@
+"""What `estimate` says: bytes, hours, and whether offline pays."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from sra_data.terminal import bytes_in_words, clock
+
+
+@dataclass(frozen=True)
+class Alternative:
+    """The size with one option changed; the first in a summary is the chosen one, with no flags."""
+
+    flags: str
+    bytes_per_position: float
+    num_bytes: int
+
+
+@dataclass(frozen=True)
+class Sample:
+    """What was measured on a few examples.
+
+    Attributes:
+        num_examples, num_tokens, num_positions: of the sample.
+        num_failed: of those examples, the ones with NaN or infinite activations.
+        device: where the teacher ran.
+        tokens_per_second: through the teacher, states and distributions kept.
+        write_seconds: the same sample encoded, compressed, checked and written.
+        bytes_per_position: on disk, compressed; `compression` their share of what the arithmetic says.
+        read_bytes_per_second: back from the page cache, every value checked.
+    """
+
+    num_examples: int
+    num_tokens: int
+    num_positions: int
+    num_failed: int
+    device: str
+    tokens_per_second: float
+    write_seconds: float
+    bytes_per_position: float
+    compression: float
+    read_bytes_per_second: float
+
+
+@dataclass(frozen=True)
+class EstimateSummary:
+    """Bytes, hours and the verdict.
+
+    Attributes:
+        shards, teacher: folder and teacher.
+        num_layers, hidden_size, vocabulary_size: the teacher's.
+        num_examples, num_tokens, num_positions: the teacher would read and cache; by span, positions are spans.
+        row: "position" or "span".
+        bytes_per_position: before compression; `num_bytes` of the whole folder likewise: an upper bound.
+        expected_bytes: of the whole folder, compressed as the sample was; None where nothing was timed.
+        disk_free: bytes; `fits` whether cache-teacher would start.
+        alternatives: the chosen options first.
+        sample: what was timed, None without.
+        cache_hours: of cache-teacher; `read_hours` of reading it in every epoch of every student; `online_hours` of
+            running the teacher in every epoch of every student instead. None where nothing was timed.
+        epochs, students: planned.
+        online_passes: times the teacher reads the training examples online; offline it is one.
+        cheaper: "offline", "online" or "equal": by hours, or by passes of the teacher where nothing was timed.
+    """
+
+    shards: str
+    teacher: str
+    num_layers: int
+    hidden_size: int
+    vocabulary_size: int
+    num_examples: int
+    num_tokens: int
+    num_positions: int
+    row: str
+    bytes_per_position: float
+    num_bytes: int
+    expected_bytes: int | None
+    disk_free: int
+    fits: bool
+    alternatives: tuple[Alternative, ...]
+    sample: Sample | None
+    cache_hours: float | None
+    read_hours: float | None
+    online_hours: float | None
+    epochs: int
+    students: int
+    online_passes: int
+    cheaper: str
+
+    def lines(self) -> list[str]:
+        """It in words."""
+        bytes_in_all, free = bytes_in_words(self.num_bytes), bytes_in_words(self.disk_free)
+        verdict = "enough" if self.fits else "NOT enough: cache-teacher would refuse to start"
+        return [
+            f"{self.shards}: {self.num_examples:,} examples, {self.num_positions:,} {self.row}s to cache",
+            f"teacher {self.teacher}: {self.num_layers} layers, hidden size {self.hidden_size:,}, "
+            f"vocabulary {self.vocabulary_size:,}",
+            f"{self.bytes_per_position:,.0f} bytes a {self.row} before compression, at most {bytes_in_all} in all with "
+            f"head and embeddings; the disk has {free} free: {verdict}",
+            *self._table(),
+            *self._timed(),
+            *self._verdict(),
+        ]
+
+    def _table(self) -> list[str]:
+        width = max(len(alternative.flags or "as chosen") for alternative in self.alternatives)
+        lines = [f"  {'':{width}}  {'bytes/row':>14}  {'at most':>9}  {'of chosen':>9}"]
+        for alternative in self.alternatives:
+            share = alternative.num_bytes / max(self.num_bytes, 1)
+            lines.append(
+                f"  {alternative.flags or 'as chosen':{width}}  {alternative.bytes_per_position:14,.0f}  "
+                f"{bytes_in_words(alternative.num_bytes):>9}  {share:9.0%}"
+            )
+        return lines
+
+    def _timed(self) -> list[str]:
+        if self.sample is None or self.cache_hours is None or self.expected_bytes is None:
+            return ["hours: not timed (--no-time)"]
+        sample = self.sample
+        lines = [
+            f"timed on {sample.num_examples} examples, {sample.num_tokens:,} tokens, on {sample.device}: "
+            f"{sample.tokens_per_second:,.0f} tokens/s, {sample.bytes_per_position:,.0f} bytes a {self.row} on disk "
+            f"once compressed, read back at {bytes_in_words(sample.read_bytes_per_second)}/s",
+            f"cache-teacher takes about {clock(3600 * self.cache_hours)} and {bytes_in_words(self.expected_bytes)}",
+        ]
+        if sample.num_failed:
+            lines.append(f"{sample.num_failed} of these examples give NaN or infinity: try --dtype bf16 or fp32")
+        return lines
+
+    def _verdict(self) -> list[str]:
+        plan = f"{self.epochs} epochs x {self.students} student{'s' if self.students != 1 else ''}"
+        passes = f"the teacher reads the training examples {self.online_passes:,} times online, once offline"
+        word = {"equal": "no clear difference", "offline": "offline is cheaper", "online": "online is cheaper"}
+        verdict = word[self.cheaper]
+        if self.cache_hours is None or self.read_hours is None or self.online_hours is None:
+            return [f"{plan}: {passes}: {verdict}"]
+        offline = self.cache_hours + self.read_hours
+        if self.cheaper != "equal":
+            slow, fast = max(offline, self.online_hours), min(offline, self.online_hours)
+            verdict += f", {slow / max(fast, 1e-9):.1f} times"
+        return [
+            f"{plan}: {passes}; online {clock(3600 * self.online_hours)} of teacher, offline "
+            f"{clock(3600 * self.cache_hours)} + {clock(3600 * self.read_hours)} of reading: {verdict}"
+        ]

@@ -1,0 +1,77 @@
+"""`sra-data report`: what the shards hold, on one page to look at, with the pictures beside it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from sra_data.errors import ConfigError, ShardError
+from sra_data.shards.store import ShardSet
+from sra_data.stages.report.facts import gather
+from sra_data.stages.report.page import page
+from sra_data.stages.report.plots import charts_of
+from sra_data.terminal import Reporter
+
+
+@dataclass(frozen=True)
+class ReportOptions:
+    """What to draw.
+
+    Attributes:
+        shards: the folder.
+        out: the page; its pictures go into a folder beside it, named after it.
+        student: the alignment's name or the start of it, where there are several.
+        sample: examples whose teacher's pages are read.
+    """
+
+    shards: str = "shards"
+    out: str = "report.html"
+    student: str | None = None
+    sample: int = 2000
+
+
+@dataclass(frozen=True)
+class ReportSummary:
+    """What was drawn.
+
+    Attributes:
+        page: the page; `pictures` the PNG files.
+        num_sampled: examples whose teacher's pages were read.
+        missing: what is not there yet, a sentence each.
+    """
+
+    page: str
+    pictures: tuple[str, ...]
+    num_sampled: int
+    missing: tuple[str, ...]
+
+    def lines(self) -> list[str]:
+        """It in words."""
+        folder = Path(self.pictures[0]).parent if self.pictures else None
+        beside = "" if folder is None else f" · {len(self.pictures)} pictures in {folder}"
+        return [f"{self.page}{beside}", *self.missing]
+
+
+def report(options: ReportOptions, reporter: Reporter) -> ReportSummary:
+    """Draw the page and its pictures; works before the teacher's pages exist, and says what is missing.
+
+    Raises:
+        ConfigError: For options that cannot be carried out.
+        ShardError: If there is no sealed corpus, several alignments and no `student`, or something is damaged.
+    """
+    if options.sample < 1:
+        raise ConfigError(f"--sample {options.sample}: must be at least 1")
+    with ShardSet.open(options.shards, need_teacher=False) as shards:
+        facts = gather(shards, student=options.student, sample=options.sample, reporter=reporter)
+    out = Path(options.out)
+    folder = out.with_name(f"{out.stem}-pictures")
+    charts = charts_of(facts)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        pictures = tuple(str(chart.save_png(folder)) for chart in charts)
+        out.write_text(page(facts, charts), encoding="utf-8")
+    except OSError as error:
+        raise ShardError(f"{out}: cannot be written ({error.strerror}); name another file with --out") from error
+    return ReportSummary(
+        str(out), pictures, 0 if facts.pages is None else facts.pages.sample.num_examples, tuple(facts.missing)
+    )

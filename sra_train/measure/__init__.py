@@ -1,0 +1,1 @@
+"""What a model can do: on the development split while it trains, and on any text."""

@@ -1,0 +1,314 @@
+"""`sra-train evaluate`: bits per byte and Rouge-L of any Hugging Face models on any text; the Python API of both.
+
+Bits per byte compares models whatever their tokenizers: the sum of -log2 P over the tokens of the responses, divided
+by their UTF-8 bytes. End-of-sequence is left out, a token across the border of prompt and response counts whole, and
+an example beyond the context of ANY of the compared models is left out for all of them (and counted).
+
+This is the only module of sra_train that reads the user's text; training reads shards.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from sra_data.corpus.chat import PLAIN_CHAT_TEMPLATE, Renderer
+from sra_data.corpus.examples import Row
+from sra_data.corpus.sources import open_source
+from sra_data.corpus.tokenization import SideTokenizer, split_revision
+from sra_data.errors import ConfigError, SourceError, TokenizerError
+from sra_data.models.decoder import decoder_body
+from sra_data.models.output_head import OutputHead
+from sra_data.terminal import Reporter
+from sra_train.config import GenerationConfig, StudentConfig
+from sra_train.likelihood import token_nats
+from sra_train.measure.generation import Prompt, RougeScores, rouge_scores
+from sra_train.student import load_student
+
+OK = "ok"
+
+
+@dataclass(frozen=True)
+class EvaluateOptions:
+    """What is measured.
+
+    Attributes:
+        models: Hub ids (with `@revision`) or folders; compared on the same examples.
+        data: As `sra-data align --data` takes it.
+        columns: Named columns, likewise.
+        split: Only rows of this split ("train", "dev", "test"); all where None.
+        max_examples: The first so many.
+        max_length: Tokens per example, at most the models' own positions (the default).
+        batch_size: Examples of one forward.
+        generation: The Rouge-L protocol, or None to leave it out.
+        device: Where to run; a GPU where there is one.
+        dtype: float32 or bfloat16.
+        trust_remote_code: Run code that comes with a model.
+    """
+
+    models: tuple[str, ...]
+    data: str
+    columns: str | None = None
+    split: str | None = None
+    max_examples: int | None = None
+    max_length: int | None = None
+    batch_size: int = 8
+    generation: GenerationConfig | None = None
+    device: str | None = None
+    dtype: str = "float32"
+    trust_remote_code: bool = False
+
+
+@dataclass(frozen=True)
+class ModelScores:
+    """One model's numbers."""
+
+    model: str
+    bits_per_byte: float
+    bits: float
+    tokens: int  # scored
+    rouge_l: RougeScores | None = None
+
+
+@dataclass(frozen=True)
+class EvaluationSummary:
+    """All numbers; examples and bytes are the same for every model."""
+
+    scores: list[ModelScores]
+    data: str
+    num_examples: int
+    num_bytes: int
+    left_out: dict[str, int] = field(default_factory=dict)
+
+    def as_dict(self) -> dict[str, Any]:
+        """It as plain values; `models` in the order they were named."""
+        return {"models" if name == "scores" else name: value for name, value in asdict(self).items()}
+
+    def lines(self) -> list[str]:
+        """It in words."""
+        left_out = "".join(f" · {count} left out: {reason}" for reason, count in self.left_out.items())
+        lines = [f"{self.data}: {self.num_examples:,} examples, {self.num_bytes:,} bytes of responses{left_out}"]
+        for score in self.scores:
+            rouge = f" · Rouge-L {score.rouge_l.mean:.2f} ± {score.rouge_l.deviation:.2f}" if score.rouge_l else ""
+            lines.append(f"{score.bits_per_byte:.4f} bits per byte{rouge} · {score.model}")
+        return lines
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """One model's reading of the examples."""
+
+    ids: list[np.ndarray]  # [N] int
+    wanted: list[np.ndarray]  # [N] bool, tokens of the responses
+    status: list[str]
+
+
+def evaluate(options: EvaluateOptions, reporter: Reporter | None = None) -> EvaluationSummary:
+    """Measure models on one corpus.
+
+    Raises:
+        SourceError: If no example fits all models.
+        ModelError, TokenizerError: If a model or its tokenizer cannot be used.
+    """
+    reporter = reporter or Reporter()
+    if not options.models:
+        raise ConfigError("evaluate: no model given; name at least one Hub id or folder")
+    rows = read_rows(options.data, columns=options.columns, split=options.split, limit=options.max_examples)
+    sides = [load_side(name, trust_remote_code=options.trust_remote_code) for name in options.models]
+    encoded = [encode(side, rows, max_length=options.max_length) for side in sides]
+    statuses = [next((s for s in found if s != OK), OK) for found in zip(*(one.status for one in encoded), strict=True)]
+    kept = [index for index, status in enumerate(statuses) if status == OK]
+    left_out = dict(Counter(status for status in statuses if status != OK))
+    if not kept:
+        reasons = ", ".join(f"{count} {reason}" for reason, count in left_out.items())
+        raise SourceError(f"{options.data}: no example fits all models ({reasons}); give shorter examples")
+    num_bytes = sum(count_response_bytes(rows[index]) for index in kept)
+    scores = [
+        score_model(name, side, one, rows, kept, num_bytes=num_bytes, options=options, reporter=reporter)
+        for name, side, one in zip(options.models, sides, encoded, strict=True)
+    ]
+    return EvaluationSummary(scores, options.data, len(kept), num_bytes, left_out)
+
+
+def score_model(
+    name: str,
+    side: SideTokenizer,
+    encoded: Encoded,
+    rows: Sequence[Row],
+    kept: Sequence[int],
+    *,
+    num_bytes: int,
+    options: EvaluateOptions,
+    reporter: Reporter,
+) -> ModelScores:
+    """One model's bits per byte and, if asked for, Rouge-L."""
+    device = torch.device(options.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    model = load_model(name, options).to(device).eval()
+    ids, wanted = [encoded.ids[index] for index in kept], [encoded.wanted[index] for index in kept]
+    with reporter.task(f"bits per byte of {name}", total=len(ids), unit="examples") as task:
+        bits = 0.0
+        order = sorted(range(len(ids)), key=lambda index: len(ids[index]), reverse=True)
+        for start in range(0, len(order), options.batch_size):
+            chosen = order[start : start + options.batch_size]
+            bits += batch_bits(model, [ids[index] for index in chosen], [wanted[index] for index in chosen], device)
+            task.advance(len(chosen))
+    rouge = None
+    if options.generation is not None:
+        prompts = make_prompts([rows[index] for index in kept], side)[: options.generation.max_examples]
+        reporter.line(f"Rouge-L of {name}: {len(prompts)} prompts, {len(options.generation.seeds)} seeds")
+        rouge = rouge_scores(model, side.tokenizer, prompts, options.generation)
+    return ModelScores(name, bits / num_bytes, bits, int(sum(one[1:].sum() for one in wanted)), rouge)
+
+
+@torch.no_grad()
+def batch_bits(
+    model: nn.Module, ids: Sequence[np.ndarray], wanted: Sequence[np.ndarray], device: torch.device
+) -> float:
+    """Sum of -log2 P over the wanted tokens of a batch, padded on the right."""
+    width = max(len(one) for one in ids)
+    input_ids = torch.zeros((len(ids), width), dtype=torch.int64)
+    attention_mask = torch.zeros_like(input_ids)
+    mask = torch.zeros((len(ids), width), dtype=torch.bool)
+    for row, (tokens, marks) in enumerate(zip(ids, wanted, strict=True)):
+        input_ids[row, : len(tokens)] = torch.from_numpy(tokens.astype(np.int64))
+        attention_mask[row, : len(tokens)] = 1
+        mask[row, : len(tokens)] = torch.from_numpy(marks)
+    input_ids, mask = input_ids.to(device), mask.to(device)
+    said = decoder_body(model)(input_ids=input_ids, attention_mask=attention_mask.to(device), use_cache=False)
+    nats = token_nats(
+        hidden=said.last_hidden_state, head=OutputHead.from_model(model), input_ids=input_ids, wanted=mask
+    )
+    return float(nats.sum()) / math.log(2)
+
+
+def read_rows(data: str, *, columns: str | None, split: str | None, limit: int | None) -> list[Row]:
+    """The examples of a source.
+
+    Raises:
+        SourceError: If there are none.
+    """
+    rows = []
+    for located in open_source(data, columns).scan():
+        if split is None or located.row.split == split:
+            rows.append(located.row)
+        if limit is not None and len(rows) == limit:
+            break
+    if not rows:
+        raise SourceError(f"{data}: no examples{f' in the split {split}' if split else ''}; check --data and --split")
+    return rows
+
+
+def load_side(name: str, *, revision: str | None = None, trust_remote_code: bool = False) -> SideTokenizer:
+    """A model's tokenizer with what it knows of its context; `name@revision` names a revision too."""
+    return SideTokenizer.load(name, revision, trust_remote_code)
+
+
+def load_aligned_tokenizer(name: str, options: StudentConfig, *, fingerprint: str, shards: str) -> Any:
+    """The student's tokenizer as its model folder has it, if it is the one the shards were aligned with.
+
+    Args:
+        name: Hub id or folder of the student.
+        options: Revision and trust.
+        fingerprint: Of the aligned tokenizer, from the manifest.
+        shards: For the message.
+
+    Raises:
+        TokenizerError: If it is another, or there is none.
+    """
+    from transformers import AutoTokenizer
+
+    side = load_side(name, revision=options.revision, trust_remote_code=options.trust_remote_code)
+    if side.fingerprint != fingerprint:
+        raise TokenizerError(
+            f"student {name}: its tokenizer or chat template is not the one {shards} was aligned with (fingerprint"
+            f" {side.fingerprint[:12]}, aligned {fingerprint[:12]}); run `sra-data align --student {name}` into the"
+            " same folder, or choose the aligned student"
+        )
+    # loaded afresh: reading texts exactly switched off this one's own limits, which must not be exported
+    return AutoTokenizer.from_pretrained(side.name, revision=side.revision, trust_remote_code=options.trust_remote_code)
+
+
+def generation_prompts(options: GenerationConfig, name: str, student: StudentConfig) -> dict[str, list[Prompt]]:
+    """The prompts of every named set, cut by the student's tokenizer."""
+    side = load_side(name, revision=student.revision, trust_remote_code=student.trust_remote_code)
+    return {
+        title: make_prompts(read_rows(data, columns=None, split=None, limit=options.max_examples), side)
+        for title, data in options.sets.items()
+    }
+
+
+def load_model(name: str, options: EvaluateOptions) -> nn.Module:
+    """The model of `name@revision`, checked to be its head over its last hidden states."""
+    model, revision = split_revision(name)
+    options_of_model = {
+        "revision": revision,
+        "dtype": options.dtype,
+        "trust_remote_code": options.trust_remote_code,
+    }
+    return load_student(model, StudentConfig.model_validate(options_of_model))
+
+
+def encode(side: SideTokenizer, rows: Sequence[Row], *, max_length: int | None) -> Encoded:
+    """How one model reads the examples; those beyond its context or its template say so in their status."""
+    rendered = Renderer(side).render(rows)
+    limits = [limit for limit in (side.max_positions, max_length) if limit is not None]
+    ids = [np.zeros(0, np.int64) for _ in rows]
+    wanted = [np.zeros(0, bool) for _ in rows]
+    status = list(rendered.statuses)
+    for is_chat in (False, True):
+        chosen = [i for i, chat in enumerate(rendered.is_chat) if chat == is_chat and rendered.statuses[i] == OK]
+        if not chosen:
+            continue
+        batch = side.encode(
+            [rendered.texts[index] for index in chosen],
+            response_ranges=[rendered.ranges[index] for index in chosen],
+            is_chat=is_chat,
+            max_length=min(limits) if limits else None,
+            overlong="skip",
+            names=[rows[index].where for index in chosen],
+        )
+        for number, index in enumerate(chosen):
+            ids[index], status[index] = np.asarray(batch.ids[number]), batch.status[number]
+            wanted[index] = np.zeros(len(ids[index]), dtype=bool)
+            for start, stop in batch.response_spans[number].tolist():
+                wanted[index][start:stop] = True
+    return Encoded(ids, wanted, status)
+
+
+def count_response_bytes(row: Row) -> int:
+    """UTF-8 bytes of an example's responses."""
+    if row.messages is None:
+        return len((row.response or "").encode())
+    return sum(
+        len((message.get("content") or "").encode()) for message in row.messages if message["role"] == "assistant"
+    )
+
+
+def make_prompts(rows: Sequence[Row], side: SideTokenizer) -> list[Prompt]:
+    """What the model is asked: the prompt, or the chat up to its last assistant turn; the response is the reference."""
+    tokenizer: Any = side.tokenizer
+    prompts = []
+    for row in rows:
+        if row.messages is None:
+            text, reference, is_chat = row.prompt or "", row.response or "", False
+        else:
+            last = max(turn for turn, message in enumerate(row.messages) if message["role"] == "assistant")
+            reference, is_chat = row.messages[last].get("content") or "", True
+            text = tokenizer.apply_chat_template(
+                row.messages[:last],
+                tools=row.tools,
+                chat_template=side.chat_template or PLAIN_CHAT_TEMPLATE,
+                tokenize=False,
+                add_generation_prompt=True,
+            )
+        # a template writes its special tokens out; a plain prompt is text, whatever it spells
+        ids = tokenizer(text, add_special_tokens=False, split_special_tokens=not is_chat)["input_ids"]
+        prompts.append(Prompt(row.id, ids if is_chat else [*side.prefix_ids, *ids], reference))
+    return [prompt for prompt in prompts if prompt.ids]

@@ -1,0 +1,106 @@
+"""The finished student as a plain Hugging Face folder, with its tokenizer and a model card.
+
+``<output_dir>/model`` holds what `AutoModelForCausalLM.from_pretrained` loads: full weights (a LoRA student's adapters
+merged in, or the adapter alone where asked for). Projectors are no part of it; they stay in the checkpoints. The
+folder appears whole or not at all.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from sra_data.errors import TrainingError
+from sra_train.config import StudentConfig
+from sra_train.record.checkpoint import flush
+from sra_train.student import load_student, quiet_transformers
+
+
+def export_model(
+    *,
+    options: StudentConfig,
+    seed: int,
+    student_name: str,
+    tokenizer: Any,
+    weights: Mapping[str, Tensor],
+    card: str,
+    folder: Path,
+) -> Path:
+    """Write the student with the weights of a checkpoint.
+
+    A fresh student is loaded on the CPU and given the weights: the training copy may be sharded over processes.
+
+    Args:
+        options: How the student is loaded and adapted.
+        seed: Of the run: what is new and frozen is made again from it.
+        student_name: Hub id or folder the student came from.
+        tokenizer: The student's, as loaded.
+        weights: The checkpoint's, by the names of `StudentModel`.
+        card: README.md.
+        folder: Becomes the model's folder; an older one is replaced.
+
+    Raises:
+        TrainingError: If the folder cannot be written.
+    """
+    model: Any = load_student(student_name, options, seed=seed)
+    own = {name.removeprefix("model."): tensor for name, tensor in weights.items() if name.startswith("model.")}
+    unknown = model.load_state_dict(own, strict=False).unexpected_keys
+    assert not unknown, f"the checkpoint has weights the student has not: {unknown[:3]}"
+    lora = options.lora
+    if lora is not None and lora.export == "merged":
+        model = model.merge_and_unload()
+    model.config.use_cache = True
+    model.eval()
+    temporary = folder.with_name(f".writing-{folder.name}")
+    try:
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir(parents=True)
+        with quiet_transformers():
+            model.save_pretrained(temporary)
+        tokenizer.save_pretrained(temporary)
+        (temporary / "README.md").write_text(card, encoding="utf-8")
+        for path in temporary.iterdir():
+            flush(path)
+        replace_folder(temporary, folder)
+    except OSError as error:
+        raise TrainingError(
+            f"{folder}: cannot be written ({error.strerror}); free space and run the same command again"
+        ) from None
+    return folder
+
+
+def replace_folder(new: Path, folder: Path) -> None:
+    """Put `new` in the place of `folder`, which may exist."""
+    old = folder.with_name(f".replaced-{folder.name}")
+    shutil.rmtree(old, ignore_errors=True)
+    if folder.exists():
+        os.rename(folder, old)
+    os.rename(new, folder)
+    flush(folder.parent)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def push(folder: Path, *, name: str, private: bool) -> str:
+    """Upload the model's folder to the Hub; its address.
+
+    Raises:
+        TrainingError: If the Hub refuses.
+    """
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
+
+    api = HfApi()
+    try:
+        address = api.create_repo(name, private=private, exist_ok=True)
+        api.upload_folder(repo_id=name, folder_path=folder)
+    except (HfHubHTTPError, OfflineModeIsEnabled, OSError, ValueError) as error:
+        raise TrainingError(
+            f"hub.push_to={name}: {' '.join(str(error).split())[:200]}; the model is in {folder}, log in with"
+            " `hf auth login` and run the same command again"
+        ) from None
+    return str(address)

@@ -1,0 +1,82 @@
+"""The folder of a run: whose it is, what it records, and that no other run ever writes into it.
+
+config.yaml       the resolved configuration, readable by `load_config`
+run.json          identity, seals of the shards, versions, git state
+metrics.jsonl/csv, plots/, checkpoints/, model/
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from sra_data.errors import TrainingError
+from sra_train.config import TrainConfig, differences
+from sra_train.record.provenance import ShardFacts, git_state, recorded_versions
+
+RUN_FILE = "run.json"
+CONFIG_FILE = "config.yaml"
+
+
+def default_output_dir(config: TrainConfig, student: str) -> str:
+    """runs/<method>-<student>, in characters a file system likes."""
+    name = re.sub(r"[^A-Za-z0-9._-]+", "-", Path(student).name).strip("-")
+    return f"runs/{config.method.name}-{name}"
+
+
+def refuse_foreign_folder(folder: Path, identity: Mapping[str, Any]) -> None:
+    """Make sure that `folder` is free or this run's.
+
+    Raises:
+        TrainingError: If it belongs to another run or holds something else.
+    """
+    path = folder / RUN_FILE
+    if path.is_file():
+        try:
+            known = json.loads(path.read_text(encoding="utf-8"))["identity"]
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise TrainingError(f"{path}: damaged ({error}); give another --output-dir or delete the folder") from None
+        changed = differences(known, json.loads(json.dumps(identity)))
+        if changed:
+            raise TrainingError(
+                f"{folder}: holds another run: {'; '.join(changed)}; give the old values or another --output-dir"
+            )
+    elif folder.is_file():
+        raise TrainingError(f"{folder}: a file; give another --output-dir")
+    elif folder.is_dir() and any(folder.iterdir()):
+        raise TrainingError(f"{folder}: not empty and not the folder of a run; give another --output-dir")
+
+
+def record_run(
+    folder: Path, config: TrainConfig, *, identity: Mapping[str, Any], roots: Mapping[str, str], facts: ShardFacts
+) -> None:
+    """Create the folder and write what the run is made of; a resumed run writes it again.
+
+    Raises:
+        TrainingError: If the folder cannot be written.
+    """
+    record = {
+        "identity": identity,
+        "roots": roots,
+        "facts": asdict(facts),
+        "versions": recorded_versions(),
+        "git": git_state(Path.cwd()),
+    }
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_text(folder / CONFIG_FILE, config.to_yaml())
+        write_text(folder / RUN_FILE, json.dumps(record, indent=1, ensure_ascii=False))
+    except OSError as error:
+        raise TrainingError(f"{folder}: cannot be written ({error.strerror}); give another --output-dir") from None
+
+
+def write_text(path: Path, text: str) -> None:
+    """Replace a text file in one move."""
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text(text, encoding="utf-8")
+    os.replace(temporary, path)

@@ -1,0 +1,201 @@
+"""Laws of `estimate`: it says what cache-teacher then writes, and what it would refuse; nothing is written."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import pytest
+
+from sra_data.errors import ConfigError, ModelError, ShardError
+from sra_data.shards.durable import write_json
+from sra_data.stages.cache import size as cache_size
+from sra_data.stages.cache.options import CacheOptions
+from sra_data.stages.cache.stage import cache_teacher
+from sra_data.stages.estimate.stage import EstimateOptions, EstimateSummary, estimate
+from sra_data.terminal import Reporter, bytes_in_words
+from tests.integration.command_lines import sra_data, write_examples, write_pair
+
+
+@pytest.fixture(scope="module")
+def aligned(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Shards of 40 examples without the teacher's pages, beside the folder of its model."""
+    folder = tmp_path_factory.mktemp("estimate")
+    teacher, student = write_pair(folder)
+    data = write_examples(folder / "train.jsonl", 40)
+    arguments = ("--teacher", teacher, "--student", student, "--data", data, "--dev-share", 0.1)
+    answer = sra_data("align", *arguments, "--out", folder / "shards")
+    assert answer.exit_code == 0, answer.error
+    return folder / "shards"
+
+
+@pytest.fixture
+def shards(aligned: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(aligned, tmp_path / "shards"))
+
+
+def estimated(options: CacheOptions, **changes: object) -> EstimateSummary:
+    return estimate(replace(EstimateOptions(options, is_timed=False), **changes), Reporter())
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"hidden_dtype": "fp32", "top_k": 0},
+        {"hidden_dtype": "bf16", "top_k": 0, "layers": (1, 2, "last")},
+        {"hidden_dtype": "int8", "top_k": 0, "attention": False},
+        {"hidden_dtype": "fp32", "top_k": 0, "granularity": "span"},
+    ],
+)
+def test_bytes_that_are_not_compressed_are_those_cache_teacher_writes(shards: Path, changes: dict) -> None:
+    options = replace(CacheOptions(str(shards), device="cpu"), **changes)
+    said = estimated(options)
+    written = cache_teacher(options, Reporter())
+    # What is left of a difference is next_log_prob, which compresses a little, and Parquet's own pages.
+    assert said.num_bytes == pytest.approx(written.num_bytes, rel=0.04)
+    assert said.num_positions == written.num_positions
+    assert (said.num_examples, said.num_tokens) == (written.num_examples, written.num_tokens)
+
+
+@pytest.mark.parametrize("changes", [{}, {"logits": "sampled"}, {"hidden_dtype": "int8"}, {"granularity": "span"}])
+def test_a_timed_sample_says_the_compressed_bytes_too(shards: Path, changes: dict) -> None:
+    options = replace(CacheOptions(str(shards), device="cpu"), **changes)
+    said = estimated(options, is_timed=True, seconds=60.0)  # room for every example, whatever else the machine does
+    written = cache_teacher(options, Reporter())
+    assert said.expected_bytes == pytest.approx(written.num_bytes, rel=0.03)
+    assert said.sample is not None
+    assert said.sample.num_examples == 40
+    assert said.sample.bytes_per_position == pytest.approx(written.bytes_per_position, rel=0.04)
+    assert written.num_bytes <= said.num_bytes  # the arithmetic is an upper bound
+    assert said.sample.num_failed == 0
+
+
+def test_the_estimate_is_what_a_small_disk_is_refused_for(shards: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    options = CacheOptions(str(shards), device="cpu")
+    usage = shutil.disk_usage(shards)
+    said = estimated(options)
+    assert said.fits
+    monkeypatch.setattr(cache_size.shutil, "disk_usage", lambda path: usage._replace(free=said.num_bytes))
+    refused = estimated(options)
+    assert not refused.fits
+    assert "NOT enough" in "\n".join(refused.lines())
+    with pytest.raises(ShardError, match=f"pages need {bytes_in_words(said.num_bytes)}, the disk has"):
+        cache_teacher(options, Reporter())
+    room = int(said.num_bytes * cache_size.DISK_ROOM) + 1
+    monkeypatch.setattr(cache_size.shutil, "disk_usage", lambda path: usage._replace(free=room))
+    assert estimated(options).fits
+    assert cache_teacher(options, Reporter()).num_missing == 0
+
+
+def test_alternatives_change_one_thing_each_and_leave_out_the_chosen(shards: Path) -> None:
+    said = estimated(CacheOptions(str(shards), device="cpu"))
+    sizes = {alternative.flags: alternative.bytes_per_position for alternative in said.alternatives}
+    assert sizes.pop("") == said.bytes_per_position
+    assert list(sizes) == [
+        "--hidden-dtype int8",
+        "--hidden-dtype fp32",
+        "--hidden-dtype none",
+        "--granularity span",
+        "--top-k 0",
+        "--top-k 256",
+        "--logits sampled",
+        "--layers 1,2,3",
+    ]
+    spans = next(one for one in said.alternatives if one.flags == "--granularity span")
+    assert spans.num_bytes < said.num_bytes  # fewer spans than positions
+    width = said.hidden_size
+    assert said.bytes_per_position - sizes["--hidden-dtype none"] == 2 * width
+    assert sizes["--hidden-dtype fp32"] - said.bytes_per_position == 2 * width
+    assert sizes["--hidden-dtype int8"] - sizes["--hidden-dtype none"] == width + 4
+    assert sizes["--layers 1,2,3"] - said.bytes_per_position == 2 * (2 * width + 4)
+    ids = 64 * 9 / 8  # nine bits for a vocabulary of 403
+    assert said.bytes_per_position - sizes["--top-k 0"] == ids + 2 * 64 + 2 * 4
+
+
+def test_the_configuration_is_enough_where_nothing_is_timed(shards: Path, tmp_path: Path) -> None:
+    teacher = Path(json.loads((shards / "manifest.json").read_text())["corpus"]["teacher"]["name"])
+    bare = tmp_path / "bare"
+    bare.mkdir()
+    shutil.copy(teacher / "config.json", bare)
+    said = estimated(CacheOptions(str(shards), teacher=str(bare), device="cpu"))
+    assert said.num_bytes == estimated(CacheOptions(str(shards), device="cpu")).num_bytes
+    assert (said.sample, said.cache_hours, said.online_hours, said.expected_bytes) == (None, None, None, None)
+    with pytest.raises(ModelError, match="cannot be loaded"):
+        estimated(CacheOptions(str(shards), teacher=str(bare), device="cpu"), is_timed=True)
+
+
+def test_offline_pays_from_the_second_pass_on(shards: Path) -> None:
+    options = CacheOptions(str(shards), device="cpu")
+    assert estimated(options, epochs=1, students=1).cheaper == "equal"
+    several = estimated(options, epochs=3, students=2)
+    assert (several.online_passes, several.cheaper) == (6, "offline")
+    timed = estimated(options, epochs=50, students=20, is_timed=True, seconds=0.5)
+    once = estimated(options, epochs=1, students=1, is_timed=True, seconds=0.5)
+    assert timed.online_hours is not None
+    assert timed.cache_hours is not None
+    assert timed.online_hours > 100 * timed.cache_hours
+    assert timed.cheaper == "offline"
+    # One epoch of one student: the teacher runs once either way, and writing comes on top.
+    assert once.cheaper in ("online", "equal")
+
+
+def test_nothing_is_written_into_the_folder(shards: Path) -> None:
+    before = {path: path.read_bytes() for path in shards.rglob("*") if path.is_file()}
+    estimated(CacheOptions(str(shards), device="cpu", hidden_dtype="int8"), is_timed=True, seconds=0.5)
+    assert {path: path.read_bytes() for path in shards.rglob("*") if path.is_file()} == before
+
+
+def test_pages_that_are_there_do_not_change_the_estimate_of_others(shards: Path) -> None:
+    other = CacheOptions(str(shards), device="cpu", hidden_dtype="int8", layers=(1,))
+    before = estimated(other)
+    cache_teacher(CacheOptions(str(shards), device="cpu"), Reporter())
+    after = estimated(other, is_timed=True, seconds=0.5)
+    assert after.num_bytes == before.num_bytes
+    assert after.sample is not None
+
+
+def test_the_command_prints_words_or_the_same_numbers_as_json(shards: Path) -> None:
+    said = estimated(CacheOptions(str(shards), device="cpu"), epochs=3)
+    answer = sra_data("estimate", shards, "--device", "cpu", "--no-time", "--epochs", 3, "--json")
+    found = json.loads(answer.output)
+    assert found | {"disk_free": 0} == json.loads(json.dumps(asdict(replace(said, disk_free=0))))
+    words = sra_data("estimate", shards, "--device", "cpu", "--no-time", "--epochs", 3).output
+    assert "--hidden-dtype int8" in words
+    assert "3 epochs x 1 student" in words
+    assert "offline is cheaper" in words
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"epochs": 0}, "--epochs 0: must be above 0"),
+        ({"students": -1}, "--students -1: must be above 0"),
+        ({"cache": CacheOptions(hidden_dtype="fp8")}, "--hidden-dtype fp8: unknown"),
+    ],
+)
+def test_plans_that_mean_nothing_are_refused(shards: Path, changes: dict, message: str) -> None:
+    changes.setdefault("cache", CacheOptions())
+    changes["cache"] = replace(changes["cache"], shards=str(shards))
+    with pytest.raises(ConfigError, match=message):
+        estimate(EstimateOptions(**changes, is_timed=False), Reporter())
+
+
+def test_a_folder_without_a_sealed_corpus_is_refused(shards: Path, tmp_path: Path) -> None:
+    with pytest.raises(ShardError, match="run `sra-data align` first"):
+        estimated(CacheOptions(str(tmp_path / "nowhere")))
+    manifest = json.loads((shards / "manifest.json").read_text())
+    manifest["corpus"]["root"] = None
+    write_json(shards / "manifest.json", manifest)
+    with pytest.raises(ShardError, match="unfinished"):
+        estimated(CacheOptions(str(shards)))
+
+
+def test_ids_beyond_the_vocabulary_are_named(shards: Path, tmp_path: Path) -> None:
+    teacher = Path(json.loads((shards / "manifest.json").read_text())["corpus"]["teacher"]["name"])
+    config = json.loads((teacher / "config.json").read_text()) | {"vocab_size": 300}
+    (tmp_path / "small").mkdir()
+    (tmp_path / "small" / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ModelError, match=r"its vocabulary has 300 ids, example .* holds id"):
+        estimated(CacheOptions(str(shards), teacher=str(tmp_path / "small")))
