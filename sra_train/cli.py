@@ -33,7 +33,7 @@ def run(
     method: Annotated[str | None, typer.Option(help="sra, or sft (cross-entropy alone) [sra].")] = None,
     teacher: Annotated[
         list[str] | None,
-        typer.Option(help="A teacher of the shards, or name:weight; repeat for several [the only one]."),
+        typer.Option(help="A teacher of the shards, or name:weight; once for each [the only one]."),
     ] = None,
     student: Annotated[str | None, typer.Option(help="Hub id or folder [the one the shards were aligned for].")] = None,
     output_dir: Annotated[str | None, typer.Option(help="Folder of the run; an existing one is resumed.")] = None,
