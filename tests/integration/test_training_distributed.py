@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 
 from tests.conftest import REPOSITORY
 from tests.synthetic_shards import SyntheticShards, make_shards
-from tests.training_runs import losses, train, weights
+from tests.training_runs import EPSILON, losses, train, weights
 
 RANK = Path(__file__).with_name("training_rank.py")
 SECONDS_TO_FINISH = 300
@@ -33,6 +33,7 @@ def options(made: SyntheticShards, out: Path, **changes: object) -> dict[str, ob
         "training.epochs": 1,
         "training.batch_size": 4,
         "training.learning_rate": 3e-3,
+        "training.epsilon": EPSILON,
         "tracking.plots": False,
     }
     return plain | {name.replace("__", "."): value for name, value in changes.items()}
