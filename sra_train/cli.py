@@ -31,6 +31,10 @@ def run(
     shards: Annotated[str | None, typer.Argument(help="The folder of shards [shards].")] = None,
     config: Annotated[str | None, typer.Option(help="YAML; flags win over it.")] = None,
     method: Annotated[str | None, typer.Option(help="sra, or sft (cross-entropy alone) [sra].")] = None,
+    teacher: Annotated[
+        list[str] | None,
+        typer.Option(help="A teacher of the shards, or name:weight; repeat for several [the only one]."),
+    ] = None,
     student: Annotated[str | None, typer.Option(help="Hub id or folder [the one the shards were aligned for].")] = None,
     output_dir: Annotated[str | None, typer.Option(help="Folder of the run; an existing one is resumed.")] = None,
     epochs: Annotated[int | None, typer.Option(help="Passes over the training split [10].")] = None,
@@ -56,6 +60,7 @@ def run(
 
     flags = {
         "data.shards": shards,
+        "data.teachers": teacher or None,
         "method.name": method,
         "student.name": student,
         "output_dir": output_dir,

@@ -72,14 +72,20 @@ class SharedVocabularyTerm(_TeacherHeadTerm):
 class TeacherOutcomes:
     """How the teacher's ids fall into V and the rest.
 
-    The head's rows are ordered: first V, then `num_doubles` other ids that spell a string of V too, then the rest.
-    `double_rounds` adds the doubles up: in each round, pairs (column of the double, column in V it belongs to), no
-    column of V twice in a round.
+    The head's rows are ordered: first V, then D other ids that spell a string of V too ("doubles"), then the rest.
+    Doubles are added up in rounds, in none of which a column of V comes twice: `round_sizes` cuts the pairs (column of
+    the double, column in V it belongs to).
     """
 
     num_shared: int
-    num_doubles: int
-    double_rounds: Sequence[tuple[Tensor, Tensor]]
+    doubles: Tensor  # [D] int64
+    into: Tensor  # [D] int64
+    round_sizes: Sequence[int]
+
+    @property
+    def num_doubles(self) -> int:
+        """D."""
+        return len(self.doubles)
 
 
 class SharedOrRestTerm(_TeacherHeadTerm):
@@ -97,8 +103,6 @@ class SharedOrRestTerm(_TeacherHeadTerm):
     ) -> None:
         super().__init__(teacher_states, teacher_head, coefficients, temperature=temperature, kind=kind)
         self.outcomes = outcomes
-        device = teacher_states.device
-        self.double_rounds = [(double.to(device), column.to(device)) for double, column in outcomes.double_rounds]
 
     def evaluate(self, logits: Tensor, start: int, stop: int) -> tuple[Tensor, Tensor]:
         shared = self.outcomes.num_shared
@@ -118,8 +122,9 @@ class SharedOrRestTerm(_TeacherHeadTerm):
     def _teacher_outcomes(self, start: int, stop: int, dtype: torch.dtype) -> Tensor:
         """Log-probabilities of V and the rest [r, V + 1]."""
         log_probs = self.teacher_log_probs(start, stop, dtype)
-        shared, doubles = self.outcomes.num_shared, self.outcomes.num_doubles
-        for double, column in self.double_rounds:
+        outcomes = self.outcomes
+        shared, doubles, sizes = outcomes.num_shared, outcomes.num_doubles, list(outcomes.round_sizes)
+        for double, column in zip(outcomes.doubles.split(sizes), outcomes.into.split(sizes), strict=True):
             log_probs[:, column] = torch.logaddexp(log_probs[:, column], log_probs[:, double])
         return torch.cat([log_probs[:, :shared], _log_sum(log_probs[:, shared + doubles :])], 1)
 

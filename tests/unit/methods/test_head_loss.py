@@ -10,7 +10,7 @@ import torch
 
 from sra_data.errors import ConfigError, ShardError
 from sra_data.models.output_head import OutputHead
-from sra_train.contract import ModelShape, StudentOutput
+from sra_train.contract import MethodSetting, ModelShape, StudentOutput, TeacherKnowledge, TeacherSetting
 from sra_train.methods.sra import SRA, SRAOptions
 from sra_train.methods.terms import head_loss
 from sra_train.methods.terms.cross_entropy import CrossEntropyTerm
@@ -224,7 +224,7 @@ def test_missing_columns_are_named_with_the_command_that_makes_them() -> None:
     with pytest.raises(ShardError, match=r"no log tail at temperature=2 \(cached: 1\).*--temperatures 2"):
         worlds.run(top_k, examples, student)
     batch, hidden, attention = worlds.make_batch(examples)
-    bare = replace(batch, teacher_attention={})
+    bare = replace(batch, teachers=(replace(batch.teachers[0], attention={}),))
     with pytest.raises(ShardError, match="no attention of layer 4"):
         worlds.make_method(SRAOptions(), head)(
             StudentOutput(hidden, attention, student.live()), bare, worlds.totals_of(examples)
@@ -232,22 +232,19 @@ def test_missing_columns_are_named_with_the_command_that_makes_them() -> None:
 
 
 def test_a_student_without_a_rest_and_a_vocabulary_beyond_the_head_are_refused() -> None:
-    width = worlds.STUDENT_WIDTH
-    shapes = {"student": ModelShape(3, width), "teacher": ModelShape(4, worlds.TEACHER_WIDTH)}
-    from sra_train.contract import MethodSetting, TeacherKnowledge
-
+    student = ModelShape(3, worlds.STUDENT_WIDTH, worlds.STUDENT_VOCABULARY)
+    teacher = ModelShape(4, worlds.TEACHER_WIDTH, worlds.TEACHER_VOCABULARY)
     teacher_head = worlds.make_head(11, worlds.TEACHER_VOCABULARY, worlds.TEACHER_WIDTH).live()
     ids = torch.arange(worlds.STUDENT_VOCABULARY)
-    examples = [worlds.make_example(0, sizes=[(1, 2)])]
-    student = worlds.make_head(12, worlds.STUDENT_VOCABULARY, width)
-    method = SRA(
-        SRAOptions(kd_vocabulary="rest"), MethodSetting(**shapes, knowledge=TeacherKnowledge(ids, ids, teacher_head))
-    )
+
+    def build(options: SRAOptions, knowledge: TeacherKnowledge) -> SRA:
+        return SRA(options, MethodSetting(student, (TeacherSetting("one", 1.0, teacher, knowledge),)))
+
     with pytest.raises(ConfigError, match="its rest is empty"):
-        worlds.run(method.double(), examples, student)
+        build(SRAOptions(kd_vocabulary="rest"), TeacherKnowledge(ids, ids, teacher_head))
     beyond = TeacherKnowledge(torch.tensor([1, 99]), torch.tensor([1, 2]), teacher_head)
     with pytest.raises(ConfigError, match="id 99 is beyond the output head's 13 rows"):
-        worlds.run(SRA(SRAOptions(), MethodSetting(**shapes, knowledge=beyond)).double(), examples, student)
+        build(SRAOptions(), beyond)
     none = TeacherKnowledge(torch.tensor([]), torch.tensor([]), teacher_head)
     with pytest.raises(ConfigError, match="share no vocabulary entry"):
-        SRA(SRAOptions(), MethodSetting(**shapes, knowledge=none))
+        build(SRAOptions(), none)
