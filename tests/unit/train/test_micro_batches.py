@@ -175,7 +175,7 @@ def student_of():
             attn_pdrop=0.0,
         )
         if name == "sft":
-            shape = ModelShape(worlds.STUDENT_LAYERS, worlds.STUDENT_WIDTH)
+            shape = ModelShape(worlds.STUDENT_LAYERS, worlds.STUDENT_WIDTH, worlds.STUDENT_VOCABULARY)
             return StudentModel(GPT2LMHeadModel(config), SFT(SFTOptions(), MethodSetting(student=shape))).double()
         head = worlds.make_head(11, worlds.TEACHER_VOCABULARY, worlds.TEACHER_WIDTH)
         return StudentModel(GPT2LMHeadModel(config), worlds.make_method(SRAOptions(), head)).double()
