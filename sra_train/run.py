@@ -33,7 +33,8 @@ from sra_train.choosing import choose_sources, choose_student
 from sra_train.config import TrainConfig
 from sra_train.contract import MethodSetting, ModelShape
 from sra_train.data.knowledge import teacher_settings
-from sra_train.data.order import OrderPlan, num_micro_batches
+from sra_train.data.micro_batches import budget_of_device
+from sra_train.data.order import OrderPlan
 from sra_train.data.reader import RowReader
 from sra_train.data.staging import StagingPool
 from sra_train.data.stream import BatchMaker, Share
@@ -206,9 +207,6 @@ class Run:
         """Say what is about to happen."""
         table, share = self.table, self.share()
         every, trained = num_parameters(student)
-        micro = num_micro_batches(
-            self.config.training.batch_size, world_size=share.world_size, micro_batch_size=share.micro_batch_size
-        )
         left_out = ", ".join(f"{count} {status}" for status, count in table.skipped.items()) or "none"
         self.reporter.line(
             f"{self.config.method.name}: student {self.student_name}, {every:,} parameters, {trained:,} trained;"
@@ -224,7 +222,7 @@ class Run:
             )
         self.reporter.line(
             f"{self.total_steps:,} steps of {self.config.training.batch_size} examples on {share.world_size}"
-            f" process(es), {micro} micro-batch(es) of {share.micro_batch_size} each, on {self.accelerator.device.type}"
+            f" process(es), in micro-batches of {share.budget}, on {self.accelerator.device.type}"
         )
         if not self.evaluates:
             self.reporter.line("no development split is measured: the last weights are exported")
@@ -241,10 +239,11 @@ class Run:
 
     def share(self) -> Share:
         """Which part of a global batch this process runs."""
-        world_size = self.accelerator.num_processes
-        whole = -(-self.config.training.batch_size // world_size)
-        size = self.config.training.micro_batch_size
-        return Share(self.accelerator.process_index, world_size, whole if size is None else min(size, whole))
+        training = self.config.training
+        budget = budget_of_device(self.accelerator.device.type).limited(
+            most_tokens=training.micro_batch_tokens, most_rows=training.micro_batch_size
+        )
+        return Share(self.accelerator.process_index, self.accelerator.num_processes, budget)
 
     # ------------------------------------------------------------------ during
 

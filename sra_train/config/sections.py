@@ -137,7 +137,10 @@ class TrainingConfig(Section):
     )
     batch_size: int = Field(default=16, ge=1, description="examples of the GLOBAL step, over all processes")
     micro_batch_size: int | None = Field(
-        default=None, ge=1, description="examples one process runs at once; by default its whole share, no accumulation"
+        default=None, ge=1, description="most examples one process runs at once; by default as micro_batch_tokens say"
+    )
+    micro_batch_tokens: int | None = Field(
+        default=None, ge=1, description="most tokens at once, padding included; by default what suits the device"
     )
     learning_rate: float = Field(default=5e-4, gt=0)
     min_learning_rate: float = Field(default=5e-6, ge=0)
@@ -177,7 +180,7 @@ class EvaluationConfig(Section):
 
     enabled: bool | None = Field(default=None, description="by default whenever there is a development split")
     every_steps: int | None = Field(default=None, ge=1, description="by default at the end of every epoch")
-    batch_size: int = Field(default=16, ge=1)
+    batch_size: int = Field(default=16, ge=1, description="most examples one process runs at once")
     metric: str = Field(
         default="loss", description="loss, bits_per_byte, a term such as kd, or rouge_l: picks the best"
     )
@@ -246,6 +249,7 @@ MAY_CHANGE = frozenset(
         "student.attention",
         "student.trust_remote_code",
         "training.micro_batch_size",
+        "training.micro_batch_tokens",
         "training.strategy",
         "training.gradient_checkpointing",
         "training.compile",

@@ -15,7 +15,8 @@ import numpy as np
 from sra_train.contract import Batch, StepTotals
 from sra_train.data.collate import collate
 from sra_train.data.examples import ExampleParts
-from sra_train.data.order import NO_ROW, OrderPlan, pad_rows, split_batch
+from sra_train.data.micro_batches import TokenBudget, plan_micro_batches
+from sra_train.data.order import NO_ROW, OrderPlan
 from sra_train.data.reader import RowReader
 from sra_train.data.staging import StagingBuffer, StagingPool
 from sra_train.data.table import RowTable
@@ -43,7 +44,11 @@ class Share:
 
     rank: int
     world_size: int
-    micro_batch_size: int
+    budget: TokenBudget  # of each of its micro-batches
+
+    def pieces(self, rows: np.ndarray, lengths: np.ndarray) -> list[np.ndarray]:
+        """This process's micro-batches of a global batch of `rows` with so many tokens."""
+        return plan_micro_batches(rows, lengths, rank=self.rank, world_size=self.world_size, budget=self.budget)
 
 
 class BatchMaker:
@@ -87,27 +92,18 @@ def training_stream(maker: BatchMaker, plan: OrderPlan, share: Share, *, start: 
     for step in range(start, stop):
         rows = plan.global_batch(step)
         totals = maker.table.totals(rows)
-        pieces = split_batch(
-            rows,
-            maker.table.lengths(rows),
-            rank=share.rank,
-            world_size=share.world_size,
-            micro_batch_size=share.micro_batch_size,
-        )
+        pieces = share.pieces(rows, maker.table.lengths(rows))
         for index, piece in enumerate(pieces):
             yield maker.make(piece, step=step, index=index, is_last=index == len(pieces) - 1, totals=totals)
 
 
 def development_stream(maker: BatchMaker, share: Share) -> Iterator[MicroBatch]:
-    """This rank's micro-batches of the whole development split, longest examples first, with their text.
+    """This rank's micro-batches of the whole development split, the largest first, with their text.
 
     Every rank yields equally many, and the totals are those of the whole split: sums over all of them are the losses.
     """
     rows = np.flatnonzero(maker.table.is_dev)
-    rows = rows[np.lexsort((rows, -maker.table.num_tokens[rows]))]
     totals = maker.table.totals(rows)
-    at_once = share.micro_batch_size * share.world_size
-    starts = range(0, len(rows), at_once)
-    for index, start in enumerate(starts):
-        piece = pad_rows(rows[start : start + at_once], at_once)[share.rank :: share.world_size]
-        yield maker.make(piece, step=0, index=index, is_last=index == len(starts) - 1, totals=totals, with_text=True)
+    pieces = share.pieces(rows, maker.table.lengths(rows))
+    for index, piece in enumerate(pieces):
+        yield maker.make(piece, step=0, index=index, is_last=index == len(pieces) - 1, totals=totals, with_text=True)

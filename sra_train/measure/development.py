@@ -24,7 +24,8 @@ def measure_development(trainer: Trainer) -> dict[str, float] | None:
     Args:
         trainer: Its model, maker and share are used; its weights do not change.
     """
-    share = Share(trainer.share.rank, trainer.share.world_size, trainer.config.evaluation.batch_size)
+    budget = trainer.share.budget.limited(most_rows=trainer.config.evaluation.batch_size)
+    share = Share(trainer.share.rank, trainer.share.world_size, budget)
     sums = StepSums()
     sums.add("bits", 0.0)
     sums.add("bytes", 0.0)

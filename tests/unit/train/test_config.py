@@ -149,6 +149,7 @@ def test_the_configuration_is_frozen() -> None:
 def test_identity_names_what_decides_the_numbers_and_nothing_else() -> None:
     old = load_config().identity()
     assert not differences(old, load_config(overrides={"training.micro_batch_size": 2}).identity())
+    assert not differences(old, load_config(overrides={"training.micro_batch_tokens": 512}).identity())
     assert not differences(old, load_config(overrides={"checkpoints.keep_last": 9, "output_dir": "x"}).identity())
     assert not differences(old, load_config(overrides={"data.prefetch": 7, "tracking.plots": False}).identity())
     changed = load_config(overrides={"training.batch_size": 8, "method.alpha": 0.25}).identity()

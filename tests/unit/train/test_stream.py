@@ -7,6 +7,7 @@ from sra_data.errors import ShardError
 from sra_data.shards.manifest import Manifest, record
 from sra_data.shards.store import ShardSet
 from sra_train.contract import CacheNeeds
+from sra_train.data.micro_batches import TokenBudget
 from sra_train.data.order import OrderPlan
 from sra_train.data.reader import RowReader
 from sra_train.data.sources import Sources, open_sources
@@ -59,7 +60,9 @@ def global_batches(maker, plan, *, world_size, micro_batch_size, start=0, stop=8
     found: dict[int, list] = {}
     totals: dict[int, set] = {}
     for rank in range(world_size):
-        for micro in training_stream(maker, plan, Share(rank, world_size, micro_batch_size), start=start, stop=stop):
+        for micro in training_stream(
+            maker, plan, Share(rank, world_size, TokenBudget(10_000, 20, micro_batch_size)), start=start, stop=stop
+        ):
             batch = micro.batch
             for slot, name in enumerate(batch.example_ids):
                 if batch.weight[slot]:
@@ -93,7 +96,7 @@ def test_an_epoch_reads_every_trainable_row_once(opened, made) -> None:
 
 def test_totals_known_from_the_index_are_what_the_batch_holds(opened) -> None:
     maker, plan = opened
-    for micro in training_stream(maker, plan, Share(0, 1, 4), start=0, stop=plan.steps_per_epoch):
+    for micro in training_stream(maker, plan, Share(0, 1, TokenBudget(10_000, 20)), start=0, stop=plan.steps_per_epoch):
         predicted = micro.batch.labels[:, 1:] != -100
         assert micro.totals.labels == int(predicted.sum())
         assert micro.totals.examples == float(micro.batch.weight.sum())
@@ -104,7 +107,10 @@ def test_totals_known_from_the_index_are_what_the_batch_holds(opened) -> None:
 @pytest.mark.parametrize("world_size", [1, 2, 3])
 def test_development_rows_come_once_over_all_ranks_in_equally_many_batches(opened, made, world_size) -> None:
     maker, _ = opened
-    ranks = [list(development_stream(maker, Share(rank, world_size, 2))) for rank in range(world_size)]
+    ranks = [
+        list(development_stream(maker, Share(rank, world_size, TokenBudget(10_000, 20, 2))))
+        for rank in range(world_size)
+    ]
     names = [name for micros in ranks for micro in micros for name in micro.batch.example_ids if name]
     assert len({len(micros) for micros in ranks}) == 1
     assert len(names) == len(set(names)) == made.num_dev
