@@ -248,12 +248,15 @@ class ShardSet:
         """
         return self._open(f"alignments/{name}")
 
-    def pair(self, *, student: str, teacher: str, name: str | None = None) -> PairReader:
+    def pair(
+        self, *, student: str, teacher: str, name: str | None = None, flag: str = "--set student.alignment=NAME"
+    ) -> PairReader:
         """The alignment of two sides, seen from the student.
 
         Args:
             student: name of a side; teacher likewise.
             name: of the alignment, where the pair was aligned in several ways.
+            flag: the caller's option that names one.
 
         Raises:
             ShardError: If they were never aligned, or in several ways and no name was given.
@@ -272,7 +275,7 @@ class ShardSet:
             dict.fromkeys(known, ()),
             where=self.path,
             what="alignment",
-            flag="--set student.alignment=NAME",
+            flag=flag,
             command=ALIGN,
         )
         return PairReader(self.alignment(chosen), student=student, teacher=teacher)
