@@ -20,7 +20,7 @@ from sra_data.options import recorded
 from sra_data.shards.codecs import estimate_channel_scales, scales_to_text
 from sra_data.shards.heads import EMBEDDINGS, HEAD
 from sra_data.shards.manifest import PLAN, Plan, Unit
-from sra_data.shards.store import ShardSet, has_file
+from sra_data.shards.store import ShardSet, has_file, refuse_if_changed
 from sra_data.stages.cache.choose import Chosen, choose
 from sra_data.stages.cache.options import CacheOptions
 from sra_data.stages.cache.size import PagesSize, files_size, ids_that_occur, pages_size
@@ -39,7 +39,7 @@ CALIBRATION_EXAMPLES = 64
 class CacheRun:
     """One call of `cache_teacher`; the teacher is loaded when something needs it, and once.
 
-    Making one decides what a plan needs and writes nothing.
+    Making one writes nothing and loads no teacher; `find` does, for what a plan needs and nothing but trying tells.
 
     Attributes:
         options: what was asked.
@@ -63,7 +63,6 @@ class CacheRun:
         self.had: dict[str, Any] = Plan.load(folder).fingerprint if (folder / PLAN).is_file() else {}
         self.settings = self._begun()
         self.examples = self.settings.examples(shards)
-        self._find()
 
     def _begun(self) -> UnitSettings:
         """What is known before anything is tried; what an existing plan has decided is taken from it."""
@@ -81,12 +80,27 @@ class CacheRun:
             max_failed=self.options.max_failed,
         )
 
-    def _find(self) -> None:
-        """The rest of the settings: from the teacher, and by trying."""
+    def refuse_other_inputs(self) -> None:
+        """Refuse what the plan that is there was not made for, before a teacher is loaded.
+
+        Raises:
+            ShardError: Naming each input that differs.
+        """
+        if self.had:
+            inputs = self.inputs()
+            refuse_if_changed({name: self.had.get(name) for name in inputs}, inputs, where=self.folder)
+
+    def find(self) -> None:
+        """The rest of the settings: from the teacher, and by trying.
+
+        Raises:
+            ModelError: If the teacher cannot be loaded, or has no finite activations to calibrate with.
+        """
         if not self.settings.hidden_size:
             vocabulary_size, hidden_size = OutputHead.from_model(self.teacher.model).weight.shape
             self._set(hidden_size=int(hidden_size), vocabulary_size=int(vocabulary_size))
-        if self.settings.capture.hidden_dtype == "int8" and not self.settings.channel_scales:
+        capture = self.settings.capture
+        if capture.hidden_dtype == "int8" and set(self.settings.channel_scales) != set(capture.layer_numbers):
             self._set(channel_scales=self._calibrate())
         batch_tokens = self.options.batch_tokens or self.had.get("batch_tokens") or self._find_batch_tokens()
         self._set(batch_tokens=int(batch_tokens))
@@ -149,15 +163,22 @@ class CacheRun:
         finally:
             capture.close()
 
-    def fingerprint(self) -> dict[str, Any]:
-        """Everything the pages depend on, under names people understand."""
-        settings, pair = self.settings, self.chosen.pair
+    def inputs(self) -> dict[str, Any]:
+        """What the pages depend on and nobody has to find out, under names people understand."""
+        pair = self.chosen.pair
         return {
             "side": self.examples.side.root,
             **({} if pair is None else {"alignment": pair.root}),
             "teacher": self.identity.fingerprint,
-            **recorded(settings.teacher),
-            **recorded(settings.capture),
+            **recorded(self.settings.teacher),
+            **recorded(self.settings.capture),
+        }
+
+    def fingerprint(self) -> dict[str, Any]:
+        """Everything the pages depend on."""
+        settings = self.settings
+        return {
+            **self.inputs(),
             "hidden_size": settings.hidden_size,
             "vocabulary_size": settings.vocabulary_size,
             "batch_tokens": settings.batch_tokens,

@@ -62,6 +62,8 @@ def cache_teacher(options: CacheOptions, reporter: Reporter) -> CacheSummary:
     check_options(options)
     with ShardSet.open(options.shards) as shards:
         run = CacheRun(options, shards, reporter)
+        run.refuse_other_inputs()
+        run.find()
         made_from = run.chosen.made_from
         plan = begin(shards.path, run.section, run.fingerprint(), run.units, files=FILES, made_from=made_from)
         missing = choose_units(missing_units(run.folder, plan), options.units, len(plan.units))

@@ -34,11 +34,13 @@ def estimate(options: EstimateOptions, reporter: Reporter) -> EstimateSummary:
     """
     check_estimate(options)
     with ShardSet.open(options.cache.shards) as shards:
-        run = CacheRun(options.cache, shards, reporter) if options.is_timed else None
-        if run is None:
-            settings, config = settings_of_config(options.cache, shards)
-        else:
+        run: CacheRun | None = None
+        if options.is_timed:
+            run = CacheRun(options.cache, shards, reporter)
+            run.find()
             settings, config = run.settings, run.identity.config
+        else:
+            settings, config = settings_of_config(options.cache, shards)
         sizes = Sizes(settings, shards, is_tied=is_tied(config), num_layers=num_layers_of(config))
         sample = None if run is None else time_sample(run, options.seconds, reporter)
         return _summary(options, sizes, shards, sample)
