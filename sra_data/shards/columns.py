@@ -149,8 +149,7 @@ def schema_from_arrow(schema: pa.Schema, *, where: str) -> FolderSchema:
     """
     metadata = {key.decode(): value.decode() for key, value in (schema.metadata or {}).items() if key[:4] == b"sra."}
     refuse_version(metadata.get("sra.format_version"), where=where)
-    columns = []
-    names = json.loads(metadata["sra.columns"])
+    columns, names = [], json.loads(metadata["sra.columns"])
     for name in names:
         said = {key.decode(): value.decode() for key, value in schema.field(name).metadata.items()}
         shape = tuple(json.loads(said["shape"]))
