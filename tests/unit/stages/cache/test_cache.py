@@ -88,7 +88,11 @@ def test_pages_by_span_are_the_centres_of_mass_of_its_alignment(world: World) ->
     cache_teacher(by_token.options(), Reporter())
     facts = Manifest.load(world.shards).sealed(summary.section)
     assert facts["made_from"].keys() == {f"sides/{TEACHER_SIDE}", f"alignments/{ALIGNMENT}"}
-    assert (facts["side"], facts["alignment"], facts["granularity"]) == (TEACHER_SIDE, f"alignments/{ALIGNMENT}", "span")
+    assert (facts["side"], facts["alignment"], facts["granularity"]) == (
+        TEACHER_SIDE,
+        f"alignments/{ALIGNMENT}",
+        "span",
+    )
     with ShardSet.open(world.shards) as spans, ShardSet.open(by_token.shards) as tokens:
         found = spans.teacher(spans.choose_teacher()).read(range(NUM_ROWS))
         expected = tokens.teacher(tokens.choose_teacher()).read(range(NUM_ROWS))
@@ -115,7 +119,10 @@ def test_units_may_be_done_apart_and_the_last_one_seals(world: World) -> None:
     other = copy_of(world, world.shards.parent / "other")
     half = cache_teacher(world.options(units="1:3"), Reporter())
     assert (half.num_done, half.num_missing, half.root) == (2, 1, None)
-    with ShardSet.open(world.shards) as shards, pytest.raises(ShardError, match="unfinished; run `sra-data cache-teach"):
+    with (
+        ShardSet.open(world.shards) as shards,
+        pytest.raises(ShardError, match="unfinished; run `sra-data cache-teach"),
+    ):
         shards.teacher(shards.choose_teacher())
     whole = cache_teacher(world.options(units="0:1"), Reporter())
     assert whole.num_missing == 0
@@ -185,7 +192,10 @@ def test_head_and_embeddings_are_beside_the_pages(world: World) -> None:
         ({"dtype": "bf16"}, "dtype: had fp32, got bf16"),
         ({"layers": (1, "last")}, r"layers: had \[3\], got \[1, 3\]"),
         ({"hidden_dtype": "int8"}, "hidden dtype: had fp32, got int8"),
-        ({"attention": False, "temperatures": (1.0,)}, r"attention: had true, got false; temperatures: had \[1.0, 2.0\]"),
+        (
+            {"attention": False, "temperatures": (1.0,)},
+            r"attention: had true, got false; temperatures: had \[1.0, 2.0\]",
+        ),
         ({"batch_tokens": 31}, "batch tokens: had 30, got 31"),
     ],
 )

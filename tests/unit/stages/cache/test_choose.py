@@ -1,4 +1,4 @@
-"""Laws of choosing: a teacher's side is found by its tokenizer; what is not clear is asked, in one line, with a list."""
+"""Laws of choosing: a teacher's side is found by its tokenizer; what is not clear is asked in one line with a list."""
 
 from __future__ import annotations
 
@@ -62,9 +62,7 @@ def test_the_only_teacher_the_shards_were_aligned_for_is_taken(world: World) -> 
     assert (found.teacher.name, found.side, found.pair) == (str(world.teacher), TEACHER_SIDE, None)
 
 
-def test_a_second_teacher_with_a_known_tokenizer_adds_its_folder_and_nothing_else(
-    world: World, tmp_path: Path
-) -> None:
+def test_a_second_teacher_with_a_known_tokenizer_adds_its_folder_and_nothing_else(world: World, tmp_path: Path) -> None:
     cache_teacher(world.options(), Reporter())
     before, manifest = hashes(world.shards), Manifest.load(world.shards).content
     larger = save_teacher(tmp_path / "larger", seed=1, hidden_size=64)
@@ -131,7 +129,9 @@ def test_a_teacher_whose_tokenizer_is_no_side_is_refused_with_the_command_that_a
     message = refused(world, name=str(tmp_path / "stranger"))
     assert "no side is of the tokenizer " in message
     assert f"of teacher {tmp_path / 'stranger'} (there are {STUDENT_SIDE} of tokenizer " in message
-    assert f"`sra-data align --teacher {tmp_path / 'stranger'} --student {world.student} --out {world.shards}`" in message
+    assert (
+        f"`sra-data align --teacher {tmp_path / 'stranger'} --student {world.student} --out {world.shards}`" in message
+    )
 
 
 def test_two_swapped_ids_are_another_tokenizer(world: World, tmp_path: Path) -> None:

@@ -2,8 +2,8 @@
 
     world = write_world(folder)          # world.shards, world.teacher (with its tokenizer), world.options(top_k=5)
 
-Row 3 is skipped on both sides. The student's side has two tokens for each of the teacher's, so every token of a response
-is a span. The tokenizers are only there to be recognised: no id comes from them.
+Row 3 is skipped on both sides. The student's side has two tokens for each of the teacher's, so every token of a
+response is a span. The tokenizers are only there to be recognised: no id comes from them.
 """
 
 from __future__ import annotations
@@ -74,7 +74,9 @@ def side_row(number: int, *, per_token: int = 1) -> SideRow:
     random = np.random.default_rng(number)
     none, pairs = np.zeros(0, np.int32), np.zeros((0, 2), np.int32)
     if number == 3:
-        return SideRow(f"e{number}", "skipped:overlong", none, none, none, none.astype(np.uint8), pairs, none, pairs, pairs)
+        return SideRow(
+            f"e{number}", "skipped:overlong", none, none, none, none.astype(np.uint8), pairs, none, pairs, pairs
+        )
     length = int(random.integers(6, LONGEST + 1))
     ids = np.repeat(random.integers(3, 97, length).astype(np.int32), per_token)
     starts = np.arange(len(ids), dtype=np.int32)
@@ -180,7 +182,9 @@ def write_world(folder: Path, teacher: Path) -> World:
     """Shards for a teacher that is there, and a student's tokenizer."""
     student, shards = folder / "student", folder / "shards"
     train_unigram().save_pretrained(student)
-    examples = [ExampleRow(f"e{number}", "train" if number % 4 else "dev", number, "p", "r") for number in range(NUM_ROWS)]
+    examples = [
+        ExampleRow(f"e{number}", "train" if number % 4 else "dev", number, "p", "r") for number in range(NUM_ROWS)
+    ]
     write_section(shards, "corpus", corpus_schema(), examples, {"source": ["test"]})
     write_side(shards, TEACHER_SIDE, teacher)
     write_side(shards, STUDENT_SIDE, student, per_token=2)
