@@ -23,7 +23,7 @@ from sra_data.shards.manifest import PLAN, Plan, Unit
 from sra_data.shards.store import ShardSet, has_file, refuse_if_changed
 from sra_data.stages.cache.choose import Chosen, choose
 from sra_data.stages.cache.options import CacheOptions
-from sra_data.stages.cache.size import PagesSize, files_size, ids_that_occur, pages_size
+from sra_data.stages.cache.size import PagesSize, files_size, ids_that_occur, pages_size, refuse_small_disk
 from sra_data.stages.cache.unit import UnitSettings
 from sra_data.stages.sampling import sample_rows
 from sra_data.teacher.batching import find_batch_tokens
@@ -162,6 +162,16 @@ class CacheRun:
             return find_batch_tokens(try_batch, longest=longest, device=device)
         finally:
             capture.close()
+
+    def refuse_impossible(self) -> None:
+        """Refuse what the first unit would, before a plan is written that other options then contradict.
+
+        Raises:
+            ModelError: If the teacher has no such layers or attention, or fewer ids than asked for or than the side has.
+            ShardError: If the disk cannot hold the pages.
+        """
+        TeacherCapture(self.teacher.model, self.settings.capture, self.settings.scales).close()
+        refuse_small_disk(self.folder, self.size_of(self.units()))
 
     def inputs(self) -> dict[str, Any]:
         """What the pages depend on and nobody has to find out, under names people understand."""

@@ -94,12 +94,12 @@ def files_size(*, hidden_size: int, vocabulary_size: int, dtype: str, num_ids: i
 
 
 def refuse_small_disk(folder: Path, size: PagesSize) -> None:
-    """Refuse to start what the disk cannot hold.
+    """Refuse to start what the disk cannot hold; the folder need not be there yet.
 
     Raises:
         ShardError: With the bytes needed and free.
     """
-    free = shutil.disk_usage(folder).free
+    free = shutil.disk_usage(next(place for place in (folder, *folder.parents) if place.exists())).free
     if size.num_bytes * DISK_ROOM > free:
         raise ShardError(
             f"{folder}: the teacher's pages need {bytes_in_words(size.num_bytes)}, the disk has {bytes_in_words(free)} "

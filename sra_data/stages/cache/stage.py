@@ -64,6 +64,8 @@ def cache_teacher(options: CacheOptions, reporter: Reporter) -> CacheSummary:
         run = CacheRun(options, shards, reporter)
         run.refuse_other_inputs()
         run.find()
+        if not run.had:
+            run.refuse_impossible()
         made_from = run.chosen.made_from
         plan = begin(shards.path, run.section, run.fingerprint(), run.units, files=FILES, made_from=made_from)
         missing = choose_units(missing_units(run.folder, plan), options.units, len(plan.units))

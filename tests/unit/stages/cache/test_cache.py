@@ -20,6 +20,7 @@ from sra_data.stages.cache.stage import cache_teacher
 from sra_data.teacher.loading import load
 from sra_data.teacher.spec import TeacherSpec
 from sra_data.terminal import Reporter
+from tests.model_zoo import tiny_model
 from tests.unit.stages.cache.worlds import (
     ALIGNMENT,
     NUM_ROWS,
@@ -235,13 +236,23 @@ def test_a_disk_that_cannot_hold_the_pages_is_refused_before_any_work(
     monkeypatch.setattr(cache.shutil, "disk_usage", lambda path: usage._replace(free=1000))
     with pytest.raises(ShardError, match=r"need .*, the disk has 1.0 kB free; free space"):
         cache_teacher(world.options(), Reporter())
-    assert not list(folder_of(world).glob("*.parquet"))
+    assert not (world.shards / "teachers").exists()
 
 
 def test_a_vocabulary_smaller_than_the_sides_ids_is_refused(world: World, tmp_path: Path) -> None:
     small = save_teacher(tmp_path / "small", vocab_size=50)
     with pytest.raises(ModelError, match=r"vocabulary has 50 ids, example e\d+ of sides/teacher-\w+ holds id \d+"):
         cache_teacher(world.options(name=str(small)), Reporter())
+    assert not (world.shards / "teachers").exists()
+
+
+def test_a_refusal_leaves_no_plan_that_the_mended_options_contradict(world: World, tmp_path: Path) -> None:
+    tiny_model("mamba").save_pretrained(tmp_path / "mamba")
+    shutil.copy(world.teacher / "tokenizer.json", tmp_path / "mamba")
+    shutil.copy(world.teacher / "tokenizer_config.json", tmp_path / "mamba")
+    with pytest.raises(ModelError, match="pooling=mean or pooling=last"):
+        cache_teacher(world.options(name=str(tmp_path / "mamba")), Reporter())
+    assert cache_teacher(world.options(name=str(tmp_path / "mamba"), attention=False), Reporter()).root
 
 
 @pytest.mark.parametrize(
