@@ -17,14 +17,20 @@ def model_name(name: str) -> str:
     return str(Path(name).resolve()) if Path(name).is_dir() else name
 
 
+def names_of_model(name: str, revision: str | None) -> tuple[str, ...]:
+    """What a model is known by: its name, and name@revision where a revision is known."""
+    return (name, f"{name}@{revision}") if revision else (name,)
+
+
 def choose(
     wanted: str | None, known: Mapping[str, Sequence[str]], *, where: Path, what: str, flag: str, command: str
 ) -> str:
     """The folder that is meant.
 
     Args:
-        wanted: the whole name of a folder, the start of one, or the name of a model; None for the only one.
-        known: folder -> names of the models it is known by.
+        wanted: the whole name of a folder, the name of a model (with or without its revision), or the start of a
+            folder's name, the first of these that fits any; None for the only one.
+        known: folder -> names of the models it is known by; see `names_of_model`.
         where: the folder of shards.
         what: "teacher", "side" or "alignment", for the message.
         flag: the option that names one.
@@ -39,7 +45,8 @@ def choose(
         asked, bare = model_name(wanted), wanted.partition("@")[0]
         by_rule = (
             [name for name in known if name == wanted],
-            [name for name, models in known.items() if asked in models or bare in models],
+            [name for name, models in known.items() if asked in models],
+            [name for name, models in known.items() if bare in models],
             [name for name in known if name.startswith(wanted)],
         )
         fitting = next((found for found in by_rule if found), [])

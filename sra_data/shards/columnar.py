@@ -29,7 +29,7 @@ from sra_data.shards.schema import count_positions
 
 LARGEST_VALUE = (1 << 31) - (1 << 20)  # a Parquet page, and so a row group's column, is below 2 GiB
 HASH_BYTES = 8
-PLAIN_DTYPES = {"int32": np.dtype("<i4"), "uint8": np.dtype("<u1")}
+PLAIN_DTYPES: dict[str, np.dtype[Any]] = {"int32": np.dtype("<i4"), "uint8": np.dtype("<u1")}
 
 
 class Rows(Protocol):
@@ -156,38 +156,44 @@ def read_part(folder: Path, unit: Unit) -> PartColumns:
     """
     receipt = Receipt.load(folder, unit.part)
     path = part_path(folder, unit.part)
+    if (receipt.part, receipt.rows) != (unit.part, unit.stop - unit.start):
+        raise damaged(path, "receipt", f"{receipt.rows} rows of part {receipt.part}, the plan says {unit}")
     with PartFile(path, row_groups=receipt.row_groups, footer=receipt.footer) as part:
         schema, groups = part.schema, range(len(part.row_groups))
-        table = part.table(groups, [*schema.keys, *(column.name for column in schema.columns)]).combine_chunks()
+        table = part.table(groups, [*schema.keys, *(column.name for column in schema.columns)])
         hashes = np.concatenate([part.hashes(group) for group in groups])
         with part.naming("keys"):
             keys = {name: table.column(name).to_pylist() for name in schema.keys}
             row_hashes = hash_rows(list(keys.values()), hashes)
-        if rows_root(schema.canonical(), row_hashes.tobytes()) != receipt.rows_root:
-            raise damaged(path, "keys or hashes", "not those the receipt was written for")
-        numbers: dict[str, tuple[NDArray[Any], NDArray[np.int64]]] = {}
-        texts: dict[str, list[str | None]] = {}
-        for place, column in enumerate(schema.columns):
-            array = _whole(table.column(column.name))
-            wrong = np.flatnonzero(value_hashes(array) != hashes[:, place])
-            if len(wrong):
-                raise damaged(path, f"example {keys['id'][wrong[0]]}, column {column.name}", "checksum differs")
-            if column.codec == TEXT:
-                texts[column.name] = array.to_pylist()
-            else:
-                dtype = PLAIN_DTYPES[column.codec]
-                width = dtype.itemsize * int(np.prod([rule for rule in column.shape if isinstance(rule, int)]))
-                values = np.frombuffer(array.buffers()[2] or b"", dtype)[: int(_offsets(array)[-1]) // dtype.itemsize]
-                shape = (-1, *(rule for rule in column.shape if isinstance(rule, int)))
-                numbers[column.name] = values.reshape(shape), _offsets(array) // width
+    if rows_root(schema.canonical(), row_hashes.tobytes()) != receipt.rows_root:
+        raise damaged(path, "keys or hashes", "not those the receipt was written for")
+    numbers: dict[str, tuple[NDArray[Any], NDArray[np.int64]]] = {}
+    texts: dict[str, list[str | None]] = {}
+    for place, column in enumerate(schema.columns):
+        array = _whole(table.column(column.name))
+        wrong = np.flatnonzero(value_hashes(array) != hashes[:, place])
+        if len(wrong):
+            raise damaged(path, f"example {keys['id'][wrong[0]]}, column {column.name}", "checksum differs")
+        if column.codec == TEXT:
+            texts[column.name] = array.to_pylist()
+        else:
+            numbers[column.name] = _numbers(column, array)
     return PartColumns(keys, numbers, texts)
 
 
+def _numbers(column: Column, array: pa.Array) -> tuple[NDArray[Any], NDArray[np.int64]]:
+    """A column's stored numbers in one array [N, ...], and where its rows begin and end, int64 [B + 1]."""
+    dtype, rest = PLAIN_DTYPES[column.codec], [rule for rule in column.shape[1:] if isinstance(rule, int)]
+    offsets = _offsets(array)
+    data = memoryview(array.buffers()[2] or b"")[offsets[0] : offsets[-1]]
+    values = np.frombuffer(data, dtype).reshape(-1, *rest)
+    return values, (offsets - offsets[0]) // (dtype.itemsize * int(np.prod(rest, dtype=np.int64)))
+
+
 def _whole(column: pa.ChunkedArray) -> pa.Array:
-    """One array, its offsets from 0."""
+    """One array of all row groups."""
     array = column.combine_chunks()
-    array = array if isinstance(array, pa.Array) else pa.concat_arrays(array.chunks)
-    return array if array.offset == 0 else pa.concat_arrays([array])
+    return array if isinstance(array, pa.Array) else pa.concat_arrays(array.chunks)
 
 
 def position_counts(spans: Rows) -> NDArray[np.int32]:

@@ -31,6 +31,7 @@ TEXT = "utf8"  # the one codec that is plain text in the file rather than a blob
 FORMAT_VERSION = 2
 MAKE_ANEW = "make it anew: sra-data align --teacher X --student Y --data D --out NEW, then sra-data cache-teacher NEW"
 
+
 @dataclass(frozen=True)
 class Column:
     """One value column: its name on disk, its codec, its shape rule and whether it is compressed.
@@ -147,17 +148,33 @@ def schema_from_arrow(schema: pa.Schema, *, where: str) -> FolderSchema:
         ShardError: If the file is not a part of shards, or of another format version.
     """
     metadata = {key.decode(): value.decode() for key, value in (schema.metadata or {}).items() if key[:4] == b"sra."}
-    version = metadata.get("sra.format_version")
-    if version != str(FORMAT_VERSION):
-        raise ShardError(f"{where}: shard format {version}, this build reads {FORMAT_VERSION}; {MAKE_ANEW}")
+    refuse_version(metadata.get("sra.format_version"), where=where)
     columns = []
-    for name in json.loads(metadata["sra.columns"]):
+    names = json.loads(metadata["sra.columns"])
+    for name in names:
         said = {key.decode(): value.decode() for key, value in schema.field(name).metadata.items()}
         shape = tuple(json.loads(said["shape"]))
         parameters, nullable = json.loads(said["parameters"]), json.loads(said["nullable"])
         columns.append(Column(name, said["codec"], shape, said["compression"], parameters, nullable))
-    keys = {field.name: field.type for field in schema if field.name != HASHES and field.name not in metadata["sra.columns"]}
+    keys = {field.name: field.type for field in schema if field.name not in (HASHES, *names)}
     return FolderSchema(metadata["sra.kind"], keys, tuple(columns), metadata["sra.granularity"])
+
+
+def refuse_version(found: Any, *, where: object) -> None:
+    """Refuse another format version than this build's.
+
+    Args:
+        found: what a file says its version is: a number, or its digits; None where it says nothing.
+        where: the file.
+
+    Raises:
+        ShardError: With the remedy.
+    """
+    if str(found) == str(FORMAT_VERSION):
+        return
+    is_newer = str(found).isdecimal() and int(found) > FORMAT_VERSION
+    remedy = f"update this package, or {MAKE_ANEW}" if is_newer else MAKE_ANEW
+    raise ShardError(f"{where}: shard format {found}, this build reads {FORMAT_VERSION}; {remedy}")
 
 
 def value_hash(data: Any) -> int:

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from sra_data.errors import ShardError
-from sra_data.shards.columns import FORMAT_VERSION, MAKE_ANEW
+from sra_data.shards.columns import FORMAT_VERSION, refuse_version
 from sra_data.shards.durable import folder_lock, read_json, write_json
 
 MANIFEST = "manifest.json"
@@ -137,9 +137,7 @@ def check_version(found: Mapping[str, Any], path: Path) -> None:
     Raises:
         ShardError: With the remedy.
     """
-    version = found.get("format_version") if isinstance(found, Mapping) else None
-    if version != FORMAT_VERSION:
-        raise ShardError(f"{path}: shard format {version}, this build reads {FORMAT_VERSION}; {MAKE_ANEW}")
+    refuse_version(found.get("format_version") if isinstance(found, Mapping) else None, where=path)
 
 
 # --------------------------------------------------------------------------- the manifest
@@ -243,9 +241,11 @@ def record_pairs(shards: Path, pairs: Sequence[Mapping[str, Any]]) -> None:
     with folder_lock(shards):
         manifest = Manifest.load(shards)
         known = manifest.pairs
-        new = [dict(pair) for pair in pairs if dict(pair) not in known]
-        if new:
-            manifest.content["pairs"] = [*known, *new]
+        for pair in pairs:
+            if dict(pair) not in known:
+                known.append(dict(pair))
+        if known != manifest.pairs:
+            manifest.content["pairs"] = known
             write_json(shards / MANIFEST, manifest.content)
 
 
@@ -280,6 +280,8 @@ def begin(
     """
     folder = shards / section
     kind = kind_of(section)
+    if Manifest.exists(shards):
+        Manifest.load(shards)  # refuses another format before anything is written
     inputs: dict[str, Any] = json.loads(json.dumps(dict(fingerprint)))  # as they will be read back
     sources = () if kind == "corpus" else tuple(made_from)
     plan = None if (folder / PLAN).is_file() else Plan(kind, inputs, tuple(make_units()), tuple(files), sources)
@@ -292,7 +294,7 @@ def begin(
             assert plan is not None
             _refuse_orphans(folder, plan)
             plan.save(folder)
-    known = Manifest.load(shards).section(section) if Manifest.exists(shards) else None  # refuses another format
+    known = Manifest.load(shards).section(section) if Manifest.exists(shards) else None
     if known is None or known.get("fingerprint") != plan.fingerprint:
         record(shards, section, fingerprint=plan.fingerprint, root=None)
     return plan
@@ -351,41 +353,6 @@ def is_done(folder: Path, unit: Unit) -> bool:
 def notes_of(folder: Path, plan: Plan) -> list[dict[str, Any]]:
     """What the makers of the parts that are there counted, in order."""
     return [Receipt.load(folder, unit.part).notes for unit in plan.units if is_done(folder, unit)]
-
-
-@dataclass(frozen=True)
-class FolderState:
-    """How far a folder is.
-
-    Attributes:
-        section: its name.
-        num_units: of its plan; `num_done` of them are there.
-        num_bytes: of the parts that are there and the files beside them.
-        num_part_bytes: of the parts alone.
-        is_sealed: whether nothing is missing and the manifest has its root.
-    """
-
-    section: str
-    num_units: int
-    num_done: int
-    num_bytes: int
-    num_part_bytes: int
-    is_sealed: bool
-
-
-def state_of(shards: Path, section: str) -> FolderState:
-    """How far a folder that was begun is.
-
-    Raises:
-        ShardError: If its plan is missing or damaged.
-    """
-    folder = shards / section
-    plan = Plan.load(folder)
-    done = [unit for unit in plan.units if is_done(folder, unit)]
-    part_bytes = sum(part_path(folder, unit.part).stat().st_size for unit in done)
-    beside = sum((folder / name).stat().st_size for name in plan.files if (folder / name).is_file())
-    is_sealed = (Manifest.load(shards).section(section) or {}).get("root") is not None
-    return FolderState(section, len(plan.units), len(done), part_bytes + beside, part_bytes, is_sealed)
 
 
 def rows_root(canonical: str, row_hashes: bytes) -> str:

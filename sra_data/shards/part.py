@@ -34,11 +34,16 @@ ALIGNMENT = 64
 LONGEST_READ = 1 << 30  # Linux reads at most 2 GiB a call
 
 
+def shards_of(folder: Path) -> Path:
+    """The whole folder of shards that a folder of parts is in."""
+    return folder.parent if folder.name == "corpus" else folder.parent.parent
+
+
 def damaged(path: Path, what: str, problem: str) -> ShardError:
     """A damaged value, named, with the remedy."""
     receipt = path.with_suffix(".receipt.json").name
     return ShardError(
-        f"{path}: {what}: {problem}; run `sra-data verify {path.parent}/..`, delete {path.name} and {receipt} "
+        f"{path}: {what}: {problem}; run `sra-data verify {shards_of(path.parent)}`, delete {path.name} and {receipt} "
         "and run the command that made them again"
     )
 

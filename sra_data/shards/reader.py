@@ -23,7 +23,7 @@ from sra_data.shards.columns import TEXT, Column, FolderSchema, row_hash, value_
 from sra_data.shards.index import Index, read_index
 from sra_data.shards.kinds import Row, build_row
 from sra_data.shards.manifest import Manifest, Receipt, command_for, part_path
-from sra_data.shards.part import PartFile, damaged, direct_sizes, stored_values
+from sra_data.shards.part import PartFile, damaged, direct_sizes, shards_of, stored_values
 from sra_data.shards.schema import response_positions
 
 OPEN_PARTS = 32
@@ -129,8 +129,8 @@ class FolderReader:
                 default. What is not asked for is None in the rows, or absent from their dictionaries.
 
         Returns:
-            `ExampleRow`, `SideRow`, `AlignmentRow` or `TeacherRow` objects. Hidden states are views of memory of their own, which
-            neighbouring rows share.
+            `ExampleRow`, `SideRow`, `AlignmentRow` or `TeacherRow` objects. Hidden states are views of memory of their
+            own, which neighbouring rows share.
 
         Raises:
             ShardError: If a value is damaged, with file, example id and column; or a column or row does not exist.
@@ -284,8 +284,7 @@ def refuse_other_base(reader: FolderReader, base: FolderReader) -> None:
     """
     had = reader.facts.get("made_from", {}).get(base.section)
     if had != base.root:
-        shards = base.folder.parent if base.section == "corpus" else base.folder.parent.parent
         raise ShardError(
             f"{reader.folder}: made from {base.section} {str(had)[:12]}, the folder holds {base.root[:12]}; delete it "
-            f"and {command_for(reader.section, shards)}"
+            f"and {command_for(reader.section, shards_of(reader.folder))}"
         )

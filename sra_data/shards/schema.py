@@ -8,7 +8,8 @@
 All folders have the same rows in the same order, in the same parts. All token and character spans are half-open; token
 indices count from the example's first token, special tokens included.
 
-Shapes: R responses, N tokens of a side, K spans, P cached positions, D hidden channels, k top-k entries, T temperatures.
+Shapes: R responses, N tokens of a side, K spans, P cached positions, D hidden channels, k top-k entries,
+T temperatures.
 """
 
 from __future__ import annotations

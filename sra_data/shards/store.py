@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sra_data.errors import ShardError
-from sra_data.shards.choosing import choose, model_name
+from sra_data.shards.choosing import choose, model_name, names_of_model
 from sra_data.shards.codecs import EncodedTensor
 from sra_data.shards.columnar import (
     EncodedRows,
@@ -31,7 +31,6 @@ from sra_data.shards.heads import load_embeddings, load_head, save_embeddings, s
 from sra_data.shards.index import Index, read_index
 from sra_data.shards.kinds import alignment_schema, corpus_schema, side_schema, teacher_schema
 from sra_data.shards.manifest import (
-    FolderState,
     Manifest,
     Plan,
     Receipt,
@@ -44,11 +43,11 @@ from sra_data.shards.manifest import (
     record,
     record_pairs,
     refuse_if_changed,
-    state_of,
 )
 from sra_data.shards.reader import FolderReader, refuse_other_base
 from sra_data.shards.schema import IntArray
 from sra_data.shards.seal import Sealed, has_file, seal
+from sra_data.shards.state import FolderState, state_of
 from sra_data.shards.vocabulary import VOCABULARY, StoredVocabulary, load_vocabulary, save_vocabulary
 from sra_data.shards.writer import TEXT_BYTES_PER_GROUP, cut_row_groups, write_columns, write_part
 
@@ -123,7 +122,7 @@ def sides_of(alignment: str) -> tuple[str, str]:
 
 @dataclass(frozen=True)
 class PairSpans:
-    """The spans of one example: span k of the student is span k of the teacher; None where not asked for."""
+    """The spans of one example: span k of the student is span k of the teacher."""
 
     id: str
     status: str
@@ -270,7 +269,7 @@ class ShardSet:
             )
         chosen = choose(
             name,
-            {found: () for found in known},
+            dict.fromkeys(known, ()),
             where=self.path,
             what="alignment",
             flag="--set student.alignment=NAME",
@@ -287,7 +286,7 @@ class ShardSet:
             ShardError: If there is none, or several fit; lists what is there.
         """
         facts = {name: self.manifest.section(f"teachers/{name}") or {} for name in self.manifest.names("teachers")}
-        known = {name: (str(found.get("name", "")),) for name, found in facts.items()}
+        known = {name: names_of_model(found.get("name", ""), found.get("revision")) for name, found in facts.items()}
         command = f"sra-data cache-teacher {self.path}"
         return choose(wanted, known, where=self.path, what="teacher", flag="--teacher NAME", command=command)
 
@@ -307,7 +306,7 @@ class ShardSet:
         known: dict[str, tuple[str, ...]] = {}
         for pair in self.manifest.pairs:
             side = pair[f"{role}_side"]
-            known[side] = (*known.get(side, ()), pair[role]["name"])
+            known[side] = (*known.get(side, ()), *names_of_model(pair[role]["name"], pair[role].get("revision")))
         if wanted in self.manifest.names("sides"):
             return str(wanted)
         command = f"{ALIGN} --{role} ... --out {self.path}"
@@ -360,4 +359,3 @@ class ShardSet:
     def __iter__(self) -> Iterator[str]:
         """Every section that was begun, in the order in which one is made from another."""
         return iter(self.manifest.sections)
-
