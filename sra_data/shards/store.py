@@ -177,6 +177,18 @@ class PairReader:
             return [PairSpans(row.id, row.status, row.left_spans, row.right_spans) for row in rows]
         return [PairSpans(row.id, row.status, row.right_spans, row.left_spans) for row in rows]
 
+    @property
+    def roles(self) -> tuple[str, str]:
+        """What the left and the right side of the folder are here: "student" and "teacher", or the other way round."""
+        return ("student", "teacher") if self._student_is_left else ("teacher", "student")
+
+    def in_roles(self, status: str) -> str:
+        """A status of the folder for people: ``skipped:left_overlong`` -> ``skipped:teacher_overlong``."""
+        for side, role in zip(("left", "right"), self.roles, strict=True):
+            if status.startswith(f"skipped:{side}_"):
+                return status.replace(side, role, 1)
+        return status
+
     def vocabulary(self) -> PairVocabulary:
         """What the two tokenizers share.
 
@@ -248,12 +260,15 @@ class ShardSet:
         """
         return self._open(f"alignments/{name}")
 
-    def pair(self, *, student: str, teacher: str, name: str | None = None) -> PairReader:
+    def pair(
+        self, *, student: str, teacher: str, name: str | None = None, flag: str = "--set student.alignment=NAME"
+    ) -> PairReader:
         """The alignment of two sides, seen from the student.
 
         Args:
             student: name of a side; teacher likewise.
             name: of the alignment, where the pair was aligned in several ways.
+            flag: the option that names one, for the message.
 
         Raises:
             ShardError: If they were never aligned, or in several ways and no name was given.
@@ -272,7 +287,7 @@ class ShardSet:
             dict.fromkeys(known, ()),
             where=self.path,
             what="alignment",
-            flag="--set student.alignment=NAME",
+            flag=flag,
             command=ALIGN,
         )
         return PairReader(self.alignment(chosen), student=student, teacher=teacher)
@@ -302,9 +317,33 @@ class ShardSet:
         """The name of a side that was aligned as a teacher's; raises as `choose_student` does."""
         return self._choose_side(wanted, "teacher")
 
-    def _choose_side(self, wanted: str | None, role: str) -> str:
+    def choose_pair(
+        self, *, teacher: str | None = None, student: str | None = None, name: str | None = None
+    ) -> PairReader:
+        """The alignment of the two sides that are meant; one that is not named is the only one aligned with the other.
+
+        Args:
+            teacher: name of a side that was aligned as a teacher's, its start or its model's; student likewise.
+            name: of the alignment, where the pair was aligned in several ways.
+
+        Raises:
+            ShardError: If there is none, or several fit; lists what is there.
+        """
+        if student is None:
+            teacher = self._choose_side(teacher, "teacher")
+            student = self._choose_side(None, "student", partner=teacher)
+        else:
+            student = self._choose_side(student, "student")
+            teacher = self._choose_side(teacher, "teacher", partner=student)
+        return self.pair(student=student, teacher=teacher, name=name, flag="--alignment NAME")
+
+    def _choose_side(self, wanted: str | None, role: str, *, partner: str | None = None) -> str:
+        """A side that has the role, among those aligned with `partner` where that is given."""
+        other = {"student": "teacher_side", "teacher": "student_side"}[role]
         known: dict[str, tuple[str, ...]] = {}
         for pair in self.manifest.pairs:
+            if partner not in (None, pair[other]):
+                continue
             side = pair[f"{role}_side"]
             known[side] = (*known.get(side, ()), *names_of_model(pair[role]["name"], pair[role].get("revision")))
         if wanted in self.manifest.names("sides"):
