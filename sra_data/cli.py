@@ -106,20 +106,22 @@ def options(
 
 @app.command()
 def align(
-    teacher: Annotated[str, typer.Option(help="Teacher: a Hub id (with @revision) or a folder.")],
-    student: Annotated[str, typer.Option(help="Student: a Hub id (with @revision) or a folder.")],
+    teacher: Annotated[
+        list[str], typer.Option(help="Teacher: a Hub id (with @revision) or a folder; may be repeated.")
+    ],
+    student: Annotated[list[str], typer.Option(help="Student: likewise. Every teacher is aligned with every student.")],
     data: Annotated[
         str,
         typer.Option(help="jsonl, json, csv, parquet, arrow, a folder, a glob, a Hub data set (name:split), builtin."),
     ] = "builtin",
     columns: Annotated[
-        str | None, typer.Option(help="Columns by hand: prompt=question,response=answer[,id=..,split=..].")
+        str | None, typer.Option(help="Columns by hand: prompt=question,response=answer; id=.. and split=.. too.")
     ] = None,
     out: Annotated[str, typer.Option(help="Folder to write.")] = "shards",
     dev_data: Annotated[str | None, typer.Option(help="Development examples, in the forms of --data.")] = None,
     dev_share: Annotated[float, typer.Option(help="Else this share of the prompts, by their hash.")] = 0.02,
     max_length: Annotated[
-        int | None, typer.Option(help="Tokens of an example, both sides [the model's positions].")
+        int | None, typer.Option(help="Tokens of an example, all sides (default: each model's positions).")
     ] = None,
     teacher_max_length: Annotated[int | None, typer.Option(help="The same for the teacher alone.")] = None,
     student_max_length: Annotated[int | None, typer.Option(help="The same for the student alone.")] = None,
@@ -131,20 +133,21 @@ def align(
         OnInvalid, typer.Option(help="A bad row, or a text whose tokens cannot be located: fail, or skip and count it.")
     ] = "fail",
     workers: Annotated[
-        int | None, typer.Option(help="Processes [the cores]. The bytes written do not depend on it.")
+        int | None, typer.Option(help="Processes (default: the cores). The bytes written do not depend on it.")
     ] = None,
     units: Annotated[str | None, typer.Option(help="Only the units a:b of the plan, for arrays of jobs.")] = None,
     trust_remote_code: Annotated[bool, typer.Option(help="Run code that comes with a tokenizer.")] = False,
     config: Config = None,
     json: Json = False,
 ) -> None:
-    """Tokenize a corpus twice, align the two, write sharded Parquet."""
+    """Tokenize a corpus for every teacher and student, align the sides, write sharded Parquet."""
     from sra_data.stages.align import stage
+    from sra_data.stages.align.options import AlignOptions
 
     summary = stage.align(
-        stage.AlignOptions(
-            teacher=teacher,
-            student=student,
+        AlignOptions(
+            teachers=tuple(teacher),
+            students=tuple(student),
             data=data,
             columns=columns,
             out=out,

@@ -25,13 +25,13 @@ from sra_data.corpus.loading import (
     split_revision,
 )
 from sra_data.corpus.token_offsets import TokenReader, special_tokens, vocabulary_of
-from sra_data.corpus.truncation import Frame, Overlong, Side, fit
+from sra_data.corpus.truncation import Frame, Overlong, fit
 from sra_data.errors import TokenizerError
 from sra_data.spans.alignment import TokenOffsets
 from sra_data.spans.ragged import Ragged
 from sra_data.spans.vocabulary import Vocabulary
 
-__all__ = ["Overlong", "Side", "SideTokenizer", "TokenizedBatch", "replace_lone_surrogates", "split_revision"]
+__all__ = ["Overlong", "SideTokenizer", "TokenizedBatch", "replace_lone_surrogates", "split_revision"]
 
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
@@ -46,7 +46,7 @@ class TokenizedBatch:
         response_spans: [R, 2] int32, tokens [start, stop) of each response. (start, start) for a response without
             tokens, (0, 0) for one that was cut off or whose example is skipped.
         label_spans: [R, 2] int32, the response's tokens and the token that closes it, where it was not cut.
-        status: "ok", "skipped:<side>_overlong" or "skipped:<side>_unlocatable".
+        status: "ok", "skipped:overlong" or "skipped:unlocatable".
         counts: How often what happened: overlong_skipped, overlong_truncated, overlong_prompt_truncated,
             lone_surrogates.
     """
@@ -151,7 +151,6 @@ class SideTokenizer:
         *,
         response_ranges: Sequence[Any],
         is_chat: bool,
-        side: Side,
         max_length: int | None = None,
         overlong: Overlong = "truncate",
         names: Sequence[str] | None = None,
@@ -164,7 +163,6 @@ class SideTokenizer:
             response_ranges: [B] arrays [R, 2] of character ranges, in order.
             is_chat: The text holds its template's special tokens: they are recognised, and nothing is put around it but
                 an end-of-sequence token where it ends with a response that no special token closes.
-            side: Names the status of skipped examples.
             max_length: The most tokens of an example; None for no limit.
             overlong: "skip", "truncate-prompt" or "truncate".
             names: [B] what to call each text in an error.
@@ -182,12 +180,11 @@ class SideTokenizer:
             is_chat=is_chat,
             max_length=max_length,
             overlong=overlong,
-            side=side,
         )
         if num_surrogates:
             fitted.counts["lone_surrogates"] += num_surrogates
         status = [
-            f"skipped:{side}_unlocatable" if is_lost else found
+            "skipped:unlocatable" if is_lost else found
             for is_lost, found in zip(tokens.unlocatable.tolist(), fitted.status, strict=True)
         ]
         return TokenizedBatch(

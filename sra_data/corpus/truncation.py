@@ -22,7 +22,6 @@ from sra_data.spans.alignment import TokenOffsets
 from sra_data.spans.ragged import Ragged, flat_ranges, splits_of
 
 Overlong = Literal["skip", "truncate-prompt", "truncate"]
-Side = Literal["teacher", "student"]
 Index = NDArray[np.int64]
 
 
@@ -115,7 +114,6 @@ def fit(
     is_chat: bool,
     max_length: int | None,
     overlong: Overlong,
-    side: Side,
 ) -> FittedBatch:
     """Put beginning and end around the tokens of every text and make them fit.
 
@@ -127,7 +125,6 @@ def fit(
             with a response that nothing closes.
         max_length: The most tokens of an example; None for no limit.
         overlong: What happens beyond it.
-        side: Names the status of examples left out.
     """
     responses = _responses(tokens, response_ranges)
     num_examples = len(tokens.ids)
@@ -156,7 +153,7 @@ def fit(
         offsets=offsets,
         response_spans=response_spans,
         label_spans=label_spans,
-        status=[f"skipped:{side}_overlong" if skip else "ok" for skip in cuts.skipped.tolist()],
+        status=["skipped:overlong" if skip else "ok" for skip in cuts.skipped.tolist()],
         counts=+counts,  # only what happened
     )
 

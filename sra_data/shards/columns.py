@@ -156,7 +156,7 @@ def schema_from_arrow(schema: pa.Schema, *, where: str) -> FolderSchema:
         shape = tuple(json.loads(said["shape"]))
         parameters, nullable = json.loads(said["parameters"]), json.loads(said["nullable"])
         columns.append(Column(name, said["codec"], shape, said["compression"], parameters, nullable))
-    keys = {field.name: field.type for field in schema if field.name not in (HASHES, *names)}
+    keys = {one.name: one.type for one in schema if one.name not in (HASHES, *names)}
     return FolderSchema(metadata["sra.kind"], keys, tuple(columns), metadata["sra.granularity"])
 
 

@@ -42,6 +42,11 @@ class Ragged:
         for start, stop in zip(self.splits[:-1].tolist(), self.splits[1:].tolist(), strict=True):
             yield self.values[start:stop]
 
+    def slice(self, start: int, stop: int) -> "Ragged":
+        """Rows [start, stop) as views."""
+        first = self.splits[start]
+        return Ragged(self.values[first : self.splits[stop]], self.splits[start : stop + 1] - first)
+
     @property
     def lengths(self) -> NDArray[np.int64]:
         """[B] int64, values of each row."""

@@ -1,9 +1,8 @@
 """The scan: one pass over the user's rows that proves them readable and cuts the work into units.
 
 Everything that can be wrong with the input is found here, before a folder exists. Kept in memory: 8 bytes a row (the
-hash of its id) and one short entry a unit. Units are cut by ESTIMATED teacher positions (bytes of the responses over
-bytes per token, measured on the first examples), so that the whole plan exists before any tokenizing; the same rows
-give the same units, whoever does them.
+hash of its id) and one short entry a unit. Units are cut by bytes of text, so they depend on no tokenizer: the same
+rows give the same units for every side, alignment and teacher, whoever does them.
 """
 
 from __future__ import annotations
@@ -11,7 +10,7 @@ from __future__ import annotations
 import json
 from array import array
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -23,14 +22,10 @@ from sra_data.errors import SourceError
 from sra_data.shards.store import Unit
 from sra_data.terminal import Reporter
 
-POSITIONS_PER_PART = 65_536
+RESPONSE_BYTES_PER_PART = 262_144  # some 65,536 positions of a usual tokenizer
 TEXT_BYTES_PER_PART = 16_000_000  # long prompts cost memory too
 ROWS_PER_PART = 65_536
-SAMPLED_EXAMPLES = 64
-SAMPLED_BYTES = 1_000_000
 ROWS_BETWEEN_REPORTS = 512
-
-CountTokens = Callable[[Sequence[str]], int]
 
 
 @dataclass(frozen=True)
@@ -57,29 +52,20 @@ def split_of(row: Row, dev_share: float) -> str:
     return row.split or ("dev" if dev_share_of(row) < dev_share else "train")
 
 
-def scan(
-    sources: Sequence[Source],
-    *,
-    on_invalid: str,
-    dev_share: float,
-    count_tokens: CountTokens,
-    max_positions: int | None,
-    reporter: Reporter,
-) -> CorpusPlan:
+def scan(sources: Sequence[Source], *, on_invalid: str, dev_share: float, reporter: Reporter) -> CorpusPlan:
     """Read every row once.
 
     Args:
         sources: Training source, and the development source if there is one (its rows are numbered on).
         on_invalid: ``fail`` or ``skip``.
         dev_share: Share of the prompts that become the development set.
-        count_tokens: Tokens of some texts together, on the teacher's side.
-        max_positions: The teacher's limit of tokens, or None.
+        reporter: Shows the rows as they are read.
 
     Raises:
         SourceError: An invalid row, two rows with one id, or nothing to align.
     """
     counts: Counter[str] = Counter()
-    cutter = _Cutter(count_tokens, max_positions)
+    cutter = _Cutter()
     hasher = xxhash.xxh3_128()
     ids = array("Q")
     num_dev = 0
@@ -109,8 +95,7 @@ def scan(
             f"--data {sources[0].spec}: no example is left to align ({found}; rows marked test are never trained on); "
             "give data with train rows"
         )
-    units = tuple(cutter.units)
-    return CorpusPlan(units, hasher.hexdigest(), len(ids), num_dev, dict(sorted(counts.items())))
+    return CorpusPlan(tuple(cutter.units), hasher.hexdigest(), len(ids), num_dev, dict(sorted(counts.items())))
 
 
 def _content(row: Row, split: str) -> bytes:
@@ -123,11 +108,11 @@ def _content(row: Row, split: str) -> bytes:
     return f"{lengths}\n{''.join(parts)}".encode()
 
 
-def response_texts(row: Row) -> list[str]:
-    """The responses as the user wrote them."""
+def response_bytes(row: Row) -> int:
+    """UTF-8 bytes of the responses as the user wrote them."""
     if row.messages is None:
-        return [row.response or ""]
-    return [message["content"] for message in row.messages if message["role"] == "assistant"]
+        return len((row.response or "").encode())
+    return sum(len(message["content"].encode()) for message in row.messages if message["role"] == "assistant")
 
 
 def text_bytes(row: Row) -> int:
@@ -138,83 +123,42 @@ def text_bytes(row: Row) -> int:
 
 
 @dataclass
-class _Entry:
-    """What the cutter has to know of a row."""
-
-    source: int
-    position: Position
-    response_bytes: int
-    responses: int
-    text_bytes: int
-
-
-@dataclass
 class _Cutter:
-    """Cuts rows into units once it knows how many bytes a token has."""
+    """Cuts rows into units: as many neighbours as fit; a row that alone is more stands alone."""
 
-    count_tokens: CountTokens
-    max_positions: int | None
     units: list[Unit] = field(default_factory=list)
-    bytes_per_token: float | None = None
-    sample: list[str] = field(default_factory=list)
-    sampled_bytes: int = 0
-    waiting: list[_Entry] = field(default_factory=list)
     # The unit being filled.
-    first: _Entry | None = None
+    first: tuple[int, Position] | None = None
     last_number: int = 0
     rows: int = 0
-    positions: float = 0.0
-    bytes: int = 0
+    response_bytes: int = 0
+    text_bytes: int = 0
 
     def add(self, source: int, located: Located) -> None:
         """Take the next row."""
-        texts = response_texts(located.row)
-        size = sum(len(text.encode("utf-8")) for text in texts)
-        entry = _Entry(source, located.position, size, len(texts), text_bytes(located.row))
-        if self.bytes_per_token is not None:
-            self._place(entry)
-            return
-        self.waiting.append(entry)
-        self.sample += texts
-        self.sampled_bytes += size
-        if len(self.waiting) >= SAMPLED_EXAMPLES or self.sampled_bytes >= SAMPLED_BYTES:
-            self._measure()
-
-    def cut(self) -> None:
-        """End the current unit (a unit never reaches over two sources)."""
-        if self.bytes_per_token is None and self.waiting:
-            self._measure()
-        if self.first is None:
-            return
-        start = self.units[-1].stop if self.units else 0
-        source_range = SourceRange(self.first.position, self.last_number + 1)
-        hint = {"source": self.first.source, **source_range.to_json()}
-        self.units.append(Unit(len(self.units), start, start + self.rows, hint))
-        self.first, self.rows, self.positions, self.bytes = None, 0, 0.0, 0
-
-    def _measure(self) -> None:
-        self.bytes_per_token = max(self.sampled_bytes / max(self.count_tokens(self.sample), 1), 0.1)
-        waiting, self.waiting, self.sample = self.waiting, [], []
-        for entry in waiting:
-            self._place(entry)
-
-    def _place(self, entry: _Entry) -> None:
-        assert self.bytes_per_token is not None
-        positions = entry.response_bytes / self.bytes_per_token + entry.responses
-        if self.max_positions is not None:
-            positions = min(positions, self.max_positions)
+        size, text = response_bytes(located.row), text_bytes(located.row)
         is_full = (
-            self.positions + positions > POSITIONS_PER_PART
-            or self.bytes + entry.text_bytes > TEXT_BYTES_PER_PART
+            self.response_bytes + size > RESPONSE_BYTES_PER_PART
+            or self.text_bytes + text > TEXT_BYTES_PER_PART
             or self.rows >= ROWS_PER_PART
         )
         if self.first is not None and is_full:
             self.cut()
-        self.first = self.first or entry
-        self.last_number = entry.position.number
+        self.first = self.first or (source, located.position)
+        self.last_number = located.position.number
         self.rows += 1
-        self.positions += positions
-        self.bytes += entry.text_bytes
+        self.response_bytes += size
+        self.text_bytes += text
+
+    def cut(self) -> None:
+        """End the current unit (a unit never reaches over two sources)."""
+        if self.first is None:
+            return
+        source, position = self.first
+        start = self.units[-1].stop if self.units else 0
+        hint = {"source": source, **SourceRange(position, self.last_number + 1).to_json()}
+        self.units.append(Unit(len(self.units), start, start + self.rows, hint))
+        self.first, self.rows, self.response_bytes, self.text_bytes = None, 0, 0, 0
 
 
 def _refuse_equal_ids(ids: array[int], sources: Sequence[Source], *, on_invalid: str) -> None:

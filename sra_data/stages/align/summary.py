@@ -2,75 +2,80 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal
+from pathlib import Path
+from typing import Any, Protocol
 
-from sra_data.corpus.tokenization import SideTokenizer
 from sra_data.shards.schema import OK
-from sra_data.spans.vocabulary import SharedVocabulary, shared_vocabulary
-from sra_data.stages.align.counts import AlignCounts
+from sra_data.shards.store import Plan, notes_of
+from sra_data.stages.align.counts import PairCounts, SideCounts
+from sra_data.stages.align.pairs import Pair, Side
 from sra_data.stages.align.plan import CorpusPlan
 from sra_data.terminal import clock
 
 SIZES_SHOWN = 8
 
 
-@dataclass(frozen=True, eq=False)
-class TokenizerPair:
-    """Both tokenizers and what they share: all that is the same for every corpus.
+class AskedPair(Protocol):
+    """A teacher's and a student's side, and their alignment."""
 
-    Attributes:
-        student_strings: Ids of the student that stand for bytes; `teacher_strings` likewise.
-    """
+    @property
+    def teacher_side(self) -> str:
+        """Name of a side; student_side likewise."""
 
-    teacher: SideTokenizer
-    student: SideTokenizer
-    vocabulary: SharedVocabulary
-    teacher_strings: int
-    student_strings: int
+    @property
+    def student_side(self) -> str:
+        """Name of a side."""
 
-    @classmethod
-    def of(cls, *, teacher: SideTokenizer, student: SideTokenizer, match: Literal["bytes", "exact"]) -> TokenizerPair:
-        """Find out what two tokenizers share."""
-        vocabulary = shared_vocabulary(student=student.vocabulary, teacher=teacher.vocabulary, match=match)
-        teacher_strings, student_strings = (
-            sum(1 for piece in side.vocabulary.byte_strings if piece) for side in (teacher, student)
-        )
-        return cls(teacher, student, vocabulary, teacher_strings, student_strings)
+    @property
+    def alignment(self) -> str:
+        """Name of an alignment."""
 
 
 @dataclass(frozen=True)
-class AlignSummary:
-    """An alignment in numbers; shares are in [0, 1], all over examples that are ok on both sides.
+class SideSummary:
+    """One side in numbers.
 
     Attributes:
-        shards: The folder; `alignment` the name of the alignment in it.
-        units_missing: Units that are not there yet (with `--units`); the counts are only known once none is.
-        num_dev: Of `num_examples` those of the development set.
-        left_out: Rows that are in no shard, by reason; and lone surrogates replaced.
+        side: Name of its folder.
         statuses: Examples by status; `cut` how often what was cut.
-        student_tokens_per_span: Tokens of the responses over spans; teacher_tokens_per_span likewise.
+        tokens: In all; `response_tokens` of the responses.
+    """
+
+    side: str
+    statuses: dict[str, int]
+    cut: dict[str, int]
+    tokens: int
+    response_tokens: int
+
+    @property
+    def line(self) -> str:
+        """For people."""
+        skipped = {name: count for name, count in self.statuses.items() if name != OK}
+        return f"{self.side}: {self.tokens:,} tokens · skipped: {_listed(skipped)} · cut: {_listed(self.cut)}"
+
+
+@dataclass(frozen=True)
+class PairSummary:
+    """One teacher and one student in numbers; shares are in [0, 1], all over examples that are ok on both sides.
+
+    Attributes:
+        alignment: Name of its folder; `teacher`, `student` the names of the sides.
+        statuses: Examples by status.
         sizes: Share of the spans by "student tokens:teacher tokens".
         covered: Share of the responses' characters that lie in spans.
         shared_ids: Pairs of ids; `student_ids_shared` their share of the student's vocabulary, teacher's likewise.
         student_tokens_shared: Share of the student's response tokens whose id has a counterpart, teacher's likewise.
-        tokens_per_second: Of both sides, this run, from the scan to the last part; 0 where nothing was left to do.
     """
 
-    shards: str
     alignment: str
-    units: int
-    units_missing: int
-    num_examples: int
-    num_dev: int
-    left_out: dict[str, int]
-    seconds: float
-    tokens_per_second: float
+    teacher: str
+    student: str
     shared_ids: int
     student_ids_shared: float
     teacher_ids_shared: float
     statuses: dict[str, int] = field(default_factory=dict)
-    cut: dict[str, int] = field(default_factory=dict)
     num_spans: int = 0
     merged_spans: int = 0
     without_spans: int = 0
@@ -83,6 +88,48 @@ class AlignSummary:
     student_tokens_shared: float = 0.0
     teacher_tokens_shared: float = 0.0
 
+    @property
+    def lines(self) -> list[str]:
+        """For people."""
+        merged = f" · {self.merged_spans:,} merged by max_spans" if self.merged_spans else ""
+        return [
+            f"{self.student} (student) ~ {self.teacher} (teacher): {self.num_spans:,} spans · tokens per span "
+            f"{self.student_tokens_per_span:.2f} (student) and {self.teacher_tokens_per_span:.2f} (teacher) · "
+            f"{self.covered:.2%} of the responses' characters covered{merged} · "
+            f"no shared boundary: {self.without_spans:,}",
+            "student:teacher tokens of a span: "
+            + " · ".join(f"{size} {share:.1%}" for size, share in list(self.sizes.items())[:SIZES_SHOWN]),
+            f"shared vocabulary: {self.shared_ids:,} ids = {self.student_ids_shared:.1%} of the student's, "
+            f"{self.teacher_ids_shared:.1%} of the teacher's; they cover {self.student_tokens_shared:.1%} of the "
+            f"student's response tokens, {self.teacher_tokens_shared:.1%} of the teacher's",
+        ]
+
+
+@dataclass(frozen=True)
+class AlignSummary:
+    """What was made, in numbers.
+
+    Attributes:
+        shards: The folder.
+        units_missing: Units that are not there yet (with `--units`); sides and pairs are only counted once none is.
+        num_dev: Of `num_examples` those of the development set.
+        left_out: Rows that are in no shard, by reason; and lone surrogates replaced.
+        tokens_per_second: Of all sides, cut in this run, from the scan to the last part; 0 where none was.
+        sides: Of this call; pairs likewise, teachers first to last, each with every student.
+    """
+
+    shards: str
+    units: int
+    units_missing: int
+    num_examples: int
+    num_dev: int
+    left_out: dict[str, int]
+    seconds: float
+    tokens_per_second: float
+    is_done_before: bool
+    sides: tuple[SideSummary, ...]
+    pairs: tuple[PairSummary, ...]
+
     def as_dict(self) -> dict[str, Any]:
         """For machines."""
         return asdict(self)
@@ -90,31 +137,17 @@ class AlignSummary:
     def lines(self) -> list[str]:
         """For people."""
         train = self.num_examples - self.num_dev
-        lines = [
-            f"{self.shards}/{self.alignment}: {self.num_examples:,} examples ({train:,} train, {self.num_dev:,} dev)"
-        ]
+        lines = [f"{self.shards}: {self.num_examples:,} examples ({train:,} train, {self.num_dev:,} dev)"]
         if self.left_out:
             lines.append(f"left out or mended: {_listed(self.left_out)}")
         if self.units_missing:
             lines.append(f"{self.units_missing} of {self.units} units are still missing; run the same for those")
             return lines
-        skipped = {name: count for name, count in self.statuses.items() if name != OK}
-        lines += [
-            f"skipped: {_listed(skipped)} · cut: {_listed(self.cut)} · no shared boundary: {self.without_spans:,}",
-            f"spans: {self.num_spans:,} · tokens per span {self.student_tokens_per_span:.2f} (student) and "
-            f"{self.teacher_tokens_per_span:.2f} (teacher) · {self.covered:.2%} of the responses' characters covered"
-            + (f" · {self.merged_spans:,} merged by max_spans" if self.merged_spans else ""),
-            "student:teacher tokens of a span: "
-            + " · ".join(f"{size} {share:.1%}" for size, share in list(self.sizes.items())[:SIZES_SHOWN]),
-            f"shared vocabulary: {self.shared_ids:,} ids = {self.student_ids_shared:.1%} of the student's, "
-            f"{self.teacher_ids_shared:.1%} of the teacher's; they cover {self.student_tokens_shared:.1%} of the "
-            f"student's response tokens, {self.teacher_tokens_shared:.1%} of the teacher's",
-        ]
-        if self.tokens_per_second:
-            lines.append(f"{self.tokens_per_second:,.0f} tokens/s (both sides) · {clock(self.seconds)}")
-        else:
-            lines.append("nothing was left to do")
-        return lines
+        lines += [side.line for side in self.sides]
+        lines += [line for pair in self.pairs for line in pair.lines]
+        if self.is_done_before:
+            return [*lines, "nothing was left to do"]
+        return [*lines, f"{self.tokens_per_second:,.0f} tokens/s (all sides) · {clock(self.seconds)}"]
 
 
 def _listed(counts: dict[str, int]) -> str:
@@ -124,46 +157,76 @@ def _listed(counts: dict[str, int]) -> str:
 
 def summarise(
     *,
-    shards: str,
-    section: str,
+    shards: Path,
     plan: CorpusPlan,
-    notes: list[dict[str, Any]],
+    asked: Sequence[AskedPair],
+    sides: Mapping[str, Side],
+    pairs: Mapping[str, Pair],
     units_missing: int,
-    pair: TokenizerPair,
-    tokens_now: int,
+    tokens_now: int | None,
     seconds: float,
 ) -> AlignSummary:
-    """Add up the receipts' notes (none while units are missing)."""
-    counts = AlignCounts()
-    for note in notes:
-        counts.add(AlignCounts.from_json(note))
-    by_size = sorted(counts.sizes.items(), key=lambda item: (-item[1], item[0]))
+    """Add up the receipts' notes (none while units are missing); `tokens_now` None: nothing was left to do."""
+    is_whole = not units_missing
     return AlignSummary(
-        shards=shards,
-        alignment=section,
+        shards=str(shards),
         units=len(plan.units),
         units_missing=units_missing,
         num_examples=plan.num_rows,
         num_dev=plan.num_dev,
         left_out=plan.left_out,
         seconds=seconds,
-        tokens_per_second=_share(tokens_now, seconds),
+        tokens_per_second=_share(tokens_now or 0, seconds),
+        is_done_before=tokens_now is None,
+        sides=tuple(_side_summary(shards, name) for name in sides) if is_whole else (),
+        pairs=tuple(_pair_summary(shards, one, pairs[one.alignment], is_whole=is_whole) for one in asked),
+    )
+
+
+def _side_summary(shards: Path, name: str) -> SideSummary:
+    folder = shards / "sides" / name
+    counts = SideCounts.total(notes_of(folder, Plan.load(folder)))
+    return SideSummary(
+        name,
+        dict(sorted(counts.statuses.items())),
+        dict(sorted(counts.cut.items())),
+        counts.tokens,
+        counts.response_tokens,
+    )
+
+
+def _pair_summary(shards: Path, asked: AskedPair, pair: Pair, *, is_whole: bool) -> PairSummary:
+    """The pair's counts, left and right turned to student and teacher."""
+    folder = shards / "alignments" / pair.name
+    counts = PairCounts.total(notes_of(folder, Plan.load(folder))) if is_whole else PairCounts()
+    student_is_left = (asked.student_side, asked.teacher_side) == (pair.left, pair.right)
+    of_left = {
+        "tokens": (counts.left_tokens, counts.right_tokens),
+        "shared": (counts.left_shared, counts.right_shared),
+        "strings": (pair.num_left, pair.num_right),
+    }
+    student = {name: both[0 if student_is_left else 1] for name, both in of_left.items()}
+    teacher = {name: both[1 if student_is_left else 0] for name, both in of_left.items()}
+    sizes = {size if student_is_left else ":".join(reversed(size.split(":"))): n for size, n in counts.sizes.items()}
+    return PairSummary(
+        alignment=pair.name,
+        teacher=asked.teacher_side,
+        student=asked.student_side,
         shared_ids=len(pair.vocabulary),
-        student_ids_shared=_share(len(pair.vocabulary), pair.student_strings),
-        teacher_ids_shared=_share(len(pair.vocabulary), pair.teacher_strings),
+        student_ids_shared=_share(len(pair.vocabulary), student["strings"]),
+        teacher_ids_shared=_share(len(pair.vocabulary), teacher["strings"]),
         statuses=dict(sorted(counts.statuses.items())),
-        cut=dict(sorted(counts.cut.items())),
         num_spans=counts.spans,
         merged_spans=counts.merged_spans,
         without_spans=counts.without_spans,
-        student_tokens=counts.student_tokens,
-        teacher_tokens=counts.teacher_tokens,
-        student_tokens_per_span=_share(counts.student_tokens, counts.spans),
-        teacher_tokens_per_span=_share(counts.teacher_tokens, counts.spans),
-        sizes={size: _share(count, counts.spans) for size, count in by_size},
+        student_tokens=student["tokens"],
+        teacher_tokens=teacher["tokens"],
+        student_tokens_per_span=_share(student["tokens"], counts.spans),
+        teacher_tokens_per_span=_share(teacher["tokens"], counts.spans),
+        sizes={size: _share(count, counts.spans) for size, count in sorted(sizes.items(), key=lambda x: (-x[1], x[0]))},
         covered=_share(counts.covered, counts.characters),
-        student_tokens_shared=_share(counts.student_shared, counts.student_tokens),
-        teacher_tokens_shared=_share(counts.teacher_shared, counts.teacher_tokens),
+        student_tokens_shared=_share(student["shared"], student["tokens"]),
+        teacher_tokens_shared=_share(teacher["shared"], teacher["tokens"]),
     )
 
 

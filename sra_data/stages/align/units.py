@@ -1,66 +1,51 @@
-"""One unit of an alignment: some rows of the source become one part of the corpus and one of the alignment.
+"""One unit of `align`: some rows become one part of the corpus, of each side and of each alignment.
 
-A unit is a pure function of its spec: rows are read again from their range, rendered, cut by both tokenizers, aligned
-and written, in batches whose borders follow from the rows alone, so whoever runs a unit writes the same bytes. While
-one batch is aligned each tokenizer, in a thread of its own, already cuts the next ones, of the next unit too
-(tokenizers let go of the interpreter), and while one unit is written the next is aligned.
+A unit is a pure function of its spec: rows are read again from their range (or from the corpus, where their part is
+there), cut by every tokenizer whose part is missing, lined up and written, in batches whose borders follow from the
+rows alone, so whoever runs a unit writes the same bytes. While one batch is lined up each tokenizer, in a thread of
+its own, already cuts the next ones, of the next unit too (tokenizers let go of the interpreter), and while one unit is
+written the next is lined up.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from itertools import groupby
 from operator import itemgetter
 from pathlib import Path
-from typing import Literal
+from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from sra_data.corpus.chat import Rendered, Renderer
 from sra_data.corpus.examples import Row
 from sra_data.corpus.sources import Source, SourceRange
-from sra_data.corpus.tokenization import Side, SideTokenizer, TokenizedBatch
-from sra_data.shards.schema import OK
 from sra_data.shards.store import (
-    TEXT_POSITIONS_PER_GROUP,
+    TEXT_BYTES_PER_GROUP,
     EncodedRows,
-    Plan,
     Receipt,
     Unit,
-    alignment_columns,
-    corpus_columns,
     cut_row_groups,
-    missing_units,
+    is_done,
+    read_part,
     write_columns,
 )
-from sra_data.spans.alignment import Boundaries, SpanTable, align, segments_for
-from sra_data.spans.ragged import Ragged
-from sra_data.spans.vocabulary import SharedVocabulary
-from sra_data.stages.align.counts import AlignCounts
-from sra_data.stages.align.plan import split_of, text_bytes
+from sra_data.stages.align.batches import (
+    Examples,
+    SideBatch,
+    cut_batches,
+    example_columns,
+    rows_of_part,
+)
+from sra_data.stages.align.counts import PairCounts, SideCounts
+from sra_data.stages.align.pairs import Pair, Side
+from sra_data.stages.align.plan import split_of
 
-ROWS_PER_BATCH = 1024  # tokenizers cut 1,024 texts at once for a tenth less than four times 256
-TEXT_BYTES_PER_BATCH = 1_000_000
 BATCHES_AHEAD = 2
-EMPTY_RANGES: NDArray[np.int32] = np.zeros((0, 2), dtype=np.int32)
-
-
-@dataclass(frozen=True)
-class UnitOptions:
-    """What the content of a unit depends on beside its rows and tokenizers; the same names as the stage's options."""
-
-    on_invalid: str
-    dev_share: float
-    teacher_max_length: int | None
-    student_max_length: int | None
-    overlong: Literal["skip", "truncate-prompt", "truncate"]
-    boundaries: Boundaries
-    max_spans: int
 
 
 @dataclass
@@ -68,262 +53,201 @@ class AlignWorker:
     """Everything one process needs to do units.
 
     Attributes:
+        shards: The folder; parts of it that are there are not made again.
         sources: The sources of `--data` and `--dev-data`; units name them by index.
-        vocabulary: What both sides share, for the counts.
-        corpus: Folder of the corpus's parts; those that exist are not written again. `alignment` likewise.
+        sides: The tokenizers, by the names of their folders.
+        pairs: What is lined up.
+        on_invalid: ``fail`` or ``skip``: bad rows, and texts whose tokens cannot be located.
+        dev_share: Share of the prompts that become the development set.
     """
 
+    shards: Path
     sources: Sequence[Source]
-    teacher: SideTokenizer
-    student: SideTokenizer
-    vocabulary: SharedVocabulary
-    options: UnitOptions
-    corpus: Path
-    alignment: Path
-    renderers: dict[str, Renderer] = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.renderers = {"teacher": Renderer(self.teacher), "student": Renderer(self.student)}
+    sides: Mapping[str, Side]
+    pairs: Sequence[Pair]
+    on_invalid: str
+    dev_share: float
+    # Kept from unit to unit, made where they are used: a worker travels to its process without them.
+    _renderers: dict[str, Renderer] = field(init=False, default_factory=dict)
+    _stored: dict[str, tuple[int, SideBatch]] = field(init=False, default_factory=dict)
 
     def run(self, units: Sequence[Unit]) -> Iterator[tuple[Unit, int]]:
-        """Do units one after the other; yields each with its tokens of both sides once it is on disk."""
-        with threads("teacher", "student", "corpus-writer", "alignment-writer") as (teacher, student, *writers):
+        """Do units one after the other; yields each, once it is on disk, with the tokens that were cut for it."""
+        with threads(*self.sides) as cutters, threads("corpus", *self.sides, *self._pair_names) as writers:
             waiting: tuple[Unit, int, list[Future[Receipt]]] | None = None
-            for unit, batches in groupby(self._encoded(units, teacher, student), key=itemgetter(0)):
-                made = UnitRows([], [], AlignCounts())
-                for _, batch in batches:
-                    self._align(batch, made)
-                num_rows = sum(len(rows.row_hashes) for rows in made.corpus)
-                assert num_rows == unit.stop - unit.start, "the scan and the unit read the same rows"
+            for unit, batches in groupby(self._cut(units, cutters), key=itemgetter(0)):
+                made = UnitParts(self.wanted(unit))
+                for _, examples, sides in batches:
+                    self._add(made, examples, sides)
+                assert made.num_rows == unit.stop - unit.start, "the scan and the unit read the same rows"
                 if waiting is not None:
                     yield _finished(*waiting)
-                waiting = (unit, made.counts.total_tokens, self._write(unit, made, writers))
+                waiting = unit, made.num_tokens, self._write(unit, made, writers)
             if waiting is not None:
                 yield _finished(*waiting)
 
-    def _write(self, unit: Unit, rows: UnitRows, writers: Sequence[ThreadPoolExecutor]) -> list[Future[Receipt]]:
-        """Begin to write the parts that are missing, each folder's in a thread of its own."""
-        num_positions = np.concatenate([batch.num_positions for batch in rows.corpus]).tolist()
-        row_groups = cut_row_groups(num_positions, max_positions=TEXT_POSITIONS_PER_GROUP)
-        parts = ((self.corpus, rows.corpus, None), (self.alignment, rows.alignment, rows.counts.to_json()))
-        return [
-            writer.submit(write_columns, folder, unit, encoded, row_groups, notes=notes)
-            for writer, (folder, encoded, notes) in zip(writers, parts, strict=True)
-            if _is_missing(folder, unit)
-        ]
+    @property
+    def _pair_names(self) -> list[str]:
+        return [pair.name for pair in self.pairs]
 
-    def _encoded(
-        self, units: Sequence[Unit], teacher: ThreadPoolExecutor, student: ThreadPoolExecutor
-    ) -> Iterator[tuple[Unit, EncodedBatch]]:
-        """Every batch cut by both tokenizers, in order, a few batches ahead of who asks."""
-        ahead: deque[tuple[Unit, list[tuple[Row, str]], Future[EncodedSide], Future[EncodedSide]]] = deque()
-        for unit, rows in self._batches(units):
-            examples = [row for row, _ in rows]
-            # A plain row is the same text for both sides; a chat is rendered by each side's own template.
-            plain = self.renderers["teacher"].render(examples) if examples[0].messages is None else None
-            sides = (
-                teacher.submit(self._encode, "teacher", examples, plain),
-                student.submit(self._encode, "student", examples, plain),
-            )
-            ahead.append((unit, rows, *sides))
-            if len(ahead) > BATCHES_AHEAD:
-                yield _encoded_batch(*ahead.popleft())
-        while ahead:
-            yield _encoded_batch(*ahead.popleft())
+    def wanted(self, unit: Unit) -> Wanted:
+        """What of a unit is not on disk yet."""
+        return Wanted(
+            corpus=not is_done(self.shards / "corpus", unit),
+            sides=tuple(name for name in self.sides if not is_done(self.shards / "sides" / name, unit)),
+            pairs=tuple(pair for pair in self.pairs if not is_done(self.shards / "alignments" / pair.name, unit)),
+        )
 
-    def _batches(self, units: Sequence[Unit]) -> Iterator[tuple[Unit, list[tuple[Row, str]]]]:
-        """The rows of every unit with their splits, read again from their range."""
+    # -------------------------------------------------------------------------------------------------- reading rows
+
+    def _cut(
+        self, units: Sequence[Unit], cutters: Mapping[str, ThreadPoolExecutor]
+    ) -> Iterator[tuple[Unit, Examples, dict[str, SideBatch]]]:
+        """Every batch as all the sides that it takes read it, in order, a few batches ahead of who asks."""
+        ahead: deque[tuple[Unit, Examples, dict[str, Future[SideBatch]]]] = deque()
         for unit in units:
-            hint = dict(unit.hint)
-            source = self.sources[hint.pop("source")]
-            located = source.read(SourceRange.from_json(hint), on_invalid=self.options.on_invalid)
-            kept = ((item.row, split_of(item.row, self.options.dev_share)) for item in located)
-            for rows in cut_batches((row, split) for row, split in kept if split != "test"):
-                yield unit, rows
+            wanted = self.wanted(unit)
+            for examples in cut_batches(self._rows(unit, wanted)):
+                # A plain row is the same text for all sides; a chat is rendered by each side's own template.
+                plain = None if examples.are_chats else self._renderer(next(iter(self.sides))).render(examples.rows)
+                futures = {
+                    name: cutters[name].submit(self._side, name, unit, examples, plain, name in wanted.sides)
+                    for name in wanted.needed_sides
+                }
+                ahead.append((unit, examples, futures))
+                if len(ahead) > BATCHES_AHEAD:
+                    yield _cut_batch(*ahead.popleft())
+        while ahead:
+            yield _cut_batch(*ahead.popleft())
 
-    def _encode(self, side: Side, examples: list[Row], plain: Rendered | None) -> EncodedSide:
-        """Examples as one side reads them: plain ones as they were rendered, chats by its own template."""
-        is_teacher = side == "teacher"
-        tokenizer = self.teacher if is_teacher else self.student
-        rendered = plain or self.renderers[side].render(examples)
-        tokens = tokenizer.encode(
+    def _rows(self, unit: Unit, wanted: Wanted) -> list[tuple[Row, str]]:
+        """A unit's rows with their splits: from the corpus where their part is there, else from their range."""
+        if not wanted.corpus:
+            folder = self.shards / "corpus"
+            return rows_of_part(read_part(folder, unit), where=f"{folder / unit.name}")
+        hint = dict(unit.hint)
+        source = self.sources[hint.pop("source")]
+        located = source.read(SourceRange.from_json(hint), on_invalid=self.on_invalid)
+        kept = ((item.row, split_of(item.row, self.dev_share)) for item in located)
+        return [(row, split) for row, split in kept if split != "test"]
+
+    def _side(self, name: str, unit: Unit, examples: Examples, plain: Rendered | None, is_missing: bool) -> SideBatch:
+        """A batch as one side reads it: cut now, or from the side's part; in the side's own thread."""
+        if not is_missing:
+            return self._stored_side(name, unit, examples, plain)
+        side = self.sides[name]
+        rendered = plain or self._renderer(name).render(examples.rows)
+        tokens = side.tokenizer.encode(
             rendered.texts,
             response_ranges=rendered.ranges,
             is_chat=plain is None,
-            max_length=self.options.teacher_max_length if is_teacher else self.options.student_max_length,
-            overlong=self.options.overlong,
-            side=side,
-            names=[row.where for row in examples],
-            skip_unlocatable=self.options.on_invalid == "skip",
+            max_length=side.max_length,
+            overlong=side.overlong,
+            names=[row.where for row in examples.rows],
+            skip_unlocatable=self.on_invalid == "skip",
         )
-        return EncodedSide(rendered, tokens)
+        return SideBatch.of(rendered, tokens)
 
-    def _align(self, batch: EncodedBatch, made: UnitRows) -> None:
-        teacher, student = batch.teacher, batch.student
-        teacher_statuses, student_statuses = teacher.statuses(), student.statuses()
-        statuses = [
-            teacher_status if teacher_status != OK else student_status
-            for teacher_status, student_status in zip(teacher_statuses, student_statuses, strict=True)
-        ]
-        ranges = [
-            _same_turns(teacher.rendered, student.rendered, index) if status == OK else (EMPTY_RANGES, EMPTY_RANGES)
-            for index, status in enumerate(statuses)
-        ]
-        segments = segments_for(
-            student_texts=student.rendered.texts,
-            student_ranges=[pair[1] for pair in ranges],
-            teacher_texts=teacher.rendered.texts,
-            teacher_ranges=[pair[0] for pair in ranges],
-        )
-        table = align(
-            student=student.tokens.offsets,
-            teacher=teacher.tokens.offsets,
-            segments=segments,
-            student_texts=student.rendered.texts,
-            boundaries=self.options.boundaries,
-            max_spans=self.options.max_spans,
-        )
-        self._count(batch, statuses, table, made.counts)
-        made.corpus.append(_corpus_columns(batch, teacher_statuses))
-        made.alignment.append(_alignment_columns(batch, table, statuses))
+    def _renderer(self, name: str) -> Renderer:
+        if name not in self._renderers:
+            self._renderers[name] = Renderer(self.sides[name].tokenizer)
+        return self._renderers[name]
 
-    def _count(self, batch: EncodedBatch, statuses: list[str], table: SpanTable, counts: AlignCounts) -> None:
-        teacher, student = batch.teacher, batch.student
-        counts.add_batch(
-            statuses=statuses,
-            table=table,
-            teacher=teacher.tokens.offsets,
-            teacher_ranges=teacher.rendered.ranges,
-        )
-        counts.add_tokens(
-            student_ids=student.tokens.ids,
-            teacher_ids=teacher.tokens.ids,
-            student_spans=student.tokens.response_spans,
-            teacher_spans=teacher.tokens.response_spans,
-            statuses=statuses,
-            vocabulary=self.vocabulary,
-        )
-        for name, side in (("teacher", teacher), ("student", student)):
-            counts.cut.update({f"{name}_{reason}": count for reason, count in side.tokens.counts.items()})
+    def _stored_side(self, name: str, unit: Unit, examples: Examples, plain: Rendered | None) -> SideBatch:
+        """The rows of a batch from a side's part, which is read once."""
+        if self._stored.get(name, (-1, None))[0] != unit.part:
+            part = read_part(self.shards / "sides" / name, unit)
+            self._stored[name] = unit.part, SideBatch.from_part(part)
+        stop = examples.first + len(examples.rows)
+        return self._stored[name][1].rows(examples.first, stop, None if plain is None else plain.texts)
 
+    # ------------------------------------------------------------------------------------------------- making parts
 
-@dataclass(frozen=True)
-class EncodedSide:
-    """Some rows as one side reads them."""
+    def _add(self, made: UnitParts, examples: Examples, sides: Mapping[str, SideBatch]) -> None:
+        """One batch more of a unit."""
+        made.num_rows += len(examples.rows)
+        made.num_bytes.append(examples.num_bytes)
+        if made.wanted.corpus:
+            made.add("corpus", example_columns(examples))
+        for name in made.wanted.sides:
+            made.add(f"sides/{name}", sides[name].columns(examples))
+            made.side_counts[name].add_batch(sides[name])
+        for pair in made.wanted.pairs:
+            rows = pair.align(examples, sides[pair.left], sides[pair.right], made.pair_counts[pair.name])
+            made.add(f"alignments/{pair.name}", rows)
 
-    rendered: Rendered
-    tokens: TokenizedBatch
-
-    def statuses(self) -> list[str]:
-        """Why a row is left out on this side, or ``ok``; the template's reason before the tokenizer's."""
+    def _write(self, unit: Unit, made: UnitParts, writers: Mapping[str, ThreadPoolExecutor]) -> list[Future[Receipt]]:
+        """Begin to write the parts that are missing, each folder's in a thread of its own."""
+        row_groups = cut_row_groups(np.concatenate(made.num_bytes).tolist(), most=TEXT_BYTES_PER_GROUP)
+        notes = made.notes()
         return [
-            first if first != OK else second
-            for first, second in zip(self.rendered.statuses, self.tokens.status, strict=True)
+            writers[section.partition("/")[2] or section].submit(
+                write_columns, self.shards / section, unit, rows, row_groups, notes=notes.get(section)
+            )
+            for section, rows in made.encoded.items()
         ]
 
 
 @dataclass(frozen=True)
-class EncodedBatch:
-    """Some rows as both sides read them."""
+class Wanted:
+    """Parts of one unit that are missing: of the corpus, of sides (by name), of alignments."""
 
-    rows: list[Row]
-    splits: list[str]
-    teacher: EncodedSide
-    student: EncodedSide
+    corpus: bool
+    sides: tuple[str, ...]
+    pairs: tuple[Pair, ...]
 
+    @property
+    def needed_sides(self) -> list[str]:
+        """Sides that are missing or that a missing alignment is made from."""
+        return list(dict.fromkeys([*self.sides, *(name for pair in self.pairs for name in (pair.left, pair.right))]))
 
-@dataclass
-class UnitRows:
-    """The rows of one unit, batch by batch, and what was counted."""
-
-    corpus: list[EncodedRows]
-    alignment: list[EncodedRows]
-    counts: AlignCounts
+    def __bool__(self) -> bool:
+        return self.corpus or bool(self.sides) or bool(self.pairs)
 
 
-def _same_turns(teacher: Rendered, student: Rendered, index: int) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
-    """The ranges of the responses that both templates kept."""
-    teacher_turns, student_turns = teacher.turns[index], student.turns[index]
-    if teacher_turns == student_turns:
-        return teacher.ranges[index], student.ranges[index]
-    both = set(teacher_turns) & set(student_turns)
-    return (
-        teacher.ranges[index][[turn in both for turn in teacher_turns]],
-        student.ranges[index][[turn in both for turn in student_turns]],
-    )
+class UnitParts:
+    """The missing parts of one unit, batch by batch, and what was counted.
 
+    Attributes:
+        wanted: which they are.
+        encoded: section -> its rows.
+        num_rows: read so far; `num_bytes` of their responses.
+    """
 
-def _corpus_columns(batch: EncodedBatch, statuses: Sequence[str]) -> EncodedRows:
-    rendered, tokens = batch.teacher.rendered, batch.teacher.tokens
-    keep = _is_ok(statuses)
-    return corpus_columns(
-        ids=[row.id for row in batch.rows],
-        splits=batch.splits,
-        statuses=statuses,
-        texts=rendered.texts,
-        response_ranges=Ragged.from_list(rendered.ranges, np.int32, (2,)),
-        teacher_ids=_only(tokens.ids, keep),
-        teacher_ends=_only(tokens.offsets.ends, keep),
-        teacher_response_spans=_only(tokens.response_spans, keep),
-    )
+    def __init__(self, wanted: Wanted) -> None:
+        self.wanted = wanted
+        self.encoded: dict[str, list[EncodedRows]] = {}
+        self.side_counts = {name: SideCounts() for name in wanted.sides}
+        self.pair_counts = {pair.name: PairCounts() for pair in wanted.pairs}
+        self.num_rows = 0
+        self.num_bytes: list[np.ndarray[Any, np.dtype[np.int32]]] = []
 
+    def add(self, section: str, rows: EncodedRows) -> None:
+        """Some rows more of a part."""
+        self.encoded.setdefault(section, []).append(rows)
 
-def _alignment_columns(batch: EncodedBatch, table: SpanTable, statuses: Sequence[str]) -> EncodedRows:
-    tokens = batch.student.tokens
-    keep = _is_ok(statuses)
-    texts = zip(batch.teacher.rendered.texts, batch.student.rendered.texts, strict=True)
-    return alignment_columns(
-        ids=[row.id for row in batch.rows],
-        statuses=statuses,
-        student_ids=_only(tokens.ids, keep),
-        student_ends=_only(tokens.offsets.ends, keep),
-        label_spans=_only(tokens.label_spans, keep),
-        student_spans=_only(table.student_spans, keep),
-        teacher_spans=_only(table.teacher_spans, keep),
-        student_texts=[None if text == teacher_text else text for teacher_text, text in texts],
-    )
+    @property
+    def num_tokens(self) -> int:
+        """Tokens that were cut."""
+        return sum(counts.tokens for counts in self.side_counts.values())
 
-
-def _is_ok(statuses: Sequence[str]) -> NDArray[np.bool_]:
-    return np.array([status == OK for status in statuses], dtype=bool)
-
-
-def _only(rows: Ragged, keep: NDArray[np.bool_]) -> Ragged:
-    """The same rows, those not kept without values."""
-    if keep.all():
-        return rows
-    return Ragged.from_lengths(rows.values[np.repeat(keep, rows.lengths)], rows.lengths * keep)
-
-
-def cut_batches(rows: Iterable[tuple[Row, str]]) -> Iterator[list[tuple[Row, str]]]:
-    """Neighbouring rows of one kind (plain or chat), bounded in number and text."""
-    batch: list[tuple[Row, str]] = []
-    size = 0
-    for row, split in rows:
-        length = text_bytes(row)
-        is_other_kind = bool(batch) and (batch[0][0].messages is None) != (row.messages is None)
-        if batch and (len(batch) >= ROWS_PER_BATCH or size + length > TEXT_BYTES_PER_BATCH or is_other_kind):
-            yield batch
-            batch, size = [], 0
-        batch.append((row, split))
-        size += length
-    if batch:
-        yield batch
-
-
-def _is_missing(folder: Path, unit: Unit) -> bool:
-    return bool(missing_units(folder, Plan("", {}, (unit,))))
+    def notes(self) -> dict[str, dict[str, Any]]:
+        """What each receipt says."""
+        sides = {f"sides/{name}": counts.to_json() for name, counts in self.side_counts.items()}
+        return sides | {f"alignments/{name}": counts.to_json() for name, counts in self.pair_counts.items()}
 
 
 @contextmanager
-def threads(*names: str) -> Iterator[list[ThreadPoolExecutor]]:
+def threads(*names: str) -> Iterator[dict[str, ThreadPoolExecutor]]:
     """One thread for each name, doing what it is given in order; what they have not begun ends with the block."""
     with ExitStack() as stack:
-        pools = [stack.enter_context(ThreadPoolExecutor(max_workers=1, thread_name_prefix=name)) for name in names]
+        pools = {
+            name: stack.enter_context(ThreadPoolExecutor(max_workers=1, thread_name_prefix=name)) for name in names
+        }
         try:
             yield pools
         finally:
-            for pool in pools:
+            for pool in pools.values():
                 pool.shutdown(wait=False, cancel_futures=True)
 
 
@@ -333,8 +257,7 @@ def _finished(unit: Unit, num_tokens: int, writing: Sequence[Future[Receipt]]) -
     return unit, num_tokens
 
 
-def _encoded_batch(
-    unit: Unit, rows: list[tuple[Row, str]], teacher: Future[EncodedSide], student: Future[EncodedSide]
-) -> tuple[Unit, EncodedBatch]:
-    examples, splits = [row for row, _ in rows], [split for _, split in rows]
-    return unit, EncodedBatch(examples, splits, teacher.result(), student.result())
+def _cut_batch(
+    unit: Unit, examples: Examples, sides: Mapping[str, Future[SideBatch]]
+) -> tuple[Unit, Examples, dict[str, SideBatch]]:
+    return unit, examples, {name: batch.result() for name, batch in sides.items()}

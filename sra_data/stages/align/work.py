@@ -1,0 +1,203 @@
+"""Which folders one call of `align` is about, how they are named, begun and sealed.
+
+A side is named by what it depends on beside the corpus (tokenizer, template, maximum length), not by who asked for it:
+a second model with a known tokenizer finds the side that is there.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from sra_data.corpus.sources import Source
+from sra_data.corpus.tokenization import SideTokenizer, split_revision
+from sra_data.errors import ShardError
+from sra_data.shards.store import (
+    VOCABULARY,
+    Manifest,
+    Plan,
+    Unit,
+    begin,
+    has_file,
+    model_name,
+    record_pairs,
+    save_vocabulary,
+    seal,
+)
+from sra_data.stages.align.options import AlignOptions
+from sra_data.stages.align.pairs import Pair, Side
+from sra_data.stages.align.plan import CorpusPlan
+
+Tokenizers = Mapping[str, SideTokenizer]  # by the names that were asked for
+
+
+@dataclass(frozen=True)
+class Asked:
+    """One teacher aligned with one student: what the manifest remembers as a pair."""
+
+    teacher: SideTokenizer
+    student: SideTokenizer
+    teacher_side: str
+    student_side: str
+    alignment: str
+
+    def to_json(self) -> dict[str, Any]:
+        """For the manifest."""
+        return {
+            "teacher": _named(self.teacher),
+            "student": _named(self.student),
+            "teacher_side": self.teacher_side,
+            "student_side": self.student_side,
+            "alignment": self.alignment,
+        }
+
+
+@dataclass(frozen=True)
+class Work:
+    """The folders this call is about.
+
+    Attributes:
+        sides: By name; pairs likewise.
+        asked: Every teacher with every student.
+    """
+
+    options: AlignOptions
+    shards: Path
+    sides: dict[str, Side]
+    pairs: dict[str, Pair]
+    asked: list[Asked]
+
+    @classmethod
+    def planned(cls, options: AlignOptions, tokenizers: Tokenizers, shards: Path) -> Work:
+        """Name the sides and pairs; a side that is there under another model's name keeps its name."""
+        known = _known_sides(shards)
+        lengths = {"teacher": options.teacher_max_length, "student": options.student_max_length}
+        sides: dict[str, Side] = {}
+        side_of: dict[tuple[str, str], Side] = {}
+        for role, names in (("teacher", options.teachers), ("student", options.students)):
+            for name in names:
+                side = _side(tokenizers[name], lengths[role], options, known)
+                known.setdefault(_inputs_key(side_inputs(side)), side.name)
+                side_of[role, name] = sides.setdefault(side.name, side)
+        pairs: dict[str, Pair] = {}
+        asked: list[Asked] = []
+        made: dict[frozenset[str], Pair] = {}
+        for teacher in options.teachers:
+            for student in options.students:
+                one, other = side_of["teacher", teacher], side_of["student", student]
+                key = frozenset((one.name, other.name))
+                if key not in made:
+                    made[key] = Pair.of(one, other, options.pair_options)
+                pair = made[key]
+                pairs[pair.name] = pair
+                asked.append(Asked(tokenizers[teacher], tokenizers[student], one.name, other.name, pair.name))
+        return cls(options, shards, sides, pairs, asked)
+
+    def begin(self, plan: CorpusPlan) -> tuple[dict[str, Plan], list[Unit]]:
+        """Write the plans that are not there; returns them by section, and the units with the places of today's scan.
+
+        Raises:
+            ShardError: A folder was begun from other inputs.
+        """
+        bare = [Unit(unit.part, unit.start, unit.stop) for unit in plan.units]
+        plans = {"corpus": begin(self.shards, "corpus", {"corpus": plan.fingerprint}, lambda: plan.units)}
+        units = _with_hints(plans["corpus"].units, plan.units, self.shards)
+        for name, side in self.sides.items():
+            section = f"sides/{name}"
+            inputs = {"corpus": plan.fingerprint, **side_inputs(side)}
+            plans[section] = begin(self.shards, section, inputs, lambda: bare)
+        for name, pair in self.pairs.items():
+            section = f"alignments/{name}"
+            inputs = {"corpus": plan.fingerprint, "left": pair.left, "right": pair.right, **asdict(pair.options)}
+            bases = dict.fromkeys((f"sides/{pair.left}", f"sides/{pair.right}"))
+            plans[section] = begin(
+                self.shards, section, inputs, lambda: bare, files=(VOCABULARY,), made_from=tuple(bases)
+            )
+            if not has_file(self.shards / section, VOCABULARY):
+                save_vocabulary(self.shards / section, pair.stored_vocabulary())
+        record_pairs(self.shards, [asked.to_json() for asked in self.asked])
+        return plans, units
+
+    def seal(self, plan: CorpusPlan, sources: Sequence[Source], *, made: bool) -> None:
+        """Seal every folder of this call that is not sealed or has new parts (`made`)."""
+        facts: dict[str, dict[str, Any]] = {
+            "corpus": {
+                "source": [source.describe() for source in sources],
+                "num_dev": plan.num_dev,
+                "left_out": plan.left_out,
+            }
+        }
+        facts |= {f"sides/{name}": self._side_facts(side) for name, side in self.sides.items()}
+        for name, pair in self.pairs.items():
+            facts[f"alignments/{name}"] = {"options": asdict(pair.options), "shared_ids": len(pair.vocabulary)}
+        for section, found in facts.items():
+            known = Manifest.load(self.shards).section(section) or {}
+            if made or known.get("root") is None:
+                seal(self.shards, section, found)
+
+    def _side_facts(self, side: Side) -> dict[str, Any]:
+        tokenizer = side.tokenizer
+        named = _named(tokenizer)
+        return {
+            "tokenizer_name": named["name"],
+            "revision": named["revision"],
+            "tokenizer": tokenizer.fingerprint,
+            "max_positions": tokenizer.max_positions,
+            "max_length": side.max_length,
+            "overlong": side.overlong,
+            "trust_remote_code": self.options.trust_remote_code,
+        }
+
+
+def _side(tokenizer: SideTokenizer, max_length: int | None, options: AlignOptions, known: Mapping[str, str]) -> Side:
+    side = Side("", tokenizer, max_length or tokenizer.max_positions, options.overlong)
+    inputs = side_inputs(side)
+    name = known.get(_inputs_key(inputs)) or side_name(tokenizer.name, inputs)
+    return Side(name, side.tokenizer, side.max_length, side.overlong)
+
+
+def side_inputs(side: Side) -> dict[str, Any]:
+    """Everything a side depends on beside the corpus, under names that appear in refusals."""
+    return {
+        "tokenizer_and_template": side.tokenizer.fingerprint,
+        "max_length": side.max_length,
+        "overlong": side.overlong,
+    }
+
+
+def side_name(tokenizer: str, inputs: Mapping[str, Any]) -> str:
+    """``<tokenizer>-<8 hex>``: other lengths for one tokenizer give another folder beside the first."""
+    stem = re.sub(r"[^A-Za-z0-9._]+", "-", Path(split_revision(tokenizer)[0]).name).strip("-.") or "tokenizer"
+    return f"{stem}-{hashlib.sha256(_inputs_key(inputs).encode()).hexdigest()[:8]}"
+
+
+def _inputs_key(inputs: Mapping[str, Any]) -> str:
+    return json.dumps({name: value for name, value in inputs.items() if name != "corpus"}, sort_keys=True)
+
+
+def _known_sides(shards: Path) -> dict[str, str]:
+    """Inputs of the sides that are there -> their names: another model of the same tokenizer reads the same side."""
+    if not Manifest.exists(shards):
+        return {}
+    manifest = Manifest.load(shards)
+    sections = {name: manifest.section(f"sides/{name}") or {} for name in manifest.names("sides")}
+    return {_inputs_key(section.get("fingerprint", {})): name for name, section in sections.items()}
+
+
+def _with_hints(planned: Sequence[Unit], scanned: Sequence[Unit], shards: Path) -> list[Unit]:
+    """The planned units with the places of today's scan (the same rows may lie in other files now)."""
+    if [(unit.start, unit.stop) for unit in planned] != [(unit.start, unit.stop) for unit in scanned]:
+        raise ShardError(
+            f"{shards}: its parts were cut in another way, by another version; choose another folder or delete this one"
+        )
+    return list(scanned)
+
+
+def _named(tokenizer: SideTokenizer) -> dict[str, Any]:
+    """How to find a tokenizer (and the model beside it) again."""
+    return {"name": model_name(tokenizer.name), "revision": tokenizer.revision}
