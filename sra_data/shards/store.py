@@ -86,6 +86,7 @@ __all__ = [
     "missing_units",
     "model_name",
     "notes_of",
+    "options_of",
     "read_index",
     "read_part",
     "record",
@@ -118,6 +119,11 @@ def sides_of(alignment: str) -> tuple[str, str]:
     """(left, right) side of an alignment, from its name."""
     left, right, *_ = alignment.split(BETWEEN_SIDES)
     return left, right
+
+
+def options_of(alignment: str) -> str:
+    """What tells an alignment with other options than the usual ones apart, from its name: ``word``; else nothing."""
+    return BETWEEN_SIDES.join(alignment.split(BETWEEN_SIDES)[2:])
 
 
 @dataclass(frozen=True)
@@ -267,7 +273,7 @@ class ShardSet:
 
         Args:
             student: name of a side; teacher likewise.
-            name: of the alignment, where the pair was aligned in several ways.
+            name: of the alignment, or what stands behind the sides in it, where the pair was aligned in several ways.
             flag: the option that names one, for the message.
 
         Raises:
@@ -284,7 +290,7 @@ class ShardSet:
             )
         chosen = choose(
             name,
-            dict.fromkeys(known, ()),
+            {found: (options_of(found),) for found in known},
             where=self.path,
             what="alignment",
             flag=flag,

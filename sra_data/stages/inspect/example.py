@@ -50,7 +50,7 @@ class Inspection:
     """Everything there is to show of one example.
 
     Attributes:
-        student: Name of the student's side; `teacher` of the teacher's.
+        student: Name of the student's side; `teacher` of the teacher's, `alignment` of theirs.
         status: "ok", or why the pair has no spans here, sides named by what they do.
         text: As the teacher reads it.
         turns: For each response its columns, in order.
@@ -63,6 +63,7 @@ class Inspection:
     status: str
     student: str
     teacher: str
+    alignment: str
     text: str
     prompt: str
     turns: list[list[Column]]
@@ -106,14 +107,21 @@ class ReadSide:
 
 
 def make_inspection(
-    *, row: int, example: ExampleRow, student: ReadSide, teacher: ReadSide, spans: PairSpans, status: str
+    *,
+    row: int,
+    example: ExampleRow,
+    student: ReadSide,
+    teacher: ReadSide,
+    alignment: str,
+    spans: PairSpans,
+    status: str,
 ) -> Inspection:
     """Cut an example's text into the pieces of both sides and line up the spans.
 
     Args:
         row: its number.
         example: as the user gave it; `student` and `teacher` as the sides read it.
-        spans: of the pair.
+        alignment: of the two, by its name; `spans` from there.
         status: of the pair, in the words to show.
     """
     turns = line_up(
@@ -136,6 +144,7 @@ def make_inspection(
         status=status,
         student=student.name,
         teacher=teacher.name,
+        alignment=alignment,
         text=teacher.text,
         prompt=teacher.prompt if len(ranges) else student.prompt,
         turns=turns,

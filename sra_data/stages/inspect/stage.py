@@ -54,7 +54,13 @@ def inspect(options: InspectOptions, reporter: Reporter) -> Inspection:
         )
         spans = pair.read([row])[0]
     inspection = make_inspection(
-        row=row, example=example, student=student, teacher=teacher, spans=spans, status=pair.in_roles(spans.status)
+        row=row,
+        example=example,
+        student=student,
+        teacher=teacher,
+        alignment=pair.name,
+        spans=spans,
+        status=pair.in_roles(spans.status),
     )
     if options.html:
         save_html(inspection, Path(options.html))

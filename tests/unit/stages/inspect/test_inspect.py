@@ -14,6 +14,8 @@ from rich.console import Console
 from sra_data.errors import ShardError
 from sra_data.shards.schema import CLOSES, OPEN, SPECIAL, ExampleRow, SideRow
 from sra_data.shards.store import PairSpans
+from sra_data.stages.align.options import AlignOptions
+from sra_data.stages.align.stage import align
 from sra_data.stages.inspect.example import Inspection, Piece, ReadSide, cut_pieces, make_inspection
 from sra_data.stages.inspect.html import page as page_of
 from sra_data.stages.inspect.stage import InspectOptions, inspect, show
@@ -50,11 +52,14 @@ STUDENT = {
     "response_spans": [[2, 9]],
     "label_spans": [[2, 10]],
 }
+PAIR = "gpt2-12345678~llama-87654321"
 SPANS = ([[2, 4], [4, 6], [6, 8], [8, 9]], [[2, 3], [3, 5], [5, 7], [7, 8]])
 SKIPPED = {name: [] for name in TEACHER} | {"status": "skipped:overlong", "kinds": []}
 
 
-def example(*, text=TEXT, id="a", student=STUDENT, teacher=TEACHER, spans=SPANS, status="ok") -> Inspection:
+def example(
+    *, text=TEXT, id="a", student=STUDENT, teacher=TEACHER, spans=SPANS, status="ok", alignment=PAIR
+) -> Inspection:
     """|Hel|lo| 東|京|😀 in 2|!| <end>   against   |Hello| |東京|😀|!|"""
     row = ExampleRow(id, "train", 10, text[:5], text[5:])
     student_spans, teacher_spans = (np.array(one, np.int32).reshape(-1, 2) for one in spans)
@@ -63,6 +68,7 @@ def example(*, text=TEXT, id="a", student=STUDENT, teacher=TEACHER, spans=SPANS,
         example=row,
         student=ReadSide.of("gpt2-12345678", side(**student), row),
         teacher=ReadSide.of("llama-87654321", side(**teacher), row),
+        alignment=alignment,
         spans=PairSpans(id, status, student_spans, teacher_spans),
         status=status,
     )
@@ -89,6 +95,11 @@ def test_both_rows_show_their_pieces_with_the_spans_beneath_each_other():
     assert lines[4].startswith("teacher Hello ┃␣│東京┃")
     assert edges(lines[3]) == edges(lines[4])
     assert "#50256" in lines[3]
+
+
+def test_other_options_than_the_usual_ones_are_named():
+    assert "aligned by" not in printed(example(), 140)[1]
+    assert printed(example(alignment=f"{PAIR}~word"), 140)[1].endswith("characters in spans · aligned by word")
 
 
 def test_tokens_that_share_a_character_are_marked_as_its_parts():
@@ -159,6 +170,7 @@ def test_spans_line_up_in_every_script_at_every_width(data, text, width):
         example=ExampleRow("i", "train", len(text.encode()), "", text),
         student=read("s", student),
         teacher=read("t", ends),
+        alignment="s~t",
         spans=PairSpans("i", "ok", spans(student), spans(ends)),
         status="ok",
     )
@@ -224,8 +236,7 @@ def test_shards_are_found_by_row_and_by_id_in_chats_too(tmp_path):
     chat = {"id": "1", "messages": [{"role": role, "content": content} for role, content in turns]}
     data = write_jsonl(tmp_path / "data.jsonl", [chat, {"id": "zero", "prompt": "a b\n", "response": "c d"}])
     out = str(tmp_path / "shards")
-    from sra_data.stages.align.stage import AlignOptions, align
-    align(AlignOptions(str(tmp_path / "chatty"), str(tmp_path / "pieces"), str(data), out=out), Reporter())
+    align(AlignOptions((str(tmp_path / "chatty"),), (str(tmp_path / "pieces"),), str(data), out=out), Reporter())
     found = inspect(InspectOptions("1", out), Reporter())
     assert (found.row, found.id, len(found.turns)) == (0, "1", 2)
     lines = printed(found, 120)
@@ -242,7 +253,7 @@ def test_shards_are_found_by_row_and_by_id_in_chats_too(tmp_path):
     assert found.as_dict()["turns"][0][0]["number"] == 0
     with pytest.raises(ShardError, match="example 9: no such id, and no row number below 2; give one of these"):
         inspect(InspectOptions("9", out), Reporter())
-    with pytest.raises(ShardError, match="no alignment gpt2"):
+    with pytest.raises(ShardError, match="no student gpt2"):
         inspect(InspectOptions("1", out, student="gpt2"), Reporter())
     with pytest.raises(ShardError, match=r"cannot be written \(.*\); name another file for --html"):
         inspect(InspectOptions("1", out, html=str(tmp_path / "no" / "page.html")), Reporter())
