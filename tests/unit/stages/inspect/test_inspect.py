@@ -99,7 +99,7 @@ def test_both_rows_show_their_pieces_with_the_spans_beneath_each_other():
 
 def test_other_options_than_the_usual_ones_are_named():
     assert "aligned by" not in printed(example(), 140)[1]
-    assert printed(example(alignment=f"{PAIR}~word"), 140)[1].endswith("characters in spans · aligned by word")
+    assert printed(example(alignment=f"{PAIR}~word"), 160)[1].endswith("characters in spans · aligned by word")
 
 
 def test_tokens_that_share_a_character_are_marked_as_its_parts():
