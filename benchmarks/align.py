@@ -188,8 +188,8 @@ def measure_core(arguments: argparse.Namespace) -> dict[str, float]:
 
     def run() -> None:
         for texts, ranges in batches:
-            teacher = pair.teacher.encode(texts, response_ranges=ranges, is_chat=False, side="teacher")
-            student = pair.student.encode(texts, response_ranges=ranges, is_chat=False, side="student")
+            teacher = pair.teacher.encode(texts, response_ranges=ranges, is_chat=False)
+            student = pair.student.encode(texts, response_ranges=ranges, is_chat=False)
             segments = segments_for(
                 student_texts=texts, student_ranges=ranges, teacher_texts=texts, teacher_ranges=ranges
             )

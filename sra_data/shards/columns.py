@@ -149,14 +149,13 @@ def schema_from_arrow(schema: pa.Schema, *, where: str) -> FolderSchema:
     """
     metadata = {key.decode(): value.decode() for key, value in (schema.metadata or {}).items() if key[:4] == b"sra."}
     refuse_version(metadata.get("sra.format_version"), where=where)
-    columns = []
-    names = json.loads(metadata["sra.columns"])
+    columns, names = [], json.loads(metadata["sra.columns"])
     for name in names:
         said = {key.decode(): value.decode() for key, value in schema.field(name).metadata.items()}
         shape = tuple(json.loads(said["shape"]))
         parameters, nullable = json.loads(said["parameters"]), json.loads(said["nullable"])
         columns.append(Column(name, said["codec"], shape, said["compression"], parameters, nullable))
-    keys = {one.name: one.type for one in schema if one.name not in (HASHES, *names)}
+    keys = {field.name: field.type for field in schema if field.name not in (HASHES, *names)}
     return FolderSchema(metadata["sra.kind"], keys, tuple(columns), metadata["sra.granularity"])
 
 

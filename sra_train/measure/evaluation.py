@@ -270,7 +270,6 @@ def encode(side: SideTokenizer, rows: Sequence[Row], *, max_length: int | None) 
             [rendered.texts[index] for index in chosen],
             response_ranges=[rendered.ranges[index] for index in chosen],
             is_chat=is_chat,
-            side="student",
             max_length=min(limits) if limits else None,
             overlong="skip",
             names=[rows[index].where for index in chosen],

@@ -29,7 +29,7 @@ def unigram() -> SideTokenizer:
 
 def encode(side: SideTokenizer, prompt: str, response: str, **options) -> TokenizedBatch:
     ranges = [[(len(prompt), len(prompt) + len(response))]]
-    return side.encode([prompt + response], response_ranges=ranges, is_chat=False, side="student", **options)
+    return side.encode([prompt + response], response_ranges=ranges, is_chat=False, **options)
 
 
 def text_of(side: SideTokenizer, ids: np.ndarray) -> str:
@@ -161,13 +161,13 @@ def test_responses_and_labels_are_the_responses_tokens_and_what_closes_them(byte
 def test_a_token_across_the_border_belongs_to_the_response() -> None:
     side = SideTokenizer(train_byte_level_bpe(), "bpe")
     text = "The quick"
-    whole = side.encode([text], response_ranges=[[(0, 9)]], is_chat=False, side="student")
+    whole = side.encode([text], response_ranges=[[(0, 9)]], is_chat=False)
     inside = next(
         int(end) - 1
         for end, start in zip(whole.offsets.ends[0], whole.offsets.starts[0], strict=True)
         if end - start > 1
     )
-    batch = side.encode([text], response_ranges=[[(inside, 9)]], is_chat=False, side="student")
+    batch = side.encode([text], response_ranges=[[(inside, 9)]], is_chat=False)
     start = batch.response_spans[0][0, 0]
     assert batch.offsets.starts[0][start] < inside < batch.offsets.ends[0][start]
 
@@ -223,10 +223,10 @@ def test_an_empty_response_has_an_empty_span_where_it_would_stand(byte_level: Si
     batch = encode(byte_level, "ab", "")
     assert batch.response_spans[0].tolist() == [[2, 2]]
     assert batch.label_spans[0].tolist() == [[2, 3]]
-    nothing = byte_level.encode(["ab", ""], response_ranges=[[], []], is_chat=False, side="student")
+    nothing = byte_level.encode(["ab", ""], response_ranges=[[], []], is_chat=False)
     assert [len(row) for row in nothing.response_spans] == [0, 0]
     assert nothing.ids.lengths.tolist() == [3, 1]
-    assert len(byte_level.encode([], response_ranges=[], is_chat=False, side="student").ids) == 0
+    assert len(byte_level.encode([], response_ranges=[], is_chat=False).ids) == 0
 
 
 # --- lone surrogates --------------------------------------------------------------------------------------------------
@@ -254,7 +254,7 @@ def test_examples_that_fit_are_left_alone_by_every_policy(byte_level: SideTokeni
 
 def test_skip_leaves_the_example_out_with_its_reason(byte_level: SideTokenizer) -> None:
     batch = encode(byte_level, "abcd", "efgh", max_length=8, overlong="skip")
-    assert batch.status == ["skipped:student_overlong"]
+    assert batch.status == ["skipped:overlong"]
     assert batch.ids.lengths.tolist() == batch.offsets.ends.lengths.tolist() == [0]
     assert batch.response_spans[0].tolist() == batch.label_spans[0].tolist() == [[0, 0]]
     assert dict(batch.counts) == {"overlong_skipped": 1}
@@ -292,7 +292,7 @@ def test_truncate_prompt_cuts_the_response_too_where_it_alone_is_too_long(byte_l
 
 def test_an_example_without_a_response_token_left_is_skipped(byte_level: SideTokenizer) -> None:
     batch = encode(byte_level, "abcd", "efgh", max_length=4, overlong="truncate")
-    assert batch.status == ["skipped:student_overlong"]
+    assert batch.status == ["skipped:overlong"]
     assert batch.ids.lengths.tolist() == [0]
     assert dict(batch.counts) == {"overlong_skipped": 1}
 
@@ -308,14 +308,14 @@ def test_truncated_examples_are_runs_of_the_whole_ones(byte_level, unigram, rows
     side = data.draw(st.sampled_from([byte_level, unigram]))
     whole_texts = [prompt + response for prompt, response in rows]
     ranges = [[(len(prompt), len(prompt) + len(response))] for prompt, response in rows]
-    given_options = {"response_ranges": ranges, "is_chat": False, "side": "teacher"}
+    given_options = {"response_ranges": ranges, "is_chat": False}
     whole = side.encode(whole_texts, **given_options)
     cut = side.encode(whole_texts, **given_options, max_length=max_length, overlong=overlong)
     num_prefix = len(side.prefix_ids)
     for row, status in enumerate(cut.status):
         ids = cut.ids[row].tolist()
         assert len(ids) <= max_length
-        assert status in ("ok", "skipped:teacher_overlong")
+        assert status in ("ok", "skipped:overlong")
         if status != "ok":
             assert ids == []
             continue
@@ -356,7 +356,7 @@ def chat(side: SideTokenizer, text: str, responses: list[str], **options) -> Tok
         place = text.index(response, place)
         ranges.append((place, place + len(response)))
         place += len(response)
-    return side.encode([text], response_ranges=[ranges], is_chat=True, side="student", **options)
+    return side.encode([text], response_ranges=[ranges], is_chat=True, **options)
 
 
 def test_a_rendered_chat_gets_nothing_around_it_and_its_turns_are_closed_by_their_own_tokens(
@@ -429,10 +429,10 @@ def test_long_texts_bring_no_warning(tmp_path: Path, capsys: pytest.CaptureFixtu
 def test_a_million_characters_are_one_example_like_any_other(byte_level: SideTokenizer, unigram: SideTokenizer) -> None:
     text = "e\u0301 foxes " * 111_112
     assert len(text) >= 1_000_000
-    batch = unigram.encode([text], response_ranges=[[(10, len(text))]], is_chat=False, side="student")
+    batch = unigram.encode([text], response_ranges=[[(10, len(text))]], is_chat=False)
     assert batch.offsets.ends[0].max() == len(text)
     batch = byte_level.encode(
-        [text], response_ranges=[[(10, len(text))]], is_chat=False, side="student", max_length=100
+        [text], response_ranges=[[(10, len(text))]], is_chat=False, max_length=100
     )
     assert (len(batch.ids[0]), batch.offsets.ends[0].max()) == (100, 90)
 

@@ -12,16 +12,33 @@ import sys
 import textwrap
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from sra_data.errors import ShardError
 from sra_data.shards import durable
-from sra_data.shards.columns import Row
 from sra_data.shards.durable import staged, write_json
+from sra_data.shards.kinds import Row
 from sra_data.shards.manifest import Manifest, Plan, refuse_if_changed
 from sra_data.shards.store import ShardSet, Unit, begin, corpus_schema, missing_units, record, seal, write_part
-from tests.unit.shards.builders import FINGERPRINT, full_teacher_schema, make_rows, make_shards, make_units
+from tests.unit.shards.builders import (
+    ALIGNED,
+    ALIGNMENT,
+    FINGERPRINT,
+    LEFT,
+    RIGHT,
+    SECTIONS,
+    STUDENT_SIDE,
+    TEACHER,
+    TEACHER_SIDE,
+    cut_groups,
+    full_teacher_schema,
+    make_rows,
+    make_shards,
+    make_units,
+    write_section,
+)
 
 UNITS = make_units(12, 4)
 REPOSITORY = Path(__file__).resolve().parents[3]
@@ -170,12 +187,13 @@ def test_what_reads_back_differently_is_not_published(tmp_path: Path, monkeypatc
     assert list(tmp_path.iterdir()) == []
 
 
-def test_other_inputs_are_refused_field_by_field(sealed_set: tuple[Path, dict[str, list[Row]]]) -> None:
-    changed = {**FINGERPRINT, "teacher_tokenizer": "bbbb", "options": {"max_length": 65}}
+@pytest.mark.parametrize("section", SECTIONS)
+def test_other_inputs_are_refused_field_by_field(section: str, sealed_set: tuple[Path, dict[str, list[Any]]]) -> None:
+    changed = {**FINGERPRINT, "chat_tokenizer": "bbbb", "options": {"max_length": 65}}
     before = contents(sealed_set[0])
-    said = r"made from other inputs \(teacher tokenizer: had aaaa, got bbbb; options.max length: had 64, got 65\)"
-    with pytest.raises(ShardError, match=said):
-        begin(sealed_set[0], "corpus", changed, list)
+    said = r"made from other inputs \(options.max length: had 64, got 65; chat tokenizer: had nothing, got bbbb\)"
+    with pytest.raises(ShardError, match=f"{section}: {said}"):
+        begin(sealed_set[0], section, changed, list)
     assert contents(sealed_set[0]) == before
 
 
@@ -188,23 +206,29 @@ def test_a_field_that_is_new_or_gone_is_a_difference(tmp_path: Path) -> None:
 
 def test_sealing_again_changes_nothing_and_an_unfinished_folder_is_refused(shards: Path) -> None:
     before = contents(shards)
-    root = Manifest.load(shards).sealed("teacher")["root"]
-    assert seal(shards, "teacher").root == root
+    for section in SECTIONS:
+        root = Manifest.load(shards).sealed(section)["root"]
+        assert seal(shards, section).root == root
     assert contents(shards) == before
-    (shards / "teacher" / "part-00001.parquet").unlink()
-    with pytest.raises(ShardError, match=r"1 of 3 parts missing, the first part-00001; run `sra-data cache-teacher"):
-        seal(shards, "teacher")
-    assert [unit.part for unit in missing_units(shards / "teacher", Plan.load(shards / "teacher"))] == [1]
+    remedies = {
+        TEACHER: f"run `sra-data cache-teacher {shards}` \\(run again",
+        ALIGNMENT: "run `sra-data align ... --out",
+    }
+    for section, remedy in remedies.items():
+        (shards / section / "part-00001.parquet").unlink()
+        with pytest.raises(ShardError, match=f"1 of 3 parts missing, the first part-00001; {remedy}"):
+            seal(shards, section)
+        assert [unit.part for unit in missing_units(shards / section, Plan.load(shards / section))] == [1]
 
 
-def test_the_root_depends_on_content_alone(sealed_set: tuple[Path, dict[str, list[Row]]], tmp_path: Path) -> None:
+def test_the_root_depends_on_content_alone(sealed_set: tuple[Path, dict[str, list[Any]]], tmp_path: Path) -> None:
     make_shards(tmp_path / "again")
     make_shards(tmp_path / "other", hidden_dtype="fp32")
     folders = (sealed_set[0], tmp_path / "again", tmp_path / "other")
-    for section, same in (("teacher", False), ("corpus", True)):
+    for section in SECTIONS:
         roots = [Manifest.load(folder).sealed(section)["root"] for folder in folders]
         assert roots[0] == roots[1]
-        assert (roots[0] == roots[2]) == same
+        assert (roots[0] == roots[2]) == (section != TEACHER)
 
 
 def test_parts_without_a_plan_are_refused(shards: Path) -> None:
@@ -213,32 +237,70 @@ def test_parts_without_a_plan_are_refused(shards: Path) -> None:
         begin(shards, "corpus", FINGERPRINT, lambda: make_units(30, 12))
 
 
-def test_another_format_version_is_refused_with_the_remedy(shards: Path) -> None:
-    manifest = json.loads((shards / "manifest.json").read_text()) | {"format_version": 99}
-    (shards / "manifest.json").write_text(json.dumps(manifest))
-    with pytest.raises(ShardError, match="shard format 99, this build reads 1; run `sra-data align` again"):
-        ShardSet.open(shards)
+@pytest.mark.parametrize("section", [STUDENT_SIDE, ALIGNMENT, TEACHER])
+def test_what_a_folder_is_made_from_is_sealed_first(section: str, tmp_path: Path) -> None:
+    rows, units = make_rows(12, full_teacher_schema()), make_units(12, 12)
+    order = {STUDENT_SIDE: [], ALIGNMENT: ["corpus", TEACHER_SIDE], TEACHER: ["corpus"]}[section]
+    missing = {STUDENT_SIDE: "corpus", ALIGNMENT: STUDENT_SIDE, TEACHER: TEACHER_SIDE}[section]
+    for name in order:
+        write_section(tmp_path, name, rows[name], cut_groups(name, rows, units))
+    record(tmp_path, missing, fingerprint={}, root=None)
+    with pytest.raises(ShardError, match=f"{missing}: unfinished; run `sra-data align ... --out {tmp_path}`"):
+        write_section(tmp_path, section, rows[section], cut_groups(section, rows, units))
 
 
-def test_a_missing_or_unfinished_teacher_is_one_line_with_the_command(shards: Path) -> None:
-    record(shards, "teacher", root=None)
-    with pytest.raises(ShardError, match=r"teacher: unfinished; run `sra-data cache-teacher"):
-        ShardSet.open(shards)
-    with ShardSet.open(shards, need_teacher=False) as opened:
+def test_a_missing_or_unfinished_folder_is_one_line_with_the_command(shards: Path) -> None:
+    record(shards, TEACHER, root=None)
+    with ShardSet.open(shards) as opened:
+        with pytest.raises(ShardError, match=r"big-00000000: unfinished; run `sra-data cache-teacher"):
+            opened.teacher("big-00000000")
         assert len(opened.corpus) == 30
     content = json.loads((shards / "manifest.json").read_text())
-    del content["teacher"]
+    del content["teachers"]
     (shards / "manifest.json").write_text(json.dumps(content))
-    with pytest.raises(ShardError, match=r"teacher: missing; run `sra-data cache-teacher"):
+    with ShardSet.open(shards) as opened:
+        with pytest.raises(ShardError, match=r"teachers/big-00000000: missing; run `sra-data cache-teacher"):
+            opened.teacher("big-00000000")
+        with pytest.raises(ShardError, match=r"sides/nobody: missing; run `sra-data align ... --out"):
+            opened.side("nobody")
+        with pytest.raises(ShardError, match=r"alignments/a~b: missing; run `sra-data align ... --out"):
+            opened.alignment("a~b")
+    record(shards, "corpus", root=None)
+    with pytest.raises(ShardError, match=r"corpus: unfinished; run `sra-data align ... --out"):
         ShardSet.open(shards)
 
 
-def test_an_alignment_is_chosen_by_name_and_a_wrong_name_lists_them(shards: Path) -> None:
+MADE = [("corpus", STUDENT_SIDE), ("corpus", TEACHER_SIDE), (TEACHER_SIDE, TEACHER), (TEACHER_SIDE, ALIGNMENT)]
+
+
+@pytest.mark.parametrize(("base", "section"), [*MADE, (STUDENT_SIDE, ALIGNMENT)])
+def test_a_folder_made_from_another_root_of_its_base_is_refused_by_name(base: str, section: str, shards: Path) -> None:
+    had = Manifest.load(shards).sealed(base)["root"]
+    record(shards, base, root="0" * 64)
+    said = f"{section}: made from {base} {had[:12]}, the folder holds 000000000000; delete it and run `sra-data "
     with ShardSet.open(shards) as opened:
-        assert opened.alignment().section == opened.alignment("student").section == "alignments/student-00000000"
-        assert opened.roots().keys() == {"corpus", "alignment", "teacher"}
-        with pytest.raises(ShardError, match=r"no alignment gpt2 \(there are student-00000000\); choose one"):
-            opened.alignment("gpt2")
-    record(shards, "alignments/another", root="x")
-    with ShardSet.open(shards) as opened, pytest.raises(ShardError, match="several alignments"):
-        opened.alignment()
+        assert opened.corpus is opened.corpus  # made from nothing
+        with pytest.raises(ShardError, match=said) as raised:
+            _open(opened, section)
+    command = f"cache-teacher {shards}`" if section == TEACHER else f"align ... --out {shards}`"
+    assert command in str(raised.value)
+    assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize("section", [TEACHER, ALIGNMENT])
+def test_what_a_base_was_made_from_counts_too(section: str, shards: Path) -> None:
+    record(shards, "corpus", root="0" * 64)
+    with ShardSet.open(shards) as opened, pytest.raises(ShardError, match=r"sides/\w+-00000000: made from corpus"):
+        _open(opened, section)
+
+
+def _open(shards: ShardSet, section: str) -> object:
+    group, _, name = section.partition("/")
+    return {"sides": shards.side, "alignments": shards.alignment, "teachers": shards.teacher}[group](name)
+
+
+def test_a_folder_is_opened_once(shards: Path) -> None:
+    with ShardSet.open(shards) as opened:
+        assert opened.side(LEFT) is opened.side(LEFT)
+        assert opened.teacher("big-00000000") is opened.teacher("big-00000000")
+        assert opened.pair(student=LEFT, teacher=RIGHT).reader is opened.alignment(ALIGNED)

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import shutil
-from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -16,12 +15,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sra_data.errors import ShardError
-from sra_data.shards.columns import Row
-from sra_data.shards.schema import CorpusRow, TeacherRow
-from sra_data.shards.store import ShardSet, load_embeddings, load_head
-from sra_data.stages.verify import VerifyOptions, VerifySummary, verify
-from sra_data.terminal import Reporter
-from tests.unit.shards.builders import ALIGNMENT
+from sra_data.shards.manifest import Receipt
+from sra_data.shards.part import PartFile, check_part
+from sra_data.shards.seal import check_root
+from sra_data.shards.store import FolderReader, ShardSet, load_embeddings, load_head, read_index, seal
+from tests.unit.shards.builders import ALIGNED, ALIGNMENT, LEFT, RIGHT, SECTIONS, STUDENT_SIDE, TEACHER
 from tests.unit.shards.test_rows import assert_equal
 
 PART = "part-00001.parquet"
@@ -34,48 +32,73 @@ def flip(path: Path, place: int, bit: int = 0) -> None:
     path.write_bytes(content)
 
 
-def verified(shards: Path) -> VerifySummary:
-    """What verify finds."""
-    return verify(VerifyOptions(shards), Reporter())
+def reader_of(shards: ShardSet, section: str) -> FolderReader:
+    """The reader of a section."""
+    group, _, name = section.partition("/")
+    ways = {"corpus": lambda name: shards.corpus, "sides": shards.side, "alignments": shards.alignment}
+    return ways.get(group, shards.teacher)(name)
 
 
-def test_a_flipped_bit_never_gives_wrong_rows(sealed_set: tuple[Path, dict[str, list[Row]]], shards: Path) -> None:
-    """Any bit of a part: the rows come back as they were written, or a ShardError does; verify always tells."""
+def check_whole(shards: Path, section: str, part: int) -> None:
+    """What `verify` reads a part with."""
+    receipt = Receipt.load(shards / section, part)
+    path = shards / section / f"part-{part:05d}.parquet"
+    with PartFile(path, row_groups=receipt.row_groups, footer=receipt.footer) as file:
+        check_root(file.schema, check_part(file)[1], receipt, path)
+
+
+def test_a_flipped_bit_never_gives_wrong_rows(sealed_set: tuple[Path, dict[str, list[Any]]], shards: Path) -> None:
+    """Any bit of a part: the rows come back as they were written, or a ShardError that names the part does."""
     rows = sealed_set[1]
 
-    @settings(max_examples=60, deadline=None)
-    @given(st.sampled_from(["corpus", ALIGNMENT, "teacher"]), st.floats(0, 1, exclude_max=True), st.integers(0, 7))
+    @settings(max_examples=100, deadline=None)
+    @given(st.sampled_from(SECTIONS), st.floats(0, 1, exclude_max=True), st.integers(0, 7))
     def flipped(section: str, where: float, bit: int) -> None:
         part = shards / section / PART
         place = int(where * part.stat().st_size)
         flip(part, place, bit)
-        found = None
+        found, refused = None, ""
         with ShardSet.open(shards) as opened:
-            readers = {"corpus": opened.corpus, "teacher": opened.teacher, ALIGNMENT: opened.alignment()}
-            with suppress(ShardError):
-                found = readers[section].read(range(12, 24))
-        expected = rows[section][12:24] if found is not None else []
-        for row, written in zip(found or [], expected, strict=True):
+            try:
+                found = reader_of(opened, section).read(range(12, 24))
+            except ShardError as error:
+                refused = str(error)
+        if found is None:
+            assert PART in refused
+            assert "\n" not in refused
+        for row, written in zip(found or [], rows[section][12:24] if found else [], strict=True):
             assert_equal(row, written)
-        problems = verified(shards).problems
+        with suppress(ShardError):  # what is not seen here is Parquet's own slack
+            check_whole(shards, section, 1)
+            with ShardSet.open(shards) as opened:
+                assert_equal(reader_of(opened, section).read([13])[0], rows[section][13])
         flip(part, place, bit)
-        assert len(problems) == 1
-        assert PART in problems[0]
 
     flipped()
 
 
-def test_a_damaged_value_is_named_with_file_example_and_column(shards: Path) -> None:
-    part = shards / "teacher" / PART
-    chunk_end = _chunk_end(part, "hidden.2")
-    flip(part, chunk_end - 1)  # the last value of the first row group
-    group = json.loads((shards / "teacher" / "part-00001.receipt.json").read_text())["row_groups"][0]
+@pytest.mark.parametrize("section", SECTIONS)
+def test_a_damaged_value_is_named_with_file_example_and_column(
+    section: str, sealed_set: tuple[Path, dict[str, list[Any]]], shards: Path
+) -> None:
+    part = shards / section / PART
+    group = json.loads((shards / section / "part-00001.receipt.json").read_text())["row_groups"][0]
+    rows = range(12, 12 + group)
+    column, others = ("hidden.2", ["hidden.4", "top_k.ids"]) if section == TEACHER else ("hashes", [])
+    empty = 0  # behind the last value that is not: their lengths alone, four bytes each
+    while section == TEACHER and not len(sealed_set[1][TEACHER][rows[-1 - empty]].positions):
+        empty += 1
+    flip(part, _chunk_end(part, column) - 1 - 4 * empty)  # the last value of the first row group
+    what = "column hidden.2: checksum differs" if others else "hashes: not those of the sealed index"
+    last = (
+        rf"{section}/{PART}: example id-{rows[-1 - empty]}, {what}; run `sra-data verify {shards}`, delete {PART} and "
+    )
     with ShardSet.open(shards) as opened:
-        rows = range(12, 12 + group)
-        opened.teacher.read(rows, ["hidden.4", "top_k.ids"])  # other columns still read
-        expected = rf"teacher/{PART}: example id-{rows[-1]}, column hidden.2: checksum differs; run `sra-data verify"
-        with pytest.raises(ShardError, match=expected):
-            opened.teacher.read(rows, ["hidden.2"])
+        reader = reader_of(opened, section)
+        if others:
+            reader.read(rows, others)  # other columns still read
+        with pytest.raises(ShardError, match=last):
+            reader.read(rows, ["hidden.2"] if others else None)
 
 
 def _chunk_end(part: Path, column: str) -> int:
@@ -85,113 +108,70 @@ def _chunk_end(part: Path, column: str) -> int:
     return chunk.data_page_offset + chunk.total_compressed_size
 
 
-def test_a_part_of_another_corpus_in_its_place_is_refused(shards: Path) -> None:
+@pytest.mark.parametrize("section", SECTIONS)
+def test_a_part_of_another_place_is_refused(section: str, shards: Path) -> None:
     for ending in (".parquet", ".receipt.json"):
-        shutil.copy(shards / "teacher" / f"part-00000{ending}", shards / "teacher" / f"part-00001{ending}")
+        shutil.copy(shards / section / f"part-00000{ending}", shards / section / f"part-00001{ending}")
     with ShardSet.open(shards) as opened, pytest.raises(ShardError, match=r"part-00001.parquet"):
-        opened.teacher.read([13])
-    assert any("part-00001" in problem for problem in verified(shards).problems)
+        reader_of(opened, section).read([13])
+    with pytest.raises(ShardError, match=r"part-00001.parquet: receipt: 12 rows of part 0, the plan says"):
+        seal(shards, section)
 
 
-def test_whole_shards_verify(sealed_set: tuple[Path, dict[str, list[Row]]]) -> None:
-    summary = verified(sealed_set[0])
-    assert summary.problems == ()
-    assert (summary.num_parts, summary.num_rows) == (9, 90)
-    summary.refuse_if_damaged()
+@pytest.mark.parametrize("section", SECTIONS)
+def test_a_damaged_or_missing_index_is_refused(section: str, shards: Path) -> None:
+    flip(shards / section / "index.parquet", 40)
+    with ShardSet.open(shards) as opened, pytest.raises(ShardError, match=r"index.parquet: damaged, its sha256"):
+        reader_of(opened, section).read([0])
+    (shards / section / "index.parquet").unlink()
+    with ShardSet.open(shards) as opened, pytest.raises(ShardError, match=r"index.parquet: missing; run the command"):
+        reader_of(opened, section).read([0])
+    with pytest.raises(ShardError, match=r"index.parquet: missing; run the command"):
+        read_index(shards / section)
 
 
-def _delete_receipt(shards: Path) -> None:
-    (shards / "corpus" / "part-00002.receipt.json").unlink()
-
-
-def _truncate(shards: Path) -> None:
-    part = shards / ALIGNMENT / PART
-    part.write_bytes(part.read_bytes()[:-9])
-
-
-def _change_head(shards: Path) -> None:
-    flip(shards / "teacher" / "head.safetensors", -1)
-
-
-def _change_index(shards: Path) -> None:
-    flip(shards / "teacher" / "index.parquet", 40)
-
-
-def _change_plan(shards: Path) -> None:
-    plan = json.loads((shards / "teacher" / "plan.json").read_text())
-    plan["fingerprint"]["source"] = "other.jsonl"
-    (shards / "teacher" / "plan.json").write_text(json.dumps(plan))
-
-
-def _change_root(shards: Path) -> None:
-    manifest = json.loads((shards / "manifest.json").read_text())
-    manifest["teacher"]["root"] = "0" * 64
-    (shards / "manifest.json").write_text(json.dumps(manifest))
-
-
-def _other_corpus(shards: Path) -> None:
-    manifest = json.loads((shards / "manifest.json").read_text())
-    manifest["teacher"]["corpus_root"] = "0" * 64
-    (shards / "manifest.json").write_text(json.dumps(manifest))
-
-
-def _delete_folder(shards: Path) -> None:
-    shutil.rmtree(shards / "teacher")
+def test_an_index_of_another_kind_is_refused(shards: Path) -> None:
+    assert read_index(shards / STUDENT_SIDE, kind="side").kind == "side"
+    with pytest.raises(ShardError, match=r"an index of side, not of corpus"):
+        read_index(shards / STUDENT_SIDE, kind="corpus")
 
 
 @pytest.mark.parametrize(
-    ("damage", "said"),
+    ("section", "name", "open_file"),
     [
-        (_delete_receipt, r"part-00002.receipt.json: missing"),
-        (_truncate, r"part-00001.parquet"),
-        (_change_head, r"head.safetensors: damaged"),
-        (_change_index, r"index.parquet: damaged"),
-        (_change_plan, r"name other inputs"),
-        (_change_root, r"the manifest has 000000000000"),
-        (_other_corpus, r"made for corpus 000000000000"),
-        (_delete_folder, r"teacher/plan.json: missing"),
+        (TEACHER, "head.safetensors", lambda shards: shards.head("big-00000000")),
+        (TEACHER, "embeddings.safetensors", lambda shards: shards.embeddings("big-00000000")),
+        (ALIGNMENT, "vocabulary.safetensors", lambda shards: shards.pair(student=LEFT, teacher=RIGHT).vocabulary()),
     ],
 )
-def test_verify_tells_what_is_wrong(damage: Callable[[Path], None], said: str, shards: Path) -> None:
-    damage(shards)
-    summary = verified(shards)
-    with pytest.raises(ShardError, match=said) as raised:
-        summary.refuse_if_damaged()
-    assert "\n" not in str(raised.value)
+def test_a_damaged_file_beside_the_parts_is_refused(section: str, name: str, open_file: Any, shards: Path) -> None:
+    command = "align" if section == ALIGNMENT else "cache-teacher"
+    flip(shards / section / name, -3)
+    with ShardSet.open(shards) as opened:
+        said = rf"{name}: tensor \w+: checksum differs; delete .* and run `sra-data {command}` again"
+        with pytest.raises(ShardError, match=said):
+            open_file(opened)
+        (shards / section / name).unlink()
+        with pytest.raises(ShardError, match=rf"{name}: missing or not \d+ bytes long"):
+            open_file(opened)
+    with pytest.raises(ShardError, match=rf"{name}: missing or not \d+ bytes long"):
+        seal(shards, section)
 
 
-def test_verify_without_a_manifest_is_one_line(tmp_path: Path) -> None:
-    with pytest.raises(ShardError, match=r"manifest.json: missing; no shards here; run `sra-data align` first"):
-        verified(tmp_path)
-
-
-@pytest.mark.parametrize("offset", [0.0, 0.5])
-def test_deep_compares_with_what_the_teacher_says_now(
-    offset: float, sealed_set: tuple[Path, dict[str, list[Row]]]
-) -> None:
-    folder, rows = sealed_set
-    said = {row.id: row for row in rows["teacher"]}
-    asked: list[str] = []
-
-    def recapture(shards: ShardSet, examples: Sequence[CorpusRow]) -> list[TeacherRow]:
-        asked.extend(row.id for row in examples)
-        again = [said[row.id] for row in examples]
-        return [dataclasses.replace(row, next_log_prob=row.next_log_prob + offset) for row in again]
-
-    summary = verify(VerifyOptions(folder, deep=True, sample=5), Reporter(), recapture)
-    assert len(asked) == summary.num_recaptured == 5
-    assert len(summary.problems) == (5 if offset else 0)
-    assert all("next_log_prob: the teacher now says otherwise" in problem for problem in summary.problems)
+def test_a_deleted_folder_is_one_line(shards: Path) -> None:
+    shutil.rmtree(shards / ALIGNMENT)
+    with ShardSet.open(shards) as opened, pytest.raises(ShardError, match=f"{ALIGNED}: missing; run `sra-data align"):
+        opened.alignment(ALIGNED)
 
 
 def test_a_flipped_bit_in_the_head_is_found_on_loading(shards: Path) -> None:
-    flip(shards / "teacher" / "head.safetensors", -3)
+    flip(shards / TEACHER / "head.safetensors", -3)
     with pytest.raises(ShardError, match=r"head.safetensors: tensor weight: checksum differs"):
-        load_head(shards / "teacher")
+        load_head(shards / TEACHER)
 
 
-def test_tied_embeddings_are_the_heads_rows(sealed_set: tuple[Path, dict[str, list[Row]]]) -> None:
-    ids, weight, metadata = load_embeddings(sealed_set[0] / "teacher")
+def test_tied_embeddings_are_the_heads_rows(sealed_set: tuple[Path, dict[str, list[Any]]]) -> None:
+    ids, weight, metadata = load_embeddings(sealed_set[0] / TEACHER)
     assert ids.tolist() == [1, 4]
     assert metadata["scale"] == "2.0"
     assert np.array_equal(weight.float32(), np.arange(24, dtype=np.float32).reshape(6, 4)[[1, 4]])

@@ -33,7 +33,7 @@ def published(shared_folder: Path) -> dict[str, SideTokenizer]:
 
 
 def encoded(side: SideTokenizer, text: str, start: int) -> TokenizedBatch:
-    return side.encode([text], response_ranges=[[(start, len(text))]], is_chat=False, side="student")
+    return side.encode([text], response_ranges=[[(start, len(text))]], is_chat=False)
 
 
 def tokens_of(batch: TokenizedBatch) -> list[Token]:

@@ -1,8 +1,7 @@
-"""The stage: what it writes is right and the same whoever runs it; bad input leaves nothing behind."""
+"""The stage: what it writes is right, the same whoever runs it, and used again where it is there."""
 
 import hashlib
 import json
-import os
 import threading
 from dataclasses import replace
 from pathlib import Path
@@ -12,110 +11,79 @@ import pytest
 
 from sra_data.corpus.token_offsets import TokenReader
 from sra_data.corpus.tokenization import SideTokenizer
-from sra_data.errors import ConfigError, ShardError, SourceError, TokenizerError
-from sra_data.shards.store import ShardSet
-from sra_data.shards.vocabulary import load_vocabulary
-from sra_data.stages.align import plan as align_plan
+from sra_data.errors import ShardError, TokenizerError
+from sra_data.shards.store import ShardSet, load_vocabulary, sides_of
+from sra_data.stages.align import batches as align_batches
+from sra_data.stages.align import pairs as align_pairs
 from sra_data.stages.align import units as align_units
-from sra_data.stages.align.stage import AlignOptions, TokenizerPair, align, align_with, select_units
+from sra_data.stages.align.options import AlignOptions
+from sra_data.stages.align.stage import align, align_with
 from sra_data.terminal import Reporter
-from tests.unit.stages.align_worlds import CHAT_TEMPLATE, rows, save_byte_level, save_unigram, write_jsonl
+from tests.unit.stages.align_worlds import rows, write_jsonl
 
 
-@pytest.fixture(scope="module")
-def world(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("world")
-    save_byte_level(folder / "bytes")
-    save_byte_level(folder / "chatty", vocab_size=450, chat_template=CHAT_TEMPLATE)
-    save_unigram(folder / "pieces")
-    write_jsonl(folder / "data.jsonl", rows(150))
-    return folder
-
-
-@pytest.fixture
-def options(world, tmp_path, monkeypatch) -> AlignOptions:
-    monkeypatch.setattr(align_plan, "POSITIONS_PER_PART", 1500)
-    monkeypatch.setattr(align_units, "ROWS_PER_BATCH", 16)
-    return AlignOptions(
-        teacher=str(world / "bytes"),
-        student=str(world / "pieces"),
-        data=str(world / "data.jsonl"),
-        out=str(tmp_path / "shards"),
-        dev_share=0.2,
-        num_workers=1,
-    )
-
-
-def contents(folder: Path) -> dict[str, str]:
-    return {
-        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
-        for path in sorted(folder.rglob("*"))
-        if path.is_file()
-    }
-
-
-def read_all(out: str, name: str | None = None):
-    with ShardSet.open(out, need_teacher=False) as shards:
-        everything = range(len(shards.corpus))
-        return shards.corpus.read(everything), shards.alignment(name).read(everything)
-
-
-def test_every_row_is_there_with_spans_that_cover_the_same_characters(options):
+def test_every_row_is_there_with_spans_that_cover_the_same_characters(options, read_all):
     summary = align(options, Reporter())
-    corpus, alignments = read_all(options.out)
-    assert [row.id for row in corpus] == [row.id for row in alignments] == [row["id"] for row in rows(150)]
-    teacher, student = SideTokenizer.load(options.teacher), SideTokenizer.load(options.student)
+    found = read_all(options.out)
+    ids = [row["id"] for row in rows(150)]
+    assert [row.id for row in found.examples] == [row.id for row in found.teacher] == ids
+    assert [row.id for row in found.spans] == [row.id for row in found.student] == ids
+    teacher, student = SideTokenizer.load(options.teachers[0]), SideTokenizer.load(options.students[0])
     spans = 0
-    for source, page, alignment in zip(rows(150), corpus, alignments, strict=True):
-        assert page.text == source["prompt"] + source["response"]
-        assert page.response_ranges.tolist() == [[len(source["prompt"]), len(page.text)]]
-        assert teacher.tokenizer.decode(page.teacher_ids).startswith(page.text)
-        assert student.tokenizer.decode(alignment.student_ids, skip_special_tokens=True) == page.text
-        assert page.teacher_ids[-1] == teacher.eos_id
-        assert alignment.student_ids[-1] == student.eos_id
-        assert alignment.label_spans[-1][1] == len(alignment.student_ids)
-        ends = page.teacher_ends[alignment.teacher_spans[:, 1] - 1]
-        assert np.array_equal(ends, alignment.student_ends[alignment.student_spans[:, 1] - 1])
+    for number, source in enumerate(rows(150)):
+        example, left, right, pair = (
+            column[number] for column in (found.examples, found.teacher, found.student, found.spans)
+        )
+        text = source["prompt"] + source["response"]
+        assert (example.prompt, example.response, example.chat) == (source["prompt"], source["response"], None)
+        assert example.num_bytes == len(source["response"].encode())
+        assert left.text is right.text is None
+        assert left.response_ranges.tolist() == right.response_ranges.tolist() == [[len(source["prompt"]), len(text)]]
+        assert teacher.tokenizer.decode(left.ids).startswith(text)
+        assert student.tokenizer.decode(right.ids, skip_special_tokens=True) == text
+        for side, tokenizer in ((left, teacher), (right, student)):
+            assert side.ids[-1] == tokenizer.eos_id
+            assert side.label_spans[-1][1] == len(side.ids)
+            assert (side.kinds == 2).tolist() == [token in tokenizer.tokenizer.all_special_ids for token in side.ids]
+        ends = left.ends[pair.teacher_spans[:, 1] - 1]
+        assert np.array_equal(ends, right.ends[pair.student_spans[:, 1] - 1])
         assert np.all(np.diff(ends) > 0)
-        assert ends[-1] == len(page.text)
+        assert ends[-1] == len(text)
         spans += len(ends)
-    assert summary.num_spans == spans
-    assert summary.statuses == {"ok": 150}
+    assert summary.pairs[0].num_spans == spans
+    assert summary.pairs[0].statuses == {"ok": 150}
     assert summary.units > 3
-    assert 0.95 < summary.covered <= 1.0
+    assert 0.95 < summary.pairs[0].covered <= 1.0
 
 
-def test_the_split_is_by_prompt_and_dev_data_overrules_it(options, world, tmp_path):
+def test_the_split_is_by_prompt_and_dev_data_overrules_it(options, read_all, tmp_path):
     summary = align(options, Reporter())
-    corpus, _ = read_all(options.out)
-    assert 10 < sum(row.split == "dev" for row in corpus) == summary.num_dev < 60
+    examples = read_all(options.out).examples
+    assert 10 < sum(row.split == "dev" for row in examples) == summary.num_dev < 60
     dev = write_jsonl(tmp_path / "dev.jsonl", [{"prompt": "p", "response": "r"}, {"prompt": "q", "response": "s"}])
     align(replace(options, dev_data=str(dev), out=str(tmp_path / "other")), Reporter())
-    corpus, _ = read_all(str(tmp_path / "other"))
-    assert [row.id for row in corpus if row.split == "dev"] == ["00000150", "00000151"]
-    assert len(corpus) == 152
+    examples = read_all(str(tmp_path / "other")).examples
+    assert [row.id for row in examples if row.split == "dev"] == ["00000150", "00000151"]
+    assert len(examples) == 152
 
 
-def test_any_number_of_workers_writes_the_same_bytes(options, tmp_path):
+def test_any_number_of_workers_writes_the_same_bytes(options, tmp_path, contents):
     align(options, Reporter())
     several = replace(options, num_workers=2, out=str(tmp_path / "several"))
     align(several, Reporter())
-    assert contents(Path(options.out)) == contents(Path(several.out))
+    assert contents(options.out) == contents(several.out)
 
 
-def test_batches_do_not_change_what_is_written(options, tmp_path, monkeypatch):
+def test_batches_do_not_change_what_is_written(options, tmp_path, monkeypatch, contents):
     align(options, Reporter())
-    monkeypatch.setattr(align_units, "ROWS_PER_BATCH", 7)
+    monkeypatch.setattr(align_batches, "ROWS_PER_BATCH", 7)
     align(replace(options, out=str(tmp_path / "other")), Reporter())
-    assert contents(Path(options.out)) == contents(tmp_path / "other")
+    assert contents(options.out) == contents(tmp_path / "other")
 
 
-def test_a_rerun_does_exactly_what_is_missing(options, monkeypatch):
-    align(options, Reporter())
-    before = contents(Path(options.out))
-    alignment = next(Path(options.out, "alignments").iterdir())
-    (alignment / "part-00001.receipt.json").unlink()
-    (Path(options.out) / "corpus" / "part-00002.parquet").unlink()
+@pytest.fixture
+def written(monkeypatch) -> list[tuple[str, int]]:
+    """(folder, part) of every part that is written."""
     done = []
     original = align_units.write_columns
 
@@ -124,16 +92,30 @@ def test_a_rerun_does_exactly_what_is_missing(options, monkeypatch):
         return original(folder, unit, *rest, notes=notes)
 
     monkeypatch.setattr(align_units, "write_columns", write)
+    return done
+
+
+def test_a_rerun_does_exactly_what_is_missing(options, contents, written):
+    align(options, Reporter())
+    before = contents(options.out)
+    out = Path(options.out)
+    alignment = next((out / "alignments").iterdir())
+    side = sorted((out / "sides").iterdir())[0]
+    (alignment / "part-00001.receipt.json").unlink()
+    (out / "corpus" / "part-00002.parquet").unlink()
+    (side / "part-00001.parquet").unlink()
+    (side / "part-00003.receipt.json").unlink()
+    written.clear()
     summary = align(options, Reporter())
-    assert sorted(done) == [("corpus", 2), (alignment.name, 1)]
-    assert contents(Path(options.out)) == before
-    assert summary.num_spans > 0
-    done.clear()
+    assert sorted(written) == sorted([("corpus", 2), (alignment.name, 1), (side.name, 1), (side.name, 3)])
+    assert contents(options.out) == before
+    assert summary.pairs[0].num_spans > 0
+    written.clear()
     assert align(options, Reporter()).lines()[-1] == "nothing was left to do"
-    assert done == []
+    assert written == []
 
 
-def test_units_of_an_array_of_jobs_add_up_to_the_same_folder(options, tmp_path):
+def test_units_of_an_array_of_jobs_add_up_to_the_same_folder(options, tmp_path, read_all, contents):
     align(options, Reporter())
     array = replace(options, out=str(tmp_path / "array"))
     first = align(replace(array, units="0:2"), Reporter())
@@ -143,116 +125,216 @@ def test_units_of_an_array_of_jobs_add_up_to_the_same_folder(options, tmp_path):
         read_all(array.out)
     last = align(replace(array, units="2:"), Reporter())
     assert last.units_missing == 0
-    assert contents(Path(options.out)) == contents(Path(array.out))
+    assert contents(options.out) == contents(array.out)
 
 
-def test_a_second_student_adds_a_folder_and_changes_nothing_else(options, world):
+def without_manifest(files: dict[str, str]) -> dict[str, str]:
+    return {name: value for name, value in files.items() if name != "manifest.json"}
+
+
+def test_a_second_student_adds_a_side_and_an_alignment_and_changes_nothing_else(options, world, contents, written):
     align(options, Reporter())
-    before = contents(Path(options.out))
-    summary = align(replace(options, student=str(world / "chatty")), Reporter())
-    after = contents(Path(options.out))
-    assert {name: after[name] for name in before if name != "manifest.json"} == {
-        name: value for name, value in before.items() if name != "manifest.json"
-    }
-    assert summary.alignment.startswith("alignments/chatty-")
-    with ShardSet.open(options.out, need_teacher=False) as shards:
-        assert [name.rpartition("-")[0] for name in shards.alignments] == ["chatty", "pieces"]
-        assert shards.alignment("pieces").root != shards.alignment("chatty").root
+    before = without_manifest(contents(options.out))
+    written.clear()
+    summary = align(replace(options, students=(str(world / "chatty"),)), Reporter())
+    after = without_manifest(contents(options.out))
+    assert {name: after[name] for name in before} == before
+    added = {str(Path(name).parent) for name in after if name not in before}
+    pair = summary.pairs[0]
+    assert added == {f"sides/{pair.student}", f"alignments/{pair.alignment}"}
+    assert {folder for folder, _ in written} == {pair.student, pair.alignment}
+    with ShardSet.open(options.out) as shards:
+        assert [name.rpartition("-")[0] for name in shards.manifest.names("sides")] == ["bytes", "chatty", "pieces"]
+        assert len(shards.manifest.pairs) == 2
+        with pytest.raises(
+            ShardError, match=r"2 students \(there are pieces-.*, chatty-.*\); choose one with --student"
+        ):
+            shards.choose_student()
+        assert shards.choose_student("chatty") == shards.choose_student(str(world / "chatty")) == pair.student
 
 
-@pytest.mark.parametrize(
-    ("change", "named"),
-    [
-        ({"teacher": "chatty"}, "teacher tokenizer and template: had"),
-        ({"data": "other.jsonl"}, "corpus: had"),
-        ({"teacher_max_length": 100}, "teacher max length: had 512, got 100"),
-        ({"overlong": "skip"}, "overlong: had truncate, got skip"),
-        ({"dev_share": 0.5}, "corpus: had"),
-    ],
-)
-def test_other_inputs_in_one_folder_are_refused_field_by_field(options, world, change, named):
-    write_jsonl(world / "other.jsonl", rows(150)[::-1])
+def test_several_teachers_and_students_at_once_write_what_one_after_the_other_does(options, world, tmp_path, contents):
+    both = replace(options, teachers=(str(world / "bytes"), str(world / "chatty")), out=str(tmp_path / "both"))
+    summary = align(both, Reporter())
+    assert [pair.teacher.rpartition("-")[0] for pair in summary.pairs] == ["bytes", "chatty"]
+    assert len({pair.student for pair in summary.pairs}) == 1
+    for teacher in both.teachers:
+        align(replace(options, teachers=(teacher,)), Reporter())
+    assert contents(both.out).keys() == contents(options.out).keys()
+    assert without_manifest(contents(both.out)) == without_manifest(contents(options.out))
+
+
+def test_swapping_teacher_and_student_makes_nothing_and_swaps_the_pairs(options, contents, written, read_all):
     align(options, Reporter())
-    before = contents(Path(options.out))
-    value = {name: str(world / item) if name in ("teacher", "data") else item for name, item in change.items()}
-    with pytest.raises(ShardError, match=named) as caught:
-        align(replace(options, **value), Reporter())
-    assert "\n" not in str(caught.value)
-    assert contents(Path(options.out)) == before
+    before = without_manifest(contents(options.out))
+    straight = read_all(options.out).spans
+    written.clear()
+    lengths = {"teacher_max_length": options.student_max_length, "student_max_length": options.teacher_max_length}
+    swapped = align(replace(options, teachers=options.students, students=options.teachers, **lengths), Reporter())
+    assert written == []
+    assert without_manifest(contents(options.out)) == before
+    back = read_all(options.out, teacher="pieces", student="bytes").spans
+    for one, other in zip(straight, back, strict=True):
+        assert np.array_equal(one.student_spans, other.teacher_spans)
+        assert np.array_equal(one.teacher_spans, other.student_spans)
+    assert swapped.pairs[0].teacher_tokens_per_span > 0
 
 
-def test_the_same_rows_in_another_file_go_on_in_the_same_folder(options, world, tmp_path):
+def test_another_model_with_a_known_tokenizer_finds_its_side(options, world, tmp_path, contents, written):
+    align(options, Reporter())
+    before = without_manifest(contents(options.out))
+    written.clear()
+    (tmp_path / "larger").mkdir()
+    for file in (world / "bytes").iterdir():
+        (tmp_path / "larger" / file.name).write_bytes(file.read_bytes())
+    summary = align(replace(options, teachers=(str(tmp_path / "larger"),)), Reporter())
+    assert written == []
+    assert without_manifest(contents(options.out)) == before
+    assert summary.pairs[0].teacher.startswith("bytes-")
+    with ShardSet.open(options.out) as shards:
+        models = [model["name"] for model in shards.models_of(summary.pairs[0].teacher, "teacher")]
+        assert models == [str(world / "bytes"), str(tmp_path / "larger")]
+        assert shards.choose_teacher_side(str(tmp_path / "larger")) == summary.pairs[0].teacher
+
+
+def test_a_tokenizer_aligned_with_itself_is_one_side_and_one_span_per_closing_token(options, read_all):
+    align(replace(options, students=options.teachers), Reporter())
+    with ShardSet.open(options.out) as shards:
+        (side,) = shards.manifest.names("sides")
+        assert sides_of(shards.manifest.names("alignments")[0]) == (side, side)
+    found = read_all(options.out)
+    for side_row, pair in zip(found.teacher, found.spans, strict=True):
+        assert np.array_equal(pair.student_spans, pair.teacher_spans)
+        (start, stop), closes = side_row.response_spans[0], side_row.kinds == 1
+        inside = np.flatnonzero(closes[start:stop]) + start
+        first_shared = inside[side_row.ends[inside] > side_row.response_ranges[0, 0]]
+        assert len(pair.student_spans) >= len(first_shared) - 1
+        assert (pair.student_spans[:, 1] - 1).tolist() == first_shared.tolist()[-len(pair.student_spans) :]
+
+
+def test_alignments_with_other_options_stand_beside_the_first(options, written):
+    first = align(options, Reporter()).pairs[0]
+    written.clear()
+    word = align(replace(options, boundaries="word", max_spans=8), Reporter()).pairs[0]
+    assert word.alignment == f"{first.alignment}~word-max-spans-8"
+    assert {folder for folder, _ in written} == {word.alignment}
+    assert word.num_spans < first.num_spans
+    with ShardSet.open(options.out) as shards:
+        assert shards.pair(student=first.student, teacher=first.teacher).name == first.alignment
+        named = shards.pair(student=first.student, teacher=first.teacher, name=word.alignment)
+        assert named.name == word.alignment
+
+
+def test_the_same_rows_in_another_file_go_on_in_the_same_folder(options, tmp_path, read_all):
     align(replace(options, units="0:1"), Reporter())
     (tmp_path / "moved.json").write_text(json.dumps(rows(150), indent=1))
     summary = align(replace(options, data=str(tmp_path / "moved.json")), Reporter())
     assert summary.units_missing == 0
-    assert [row.text for row in read_all(options.out)[0]] == [row["prompt"] + row["response"] for row in rows(150)]
+    found = read_all(options.out)
+    assert [found.text(row) for row in range(150)] == [row["prompt"] + row["response"] for row in rows(150)]
 
 
 def test_the_shared_vocabulary_is_stored_for_training(options):
     summary = align(options, Reporter())
-    folder = next(Path(options.out, "alignments").iterdir())
-    stored = load_vocabulary(folder)
-    teacher, student = SideTokenizer.load(options.teacher), SideTokenizer.load(options.student)
-    assert stored.end_of_sequence == (student.eos_id, teacher.eos_id)
-    assert len(stored.student_ids) == summary.shared_ids > 50
-    for student_id, teacher_id in zip(stored.student_ids.tolist(), stored.teacher_ids.tolist(), strict=True):
+    pair = summary.pairs[0]
+    stored = load_vocabulary(Path(options.out, "alignments", pair.alignment))
+    teacher, student = SideTokenizer.load(options.teachers[0]), SideTokenizer.load(options.students[0])
+    sides = (teacher, student) if pair.teacher < pair.student else (student, teacher)
+    assert stored.end_of_sequence == tuple(side.eos_id for side in sides)
+    assert len(stored.left_ids) == pair.shared_ids > 50
+    for left, right in zip(stored.left_ids.tolist(), stored.right_ids.tolist(), strict=True):
+        assert sides[0].vocabulary.byte_strings[left] == sides[1].vocabulary.byte_strings[right]
+        assert stored.left_of_right[right] == left
+        assert stored.right_of_left[left] == right
+    with ShardSet.open(options.out) as shards:
+        seen = shards.pair(student=pair.student, teacher=pair.teacher).vocabulary()
+    assert seen.end_of_sequence == (student.eos_id, teacher.eos_id)
+    for student_id, teacher_id in zip(seen.student_ids.tolist(), seen.teacher_ids.tolist(), strict=True):
         assert student.vocabulary.byte_strings[student_id] == teacher.vocabulary.byte_strings[teacher_id]
-        assert stored.student_of_teacher[teacher_id] == student_id
 
 
-def test_chats_are_rendered_by_each_side_and_every_turn_is_aligned(options, world, tmp_path):
+def chats(folder: Path) -> Path:
     turns = [("user", "Hi"), ("assistant", " Hello 😀 "), ("user", "And?"), ("assistant", "Bye.")]
     messages = [{"role": role, "content": content} for role, content in turns]
     special = [{"role": "user", "content": "<|turn|>"}, {"role": "assistant", "content": "x"}]
-    data = write_jsonl(
-        tmp_path / "chat.jsonl", [{"messages": messages}, {"messages": special}, {"prompt": "a", "response": "b"}]
+    return write_jsonl(
+        folder / "chat.jsonl", [{"messages": messages}, {"messages": special}, {"prompt": "a", "response": "b"}]
     )
-    summary = align(replace(options, teacher=str(world / "chatty"), data=str(data)), Reporter())
-    corpus, alignments = read_all(options.out)
-    assert corpus[0].text.startswith("<|turn|>user\nHi<|end|>\n<|turn|>assistant\nHello 😀<|end|>")
-    assert alignments[0].student_text.startswith("### User:\nHi\n\n### Assistant:\n Hello 😀 </s>")
-    assert [corpus[0].text[a:b] for a, b in corpus[0].response_ranges] == ["Hello 😀", "Bye."]
-    assert len(alignments[0].label_spans) == 2
-    covered = [
-        (corpus[0].teacher_ends[stop - 1], alignments[0].student_ends[student_stop - 1])
-        for (_, stop), (_, student_stop) in zip(alignments[0].teacher_spans, alignments[0].student_spans, strict=True)
-    ]
-    for teacher_end, student_end in covered:
-        assert corpus[0].text[teacher_end - 1] == alignments[0].student_text[student_end - 1]
-    assert corpus[1].status == alignments[1].status == "skipped:special_token_text"
-    assert len(corpus[1].teacher_ids) == len(alignments[1].student_ids) == 0
-    assert summary.statuses == {"ok": 2, "skipped:special_token_text": 1}
-    assert alignments[2].student_text is None
 
 
-def test_what_is_cut_or_skipped_is_counted(options, tmp_path):
+def test_chats_are_rendered_by_each_side_and_every_turn_is_aligned(options, world, tmp_path, read_all):
+    given = replace(options, teachers=(str(world / "chatty"),), data=str(chats(tmp_path)))
+    summary = align(given, Reporter())
+    found = read_all(options.out)
+    assert json.loads(found.examples[0].chat)["messages"][1] == {"role": "assistant", "content": " Hello 😀 "}
+    assert found.examples[0].num_bytes == len(" Hello 😀 Bye.".encode())
+    teacher_text, student_text = found.text(0), found.text(0, "student")
+    assert teacher_text.startswith("<|turn|>user\nHi<|end|>\n<|turn|>assistant\nHello 😀<|end|>")
+    assert student_text.startswith("### User:\nHi\n\n### Assistant:\n Hello 😀 </s>")
+    assert [teacher_text[a:b] for a, b in found.teacher[0].response_ranges] == ["Hello 😀", "Bye."]
+    assert found.teacher[0].response_turns.tolist() == found.student[0].response_turns.tolist() == [1, 3]
+    assert len(found.student[0].label_spans) == 2
+    pair = found.spans[0]
+    assert len(pair.teacher_spans) > 2
+    for (_, stop), (_, student_stop) in zip(pair.teacher_spans, pair.student_spans, strict=True):
+        teacher_end, student_end = found.teacher[0].ends[stop - 1], found.student[0].ends[student_stop - 1]
+        assert teacher_text[teacher_end - 1] == student_text[student_end - 1]
+    assert found.student[1].status == "ok"  # to that tokenizer it is text
+    skipped = found.teacher[1]
+    assert skipped.status == "skipped:special_token_text"
+    assert len(skipped.ids) == len(found.spans[1].student_spans) == 0
+    assert found.spans[1].status.endswith("special_token_text")
+    assert summary.pairs[0].statuses == {"ok": 2, found.spans[1].status: 1}
+    assert found.student[2].text is None
+
+
+def test_chats_are_aligned_from_sides_on_disk_as_from_sides_cut_now(options, world, tmp_path, contents):
+    given = replace(options, teachers=(str(world / "chatty"),), data=str(chats(tmp_path)))
+    summary = align(given, Reporter())
+    before = contents(options.out)
+    folder = Path(options.out, "alignments", summary.pairs[0].alignment)
+    for path in folder.glob("part-*"):
+        path.unlink()
+    align(given, Reporter())
+    assert contents(options.out) == before
+
+
+def test_what_is_cut_or_skipped_is_counted(options, tmp_path, read_all):
     cut = align(replace(options, teacher_max_length=60, student_max_length=90), Reporter())
-    assert cut.cut["teacher_overlong_truncated"] > 20
-    assert "teacher overlong truncated" in "\n".join(cut.lines())
-    corpus, alignments = read_all(options.out)
-    assert max(len(row.teacher_ids) for row in corpus) == 60
-    assert max(len(row.student_ids) for row in alignments) == 90
+    by_name = {side.side: side for side in cut.sides}
+    assert by_name[cut.pairs[0].teacher].cut["overlong_truncated"] > 20
+    assert "overlong truncated" in "\n".join(cut.lines())
+    found = read_all(options.out)
+    assert max(len(row.ids) for row in found.teacher) == 60
+    assert max(len(row.ids) for row in found.student) == 90
     skipped = align(replace(options, teacher_max_length=60, overlong="skip", out=str(tmp_path / "skip")), Reporter())
-    assert skipped.statuses["skipped:teacher_overlong"] > 20
-    corpus, alignments = read_all(str(tmp_path / "skip"))
-    assert [row.status for row in corpus] == [row.status for row in alignments]
+    found = read_all(str(tmp_path / "skip"))
+    lost = sum(row.status == "skipped:overlong" for row in found.teacher)
+    assert lost > 20
+    which = "left" if skipped.pairs[0].teacher < skipped.pairs[0].student else "right"
+    assert skipped.pairs[0].statuses[f"skipped:{which}_overlong"] == lost
+    assert [row.status == "ok" for row in found.spans] == [row.status == "ok" for row in found.teacher]
 
 
-def test_a_students_limit_changes_neither_corpus_nor_plan(options, tmp_path):
-    align(options, Reporter())
-    align(replace(options, student_max_length=40, out=str(tmp_path / "short")), Reporter())
-    assert contents(Path(options.out, "corpus")) == contents(tmp_path / "short" / "corpus")
+def test_a_tokenizers_limit_changes_neither_corpus_nor_the_other_side_nor_any_border(options, tmp_path, contents):
+    whole = align(options, Reporter())
+    short = align(replace(options, student_max_length=40, out=str(tmp_path / "short")), Reporter())
+    for folder in ("corpus", f"sides/{whole.pairs[0].teacher}"):
+        assert contents(Path(options.out, folder)) == contents(tmp_path / "short" / folder)
+    with ShardSet.open(options.out) as one, ShardSet.open(tmp_path / "short") as other:
+        had, got = (shards.side(summary.pairs[0].student).index for shards, summary in ((one, whole), (other, short)))
+        assert had.part.tolist() == got.part.tolist()
+        assert had.row_group.tolist() == got.row_group.tolist()
 
 
-def test_an_example_of_a_million_characters_is_cut_and_aligned(options, world, tmp_path):
+def test_an_example_of_a_million_characters_is_cut_and_aligned(options, world, tmp_path, read_all):
     data = write_jsonl(tmp_path / "long.jsonl", [{"prompt": "p\n", "response": "word 😀 " * 140_000}, *rows(3)])
-    summary = align(replace(options, student=str(world / "chatty"), data=str(data)), Reporter())
-    assert summary.statuses == {"ok": 4}
-    assert summary.cut == {"student_overlong_truncated": 1, "teacher_overlong_truncated": 1}
-    corpus, alignments = read_all(options.out)
-    assert len(corpus[0].text) == 980_002
-    assert len(alignments[0].student_spans) > 300
+    summary = align(replace(options, students=(str(world / "chatty"),), data=str(data)), Reporter())
+    assert summary.pairs[0].statuses == {"ok": 4}
+    assert [side.cut for side in summary.sides] == [{"overlong_truncated": 1}] * 2
+    found = read_all(options.out)
+    assert len(found.text(0)) == 980_002
+    assert len(found.spans[0].student_spans) > 300
 
 
 def test_rows_marked_test_are_left_out_and_counted(options, tmp_path):
@@ -260,84 +342,19 @@ def test_rows_marked_test_are_left_out_and_counted(options, tmp_path):
     data = write_jsonl(tmp_path / "marked.jsonl", marked)
     summary = align(replace(options, data=str(data)), Reporter())
     assert (summary.num_examples, summary.num_dev, summary.left_out) == (20, 10, {"test_split": 10})
-    only = write_jsonl(tmp_path / "only.jsonl", [row for row in marked if row["split"] == "test"])
-    with pytest.raises(SourceError, match=r"no example is left to align \(10 test split; rows marked test are never"):
-        align(replace(options, data=str(only), out=str(tmp_path / "none")), Reporter())
-    assert not (tmp_path / "none").exists()
 
 
 def test_the_built_in_corpus_is_the_default(options, monkeypatch):
     splits = ["train"] * 6 + ["dev", "test"]
     records = [{**row, "split": splits[number % 8]} for number, row in enumerate(rows(40))]
     monkeypatch.setattr("sra_data.corpus.sources.builtin_records", lambda split: records)
-    assert AlignOptions("t", "s").data == "builtin"
+    assert AlignOptions(("t",), ("s",)).data == "builtin"
     summary = align(replace(options, data="builtin"), Reporter())
     assert (summary.num_examples, summary.num_dev, summary.left_out) == (35, 5, {"test_split": 5})
 
 
-BAD = {
-    "invalid JSON": ('{"prompt": "a", "response": "b"}\n{"pro', r"bad\.jsonl:2: invalid JSON"),
-    "empty file": ("", r"bad\.jsonl: no rows in this file"),
-    "empty response": ('{"prompt": "a", "response": ""}', r"bad\.jsonl:1: the response is empty"),
-    "missing columns": ('{"a": "b"}', r"bad\.jsonl:1: no usual columns .* among a; name them"),
-    "equal ids": (
-        '{"id": "x", "text": "a"}\n{"id": "y", "text": "b"}\n{"id": "x", "text": "c"}\n',
-        r"bad\.jsonl:3: the id 'x' was used before at .*bad\.jsonl:1; give every row its own id, or number the rows",
-    ),
-}
-
-
-@pytest.mark.parametrize("case", BAD)
-def test_bad_data_is_one_line_and_nothing_is_written(options, tmp_path, case):
-    content, message = BAD[case]
-    (tmp_path / "bad.jsonl").write_text(content)
-    with pytest.raises(SourceError, match=message) as caught:
-        align(replace(options, data=str(tmp_path / "bad.jsonl")), Reporter())
-    assert "\n" not in str(caught.value)
-    assert not Path(options.out).exists()
-
-
-def test_bad_rows_can_be_skipped_and_are_counted(options, tmp_path):
-    data = tmp_path / "bad.jsonl"
-    data.write_text(
-        '{"prompt": "a", "response": ""}\n{"prompt": "a", "resp\n' + '{"prompt": "a\\ud800", "response": "b c"}\n' * 3
-    )
-    summary = align(replace(options, data=str(data), on_invalid="skip"), Reporter())
-    assert summary.num_examples == 3
-    assert summary.left_out == {"empty_response": 1, "invalid_json": 1, "lone_surrogates": 3}
-    assert [row.id for row in read_all(options.out)[0]] == ["00000002", "00000003", "00000004"]
-
-
-@pytest.mark.parametrize(
-    ("change", "error", "message"),
-    [
-        ({"boundaries": "letter"}, ConfigError, "--boundaries letter: not known; use one of token, word"),
-        ({"on_invalid": "x"}, ConfigError, "--on-invalid x: not known"),
-        ({"dev_share": 1.0}, ConfigError, r"--dev-share 1.0: must be at least 0 and below 1"),
-        ({"num_workers": 0}, ConfigError, "--workers 0: must be at least 1"),
-        ({"student_max_length": 1}, ConfigError, "--student-max-length 1: must be at least 2"),
-        ({"units": "3"}, ConfigError, "--units 3: not of the form a:b"),
-        ({"teacher": "./nowhere"}, TokenizerError, "nowhere"),
-        ({"data": "./nowhere.jsonl"}, SourceError, "no such file"),
-    ],
-)
-def test_options_that_cannot_be_are_refused_before_anything_is_written(options, change, error, message):
-    with pytest.raises(error, match=message):
-        align(replace(options, **change), Reporter())
-    assert not Path(options.out).exists()
-
-
-def test_a_folder_that_cannot_be_written_is_refused_at_once(options, tmp_path, monkeypatch):
-    (tmp_path / "file").write_text("")
-    with pytest.raises(ShardError, match=r"file is a file, not a folder; name another folder with --out"):
-        align(replace(options, out=str(tmp_path / "file" / "shards")), Reporter())
-    monkeypatch.setattr(os, "access", lambda path, mode: False)
-    with pytest.raises(ShardError, match=r"may not be written; name another folder with --out"):
-        align(options, Reporter())
-
-
 def test_a_failing_unit_publishes_nothing_of_itself_and_the_rerun_goes_on(options, monkeypatch):
-    original = align_units.segments_for
+    original = align_pairs.segments_for
     calls = []
 
     def fails_later(**arguments):
@@ -346,10 +363,10 @@ def test_a_failing_unit_publishes_nothing_of_itself_and_the_rerun_goes_on(option
             raise ShardError("the disk is full; free some")
         return original(**arguments)
 
-    monkeypatch.setattr(align_units, "segments_for", fails_later)
+    monkeypatch.setattr(align_pairs, "segments_for", fails_later)
     with pytest.raises(ShardError, match="the disk is full"):
         align(options, Reporter())
-    monkeypatch.setattr(align_units, "segments_for", original)
+    monkeypatch.setattr(align_pairs, "segments_for", original)
     assert not list(Path(options.out).rglob("*.tmp"))
     assert align(options, Reporter()).units_missing == 0
 
@@ -361,18 +378,18 @@ def test_what_threads_have_not_begun_ends_with_the_block_and_errors_come_out():
         begun.set()
         go_on.wait()
 
-    with align_units.threads("one", "other") as (one, other):
-        one.submit(wait)
+    with align_units.threads("one", "other") as pools:
+        pools["one"].submit(wait)
         assert begun.wait(10)
-        never = one.submit(int)
+        never = pools["one"].submit(int)
         with pytest.raises(ZeroDivisionError):
-            other.submit(divmod, 1, 0).result()
+            pools["other"].submit(divmod, 1, 0).result()
         threading.Timer(0.2, go_on.set).start()
     assert never.cancelled()
 
 
 @pytest.mark.parametrize("lost_by", ["bytes", "pieces"])
-def test_texts_that_cannot_be_located_are_refused_or_skipped_and_counted(options, lost_by, monkeypatch):
+def test_texts_that_cannot_be_located_are_refused_or_skipped_and_counted(options, lost_by, monkeypatch, read_all):
     locate = TokenReader._locate
 
     def fail(reader, encodings, found, ids, texts, recognise_special):
@@ -387,48 +404,51 @@ def test_texts_that_cannot_be_located_are_refused_or_skipped_and_counted(options
     with pytest.raises(TokenizerError, match=f"{lost_by} cannot be matched to .*--on-invalid skip"):
         align(options, Reporter())
     summary = align(replace(options, on_invalid="skip"), Reporter())
-    side = "teacher" if lost_by == "bytes" else "student"
-    corpus, alignments = read_all(options.out)
-    lost = [hash_of(row.text) % 7 == 0 for row in corpus]
-    assert 0 < sum(lost) == summary.statuses[f"skipped:{side}_unlocatable"]
-    for is_lost, page, alignment in zip(lost, corpus, alignments, strict=True):
-        assert alignment.status == (f"skipped:{side}_unlocatable" if is_lost else "ok")
-        assert (len(alignment.student_ids) == 0) == is_lost
-        assert (len(page.teacher_ids) == 0) == (is_lost and side == "teacher")
+    role, other = ("teacher", "student") if lost_by == "bytes" else ("student", "teacher")
+    found = read_all(options.out)
+    lost = [hash_of(found.text(row)) % 7 == 0 for row in range(150)]
+    status = f"skipped:{'left' if lost_by == 'bytes' else 'right'}_unlocatable"  # bytes-... < pieces-...
+    assert 0 < sum(lost) == summary.pairs[0].statuses[status]
+    for row, is_lost in enumerate(lost):
+        side = getattr(found, role)[row]
+        assert side.status == ("skipped:unlocatable" if is_lost else "ok")
+        assert (len(side.ids) == 0) == is_lost
+        assert len(getattr(found, other)[row].ids) > 0
+        assert found.spans[row].status == (status if is_lost else "ok")
 
 
-def test_row_groups_of_text_hold_as_many_positions_as_they_may_in_both_folders(options, monkeypatch):
-    monkeypatch.setattr(align_units, "TEXT_POSITIONS_PER_GROUP", 300)
+def test_row_groups_of_text_hold_as_many_bytes_as_they_may_and_are_the_same_in_all_folders(options, monkeypatch):
+    monkeypatch.setattr(align_units, "TEXT_BYTES_PER_GROUP", 700)
     align(options, Reporter())
-    with ShardSet.open(options.out, need_teacher=False) as shards:
-        corpus, alignment = shards.corpus.index, shards.alignment().index
+    with ShardSet.open(options.out) as shards:
+        corpus = shards.corpus.index
         starts = corpus.group_starts
-        assert alignment.group_starts.tolist() == starts.tolist()
-        positions = np.add.reduceat(corpus.num_positions, starts[:-1])
+        for section in shards.manifest.sections[1:]:
+            group, _, name = section.partition("/")
+            reader = shards.side(name) if group == "sides" else shards.alignment(name)
+            assert reader.index.group_starts.tolist() == starts.tolist()
+        sizes = np.add.reduceat(corpus.num_bytes, starts[:-1])
         parts = corpus.part[starts[:-1]]
-    assert positions.max() <= 300
-    first = corpus.num_positions[starts[1:-1]]  # of the next group: it would not have fitted
-    assert (positions[:-1] + first > 300)[parts[:-1] == parts[1:]].all()
-    assert len(positions) > len(set(parts.tolist()))
-
-
-def test_units_are_selected_half_open():
-    assert select_units([*range(5)], "1:3") == [1, 2]
-    assert select_units([*range(5)], None) == [*range(5)]
+    assert sizes.max() <= 700
+    first = corpus.num_bytes[starts[1:-1]]  # of the next group: it would not have fitted
+    assert (sizes[:-1] + first > 700)[parts[:-1] == parts[1:]].all()
+    assert len(sizes) > len(set(parts.tolist()))
 
 
 def test_real_tokenizers_on_real_text(shared_folder, tmp_path):
     lines = (shared_folder / "data" / "dolly" / "train.jsonl").read_text("utf-8").splitlines(keepends=True)[:60]
     (tmp_path / "dolly.jsonl").write_text("".join(lines), "utf-8")
-    tokenizers = shared_folder / "tokenizers"
-    student = SideTokenizer.load(str(tokenizers / "gpt2"))
-    shared = {}
-    for name in ("qwen1.5-1.8b", "tinyllama-1.1b"):
-        teacher = SideTokenizer.load(str(tokenizers / name))
-        given = AlignOptions(teacher.name, student.name, str(tmp_path / "dolly.jsonl"), out=str(tmp_path / name))
-        summary = align_with(given, Reporter(), TokenizerPair.of(teacher=teacher, student=student, match="bytes"))
-        shared[name] = summary.shared_ids
-        assert summary.statuses == {"ok": 60}
-        assert summary.covered > 0.95
-        assert summary.student_tokens_per_span < 1.1
-    assert shared["tinyllama-1.1b"] == 18_207
+    names = {name: str(shared_folder / "tokenizers" / name) for name in ("gpt2", "qwen1.5-1.8b", "tinyllama-1.1b")}
+    tokenizers = {name: SideTokenizer.load(name) for name in names.values()}
+    given = AlignOptions(
+        (names["qwen1.5-1.8b"], names["tinyllama-1.1b"]),
+        (names["gpt2"],),
+        str(tmp_path / "dolly.jsonl"),
+        out=str(tmp_path / "shards"),
+    )
+    summary = align_with(given, Reporter(), tokenizers)
+    for pair in summary.pairs:
+        assert pair.statuses == {"ok": 60}
+        assert pair.covered > 0.95
+        assert pair.student_tokens_per_span < 1.1
+    assert [pair.shared_ids for pair in summary.pairs] == [42_256, 18_207]
