@@ -52,6 +52,7 @@ from sra_data.shards.vocabulary import VOCABULARY, StoredVocabulary, load_vocabu
 from sra_data.shards.writer import TEXT_BYTES_PER_GROUP, cut_row_groups, write_columns, write_part
 
 __all__ = [
+    "BETWEEN_SIDES",
     "FORMAT_VERSION",
     "TEXT_BYTES_PER_GROUP",
     "VOCABULARY",

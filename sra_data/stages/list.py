@@ -9,17 +9,17 @@ import shlex
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
 
 from sra_data.errors import ShardError
 from sra_data.shards.schema import OK
-from sra_data.shards.store import Manifest, Plan, command_for, notes_of, sides_of, state_of
+from sra_data.shards.store import BETWEEN_SIDES, Manifest, Plan, command_for, notes_of, sides_of, state_of
 from sra_data.stages.align.counts import PairCounts, SideCounts
 from sra_data.terminal import bytes_in_words
-
-if TYPE_CHECKING:
-    from rich.console import Console
-    from rich.table import Table
 
 WIDEST = 110  # of a table: a line longer than this is hard to follow
 SIDE_OPTIONS = ("tokenizer_name", "revision", "max_length", "overlong")
@@ -61,7 +61,7 @@ class Entry:
     def state(self) -> str:
         """In words."""
         if self.problem is not None:
-            return "damaged"
+            return "unreadable"
         if self.is_sealed:
             return "sealed"
         return f"{self.num_done:,} of {self.num_units:,} units" if self.num_done < self.num_units else "not sealed"
@@ -111,28 +111,25 @@ class Listing:
         lines = [f"{self.shards}: {bytes_in_words(self.num_bytes)}"]
         for entry in self.entries:
             lines.append(" · ".join((entry.section, *entry.words, bytes_in_words(entry.num_bytes), entry.state)))
-        return [*lines, *self._pair_words(), *self._next_steps()]
+        for pair in self.pairs:
+            lines.append(f"{_named(pair['teacher'])} teaches {_named(pair['student'])} by {pair['alignment']}")
+        return [*lines, *self._next_steps()]
 
     def show(self, console: Console) -> None:
         """For a terminal of any width: a table for each group, names and facts folded where it is narrow."""
-        from rich.text import Text
-
         console.print(Text(f"{self.shards} · {bytes_in_words(self.num_bytes)}", style="bold"))
         for group in ("corpus", "sides", "alignments", "teachers"):
             if entries := self.of(group):
                 console.print()
                 console.print(_table(group, entries, width=min(console.width, WIDEST)))
-        for title, lines in (("pairs", self._pair_words()), ("to go on", self._next_steps())):
-            if lines:
-                console.print()
-                console.print(Text(title, style="bold"))
-                for line in lines:
-                    console.print(Text(f"  {line}"), overflow="fold")
-
-    def _pair_words(self) -> list[str]:
-        return [
-            f"{_named(pair['teacher'])} teaches {_named(pair['student'])} by {pair['alignment']}" for pair in self.pairs
-        ]
+        if self.pairs:
+            console.print()
+            console.print(_table_of_pairs(self.pairs, width=min(console.width, WIDEST)))
+        if steps := self._next_steps():
+            console.print()
+            console.print(Text("to go on", style="bold"))
+            for step in steps:
+                console.print(Text(step), overflow="fold")
 
     def _next_steps(self) -> list[str]:
         """What to do, each once, and for which folders."""
@@ -238,7 +235,7 @@ def _alignment(manifest: Manifest, section: str, plan: Plan) -> tuple[dict[str, 
     words = [
         f"{options['boundaries']} boundaries, {options['max_spans']:,} spans at most, vocabulary by "
         f"{options['vocabulary_match']}",
-        _statuses(counts.statuses),
+        _statuses(counts.statuses, left=left, right=right),
         f"{counts.spans:,} spans{share}",
     ]
     facts = {"left": left, "right": right, "options": options, **_counted(counts.statuses)}
@@ -297,23 +294,45 @@ def _counted(statuses: Mapping[str, int]) -> dict[str, Any]:
     return {"ok": statuses.get(OK, 0), "skipped": skipped}
 
 
-def _statuses(statuses: Mapping[str, int]) -> str:
+def _statuses(statuses: Mapping[str, int], **sides: str) -> str:
+    """How many are ok and why the others are not; `sides` are the names of left and right."""
     skipped = {name: count for name, count in statuses.items() if name != OK}
+    for place, side in sides.items():
+        start = f"skipped:{place}_"
+        skipped = {
+            f"{name.removeprefix(start)} in {side}" if name.startswith(start) else name: count
+            for name, count in skipped.items()
+        }
     reasons = f" ({_listed(skipped)})" if skipped else ""
     return f"{statuses.get(OK, 0):,} ok, {sum(skipped.values()):,} skipped{reasons}"
 
 
 def _table(group: str, entries: Iterable[Entry], *, width: int) -> Table:
-    """Name, what it holds, size and state of some folders, `width` cells wide."""
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table(box=None, width=width, padding=(0, 2, 0, 0), header_style="bold", pad_edge=False)
+    """Name, what it holds, size and state of some folders."""
+    table = _empty_table(width)
     table.add_column(group, ratio=2, overflow="fold")
     table.add_column("holds", ratio=3, overflow="fold")
     table.add_column("on disk", justify="right", no_wrap=True)
     for entry in entries:
         state = Text(entry.state, style="dim" if entry.is_sealed else "yellow")
         size = Text("\n").join([Text(bytes_in_words(entry.num_bytes)), state])
-        table.add_row(Text(entry.name), Text("\n".join(entry.words)), size)
+        table.add_row(_folded(entry.name), Text("\n".join(entry.words)), size)
     return table
+
+
+def _table_of_pairs(pairs: Iterable[Mapping[str, Any]], *, width: int) -> Table:
+    table = _empty_table(width)
+    for name in ("teacher", "student", "aligned by"):
+        table.add_column(name, ratio=1, overflow="fold")
+    for pair in pairs:
+        table.add_row(Text(_named(pair["teacher"])), Text(_named(pair["student"])), _folded(pair["alignment"]))
+    return table
+
+
+def _empty_table(width: int) -> Table:
+    return Table(box=None, width=width, padding=(0, 2, 0, 0), header_style="bold", pad_edge=False)
+
+
+def _folded(name: str) -> Text:
+    """The name of a folder, an alignment's on a line for each side."""
+    return Text(name.replace(BETWEEN_SIDES, f"\n{BETWEEN_SIDES}"))

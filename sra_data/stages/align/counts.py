@@ -9,14 +9,16 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
 from sra_data.spans.alignment import SpanTable, TokenOffsets
 from sra_data.spans.ragged import Ragged
-from sra_data.stages.align.batches import SideBatch
+
+if TYPE_CHECKING:  # who only adds up counts waits for no tokenizer
+    from sra_data.stages.align.batches import SideBatch
 
 LARGEST_SHOWN = 5  # tokens of one side in the n:m histogram; more are counted as "5+"
 
