@@ -73,15 +73,6 @@ Granularity = Annotated[Literal["token", "span"], typer.Option(help="span: pool 
 Student = Annotated[str | None, typer.Option(help="Whose spans, for --granularity span [the only one].")]
 AllowPickle = Annotated[bool, typer.Option(help="Read weights that are not safetensors.")]
 
-# Which side inspect shows.
-ShownTeacher = Annotated[
-    str | None,
-    typer.Option("--teacher", help="The teacher's side: its name or start, or a model (default: the only one)."),
-]
-ShownStudent = Annotated[
-    str | None, typer.Option("--student", help="The student's side, likewise (default: the only one).")
-]
-
 Overlong = Literal["truncate", "truncate-prompt", "skip"]
 Boundaries = Literal["token", "word"]
 Match = Literal["bytes", "exact"]
@@ -315,6 +306,30 @@ def verify(
     summary.refuse_if_damaged()
 
 
+@app.command("list")
+def list_shards(shards: Shards = "shards", json: Json = False) -> None:
+    """Show what a folder holds: corpus, sides, alignments, teachers, their sizes, and what is unfinished."""
+    from rich.console import Console
+
+    from sra_data.stages.list import list_shards as look
+
+    listing, console = look(shards), Console()
+    if json or not console.is_terminal:
+        terminal.finish(listing, as_json=json)
+    else:
+        listing.show(console)
+
+
+# Which side inspect shows.
+ShownTeacher = Annotated[
+    str | None,
+    typer.Option("--teacher", help="The teacher's side: its name or start, or a model (default: the only one)."),
+]
+ShownStudent = Annotated[
+    str | None, typer.Option("--student", help="The student's side, likewise (default: the only one).")
+]
+
+
 @app.command()
 def inspect(
     example: Annotated[str, typer.Argument(help="Row number, or the example's id.")],
@@ -349,20 +364,6 @@ def report(
 
     options = stage.ReportOptions(shards=shards, out=out, teacher=teacher, student=student, sample=sample)
     terminal.finish(stage.report(options, terminal.make_reporter(quiet=json)), as_json=json)
-
-
-@app.command("list")
-def list_shards(shards: Shards = "shards", json: Json = False) -> None:
-    """Show what a folder holds: corpus, sides, alignments, teachers, their sizes, and what is unfinished."""
-    from rich.console import Console
-
-    from sra_data.stages.list import list_shards as look
-
-    listing, console = look(shards), Console()
-    if json or not console.is_terminal:
-        terminal.finish(listing, as_json=json)
-    else:
-        listing.show(console)
 
 
 def words(text: str) -> tuple[str, ...]:

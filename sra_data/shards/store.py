@@ -274,8 +274,8 @@ class ShardSet:
 
         Args:
             student: name of a side; teacher likewise.
-            name: of the alignment, or what stands behind the sides in it, where the pair was aligned in several ways.
-            flag: the option that names one, for the message.
+            name: of the alignment, where the pair was aligned in several ways.
+            flag: the caller's option that names one.
 
         Raises:
             ShardError: If they were never aligned, or in several ways and no name was given.
@@ -331,7 +331,7 @@ class ShardSet:
 
         Args:
             teacher: name of a side that was aligned as a teacher's, its start or its model's; student likewise.
-            name: of the alignment, where the pair was aligned in several ways.
+            name: of the alignment, or what stands behind the sides in it, where the pair was aligned in several ways.
 
         Raises:
             ShardError: If there is none, or several fit; lists what is there.
