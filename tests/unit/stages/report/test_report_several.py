@@ -93,9 +93,9 @@ def test_a_teacher_or_a_student_may_be_chosen(several: Path, shards: Path) -> No
             gathered(several, **wanted)
 
 
-def test_two_sides_that_were_never_aligned_are_refused_with_the_command(several: Path) -> None:
+def test_two_sides_that_were_never_aligned_are_refused_with_the_command(several: Path, shards: Path) -> None:
     with ShardSet.open(several) as opened:
-        side = opened.choose_teacher_side(str(several.parent / "student"))
+        side = opened.choose_teacher_side(str(shards.parent / "student"))
     with pytest.raises(ShardError, match="are not aligned; run `sra-data align --teacher"):
         gathered(several, teacher=side, student=side)
 
