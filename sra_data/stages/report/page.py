@@ -34,6 +34,7 @@ p { margin: .4rem 0; max-width: 46rem; }
 nav { display: flex; flex-wrap: wrap; gap: .25rem 1.25rem; margin: 1.25rem 0 0; }
 a { color: var(--one); text-decoration: none; }
 a:hover { text-decoration: underline; }
+nav a, h2 { overflow-wrap: anywhere; }
 .tiles { display: grid; grid-template-columns: repeat(auto-fit, minmax(8.2rem, 1fr)); gap: .75rem; margin: 1.75rem 0; }
 .tile, figure, .card, .note { background: var(--card); border: 1px solid var(--line); border-radius: 12px; }
 .tile { padding: .8rem 1rem; }

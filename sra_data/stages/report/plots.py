@@ -19,6 +19,7 @@ from sra_data.stages.report.sample import SHARES, TAIL_EDGES, PagesSample
 
 COLOURS = ("one", "two", "three")
 NUM_BINS = 40
+ROOM_FOR_A_NAME = 0.14  # of a chart's height
 LONG_TAIL = 6.0  # the longest example over the median: beyond it lengths are shown on a logarithmic scale
 MEASURES = {
     "relative_error": "states",
@@ -94,12 +95,14 @@ def _lengths(
     edges, is_log = length_edges(np.concatenate([lengths for _, lengths in series]))
 
     def draw(axes: Axes, shown: Sequence[tuple[str, NDArray[np.int32]]]) -> None:
-        for (side, lengths), colour in zip(shown, COLOURS, strict=False):
-            steps(axes, edges, np.histogram(lengths, edges)[0], colour, f"{side}, median {np.median(lengths):,.0f}")
+        counts = [np.histogram(lengths, edges)[0] for _, lengths in shown]
+        for (side, lengths), found, colour in zip(shown, counts, COLOURS, strict=False):
+            steps(axes, edges, found, colour, f"{side}, median {np.median(lengths):,.0f}")
         if is_log:
             logarithmic(axes)
-        axes.set(xlabel=unit, ylabel="examples", ylim=(0, None))
-        axes.legend()
+        room = 1.05 + ROOM_FOR_A_NAME * len(shown)  # names of sides are long: they stand above the steps
+        axes.set(xlabel=unit, ylabel="examples", ylim=(0, room * max(found.max() for found in counts)))
+        axes.legend(loc="upper left")
 
     for number, first in enumerate(range(0, len(series), len(COLOURS)), 1):
         shown = series[first : first + len(COLOURS)]

@@ -64,7 +64,7 @@ def read_sample(
     rows = [row for row in sample_rows(reader.index.num_positions, sample) if reader.index.id_of(row) not in failed]
     is_dev = shards.corpus.index.in_split("dev")
     columns, layer = _columns(reader)
-    with reporter.task("report", total=len(rows), unit="examples") as task:
+    with reporter.task(f"report {reader.folder.name}", total=len(rows), unit="examples") as task:
         for start in range(0, len(rows), ROWS_AT_ONCE):
             chosen = rows[start : start + ROWS_AT_ONCE]
             said: list[TeacherRow] = reader.read(chosen, columns)
