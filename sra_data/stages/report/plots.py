@@ -102,6 +102,7 @@ def _lengths(
             logarithmic(axes)
         room = 1.05 + ROOM_FOR_A_NAME * len(shown)  # names of sides are long: they stand above the steps
         axes.set(xlabel=unit, ylabel="examples", ylim=(0, room * max(found.max() for found in counts)))
+        axes.yaxis.set_major_locator(MaxNLocator(integer=True))
         axes.legend(loc="upper left")
 
     for number, first in enumerate(range(0, len(series), len(COLOURS)), 1):
