@@ -7,7 +7,6 @@ B = rows, R = responses of a row.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -18,9 +17,10 @@ from sra_data.corpus.tokenization import SideTokenizer
 from sra_data.corpus.truncation import Overlong
 from sra_data.shards.schema import OK
 from sra_data.shards.store import EncodedRows, StoredVocabulary, alignment_columns, alignment_name
-from sra_data.spans.alignment import MAX_SPANS, Boundaries, SpanTable, align, segments_for
+from sra_data.spans.alignment import MAX_SPANS, Boundaries, align, segments_for
 from sra_data.spans.vocabulary import SharedVocabulary, shared_vocabulary
 from sra_data.stages.align.batches import Examples, SideBatch, only
+from sra_data.stages.align.counting import count_pair
 from sra_data.stages.align.counts import PairCounts
 
 VocabularyMatch = Literal["bytes", "exact"]
@@ -130,20 +130,13 @@ class Pair:
             boundaries=self.options.boundaries,
             max_spans=self.options.max_spans,
         )
-        self._count(left, right, table, statuses, counts)
+        count_pair(counts, statuses=statuses, table=table, left=left, right=right, vocabulary=self.vocabulary)
         return alignment_columns(
             ids=[row.id for row in examples.rows],
             statuses=statuses,
             left_spans=table.student_spans,
             right_spans=table.teacher_spans,
         )
-
-    def _count(
-        self, left: SideBatch, right: SideBatch, table: SpanTable, statuses: Sequence[str], counts: PairCounts
-    ) -> None:
-        counts.add_batch(statuses=statuses, table=table, left=left)
-        counts.add_tokens("left", left, self.vocabulary.teacher_of_student, statuses)
-        counts.add_tokens("right", right, self.vocabulary.student_of_teacher, statuses)
 
 
 def _status(left: str, right: str) -> str:

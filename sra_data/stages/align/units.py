@@ -41,6 +41,7 @@ from sra_data.stages.align.batches import (
     example_columns,
     rows_of_part,
 )
+from sra_data.stages.align.counting import count_side
 from sra_data.stages.align.counts import PairCounts, SideCounts
 from sra_data.stages.align.pairs import Pair, Side
 from sra_data.stages.align.plan import split_of
@@ -171,7 +172,7 @@ class AlignWorker:
             made.add("corpus", example_columns(examples))
         for name in made.wanted.sides:
             made.add(f"sides/{name}", sides[name].columns(examples))
-            made.side_counts[name].add_batch(sides[name])
+            count_side(made.side_counts[name], sides[name])
         for pair in made.wanted.pairs:
             rows = pair.align(examples, sides[pair.left], sides[pair.right], made.pair_counts[pair.name])
             made.add(f"alignments/{pair.name}", rows)

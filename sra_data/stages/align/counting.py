@@ -1,0 +1,106 @@
+"""Batches counted into the sums of counts.py."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sra_data.shards.schema import OK
+from sra_data.spans.alignment import SpanTable, TokenOffsets
+from sra_data.spans.ragged import Ragged
+from sra_data.spans.vocabulary import SharedVocabulary
+from sra_data.stages.align.batches import SideBatch
+from sra_data.stages.align.counts import PairCounts, SideCounts
+
+LARGEST_SHOWN = 5  # tokens of one side in the n:m histogram; more are counted as "5+"
+
+
+def count_side(counts: SideCounts, batch: SideBatch) -> None:
+    """Count a batch that was cut."""
+    counts.statuses.update(batch.statuses)
+    counts.cut.update(batch.cut)
+    counts.tokens += len(batch.ids.values)
+    counts.response_tokens += int(np.diff(batch.response_spans.values, axis=1).sum())
+    counts.labels += int(np.diff(batch.label_spans.values, axis=1).sum())
+
+
+def count_pair(
+    counts: PairCounts,
+    *,
+    statuses: Sequence[str],
+    table: SpanTable,
+    left: SideBatch,
+    right: SideBatch,
+    vocabulary: SharedVocabulary,
+) -> None:
+    """Count a batch that was lined up.
+
+    Args:
+        counts: The sums.
+        statuses: [B] of the pair.
+        table: Its spans; the table's student is the left side.
+        left: The batch as one side reads it; right likewise.
+        vocabulary: What they share; its student is the left side.
+    """
+    is_ok = np.array([status == OK for status in statuses], dtype=bool)
+    counts.statuses.update(statuses)
+    num_spans = np.diff(table.splits)
+    counts.spans += int(num_spans.sum())
+    counts.merged_spans += table.merged_spans
+    counts.without_spans += int((is_ok & (num_spans == 0)).sum())
+    _add_sizes(counts, table)
+    kept = left.ranges.values[is_ok[left.ranges.rows]]
+    counts.characters += int((kept[:, 1] - kept[:, 0]).sum())
+    counts.covered += _covered_characters(table, left.offsets)
+    tokens, shared = _tokens(left, vocabulary.teacher_of_student, is_ok)
+    counts.left_tokens, counts.left_shared = counts.left_tokens + tokens, counts.left_shared + shared
+    tokens, shared = _tokens(right, vocabulary.student_of_teacher, is_ok)
+    counts.right_tokens, counts.right_shared = counts.right_tokens + tokens, counts.right_shared + shared
+
+
+def _add_sizes(counts: PairCounts, table: SpanTable) -> None:
+    left = np.minimum(table.student_stops - table.student_starts, LARGEST_SHOWN)
+    right = np.minimum(table.teacher_stops - table.teacher_starts, LARGEST_SHOWN)
+    cells = np.bincount(left * (LARGEST_SHOWN + 1) + right, minlength=(LARGEST_SHOWN + 1) ** 2)
+    for cell in np.flatnonzero(cells).tolist():
+        n, m = divmod(cell, LARGEST_SHOWN + 1)
+        counts.sizes[f"{_shown(n)}:{_shown(m)}"] += int(cells[cell])
+
+
+def _tokens(batch: SideBatch, shared: NDArray[np.int32], is_ok: NDArray[np.bool_]) -> tuple[int, int]:
+    """Tokens of the responses of examples that are ok, and those of them whose id the other side has too.
+
+    Args:
+        batch: Of one side.
+        shared: [ids] the other side's id of the same bytes, -1 without one.
+        is_ok: [B].
+    """
+    chosen = batch.ids.values[_inside(batch.ids, batch.response_spans, is_ok)]
+    known = chosen[chosen < len(shared)]
+    return len(chosen), int((shared[known] >= 0).sum())
+
+
+def _shown(count: int) -> str:
+    return f"{count}+" if count == LARGEST_SHOWN else str(count)
+
+
+def _inside(ids: Ragged, spans: Ragged, is_ok: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """Which tokens of a batch lie in the given token spans [sum R, 2] of those rows that are ok."""
+    edges = (spans.values + np.repeat(ids.splits[:-1], spans.lengths)[:, None])[is_ok[spans.rows]]
+    marks = np.bincount(edges[:, 0], minlength=len(ids.values) + 1)
+    marks -= np.bincount(edges[:, 1], minlength=len(ids.values) + 1)
+    return np.cumsum(marks[:-1]) > 0
+
+
+def _covered_characters(table: SpanTable, left: TokenOffsets) -> int:
+    """Characters of all spans: from the end of the token before a span (or its start) to the span's end."""
+    if not len(table.student_starts):
+        return 0
+    shift = np.repeat(left.ends.splits[:-1], np.diff(table.splits))
+    first, last = table.student_starts + shift, table.student_stops + shift - 1
+    before = np.maximum(first - 1, 0)
+    touches = (table.student_starts > 0) & ~left.is_special.values[before]
+    begin = np.where(touches, left.ends.values[before], left.starts.values[first])
+    return int((left.ends.values[last].astype(np.int64) - begin).sum())
