@@ -189,11 +189,37 @@ def verify(
     summary.refuse_if_damaged()
 
 
+@app.command("list")
+def list_shards(shards: Shards = "shards", json: Json = False) -> None:
+    """Show what a folder holds: corpus, sides, alignments, teachers, their sizes, and what is unfinished."""
+    from rich.console import Console
+
+    from sra_data.stages.list import list_shards as look
+
+    listing, console = look(shards), Console()
+    if json or not console.is_terminal:
+        terminal.finish(listing, as_json=json)
+    else:
+        listing.show(console)
+
+
+# Which side inspect shows.
+ShownTeacher = Annotated[
+    str | None,
+    typer.Option("--teacher", help="The teacher's side: its name or start, or a model (default: the only one)."),
+]
+ShownStudent = Annotated[
+    str | None, typer.Option("--student", help="The student's side, likewise (default: the only one).")
+]
+
+
 @app.command()
 def inspect(
     example: Annotated[str, typer.Argument(help="Row number, or the example's id.")],
     shards: Annotated[str, typer.Option(help="The folder that `sra-data align` wrote.")] = "shards",
-    student: Annotated[str | None, typer.Option(help="Which alignment, where there are several.")] = None,
+    teacher: ShownTeacher = None,
+    student: ShownStudent = None,
+    alignment: Annotated[str | None, typer.Option(help="Which alignment of the two (default: the only one).")] = None,
     html: Annotated[str | None, typer.Option(help="Write a self-contained page here too.")] = None,
     json: Json = False,
 ) -> None:
@@ -202,7 +228,7 @@ def inspect(
 
     from sra_data.stages.inspect import stage
 
-    options = stage.InspectOptions(example, shards=shards, student=student, html=html)
+    options = stage.InspectOptions(example, shards, teacher=teacher, student=student, alignment=alignment, html=html)
     inspection = stage.inspect(options, terminal.make_reporter(quiet=json))
     terminal.finish(inspection, as_json=True) if json else stage.show(inspection, Console())
 
@@ -211,14 +237,15 @@ def inspect(
 def report(
     shards: Shards = "shards",
     out: Annotated[str, typer.Option(help="The page; its pictures go into a folder beside it.")] = "report.html",
-    student: Annotated[str | None, typer.Option(help="Which alignment, where there are several.")] = None,
+    teacher: Annotated[str | None, typer.Option(help="Show only this teacher, or side (default: all).")] = None,
+    student: Annotated[str | None, typer.Option(help="Show only this student's alignments (default: all).")] = None,
     sample: Annotated[int, typer.Option(help="Examples whose teacher's pages are read.")] = 2000,
     json: Json = False,
 ) -> None:
-    """Draw corpus, alignment and the teacher's pages on one self-contained page."""
+    """Draw corpus, sides, alignments and the teachers' pages on one self-contained page."""
     from sra_data.stages.report import stage
 
-    options = stage.ReportOptions(shards=shards, out=out, student=student, sample=sample)
+    options = stage.ReportOptions(shards=shards, out=out, teacher=teacher, student=student, sample=sample)
     terminal.finish(stage.report(options, terminal.make_reporter(quiet=json)), as_json=json)
 
 

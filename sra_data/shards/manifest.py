@@ -273,13 +273,12 @@ def begin(
         fingerprint: everything the content depends on (JSON values), under names people understand.
         make_units: called only if there is no plan yet.
         files: names of files beside the parts without which the folder is not complete.
-        made_from: sections it is made from; nothing for the corpus.
+        made_from: sections it is made from.
 
     Raises:
         ShardError: If the folder was begun from other inputs; names each that differs.
     """
-    folder = shards / section
-    kind = kind_of(section)
+    folder, kind = shards / section, kind_of(section)
     if Manifest.exists(shards):
         Manifest.load(shards)  # refuses another format before anything is written
     inputs: dict[str, Any] = json.loads(json.dumps(dict(fingerprint)))  # as they will be read back
@@ -294,8 +293,8 @@ def begin(
             assert plan is not None
             _refuse_orphans(folder, plan)
             plan.save(folder)
-    known = Manifest.load(shards).section(section) if Manifest.exists(shards) else None
-    if known is None or known.get("fingerprint") != plan.fingerprint:
+    known = (Manifest.load(shards).section(section) if Manifest.exists(shards) else None) or {}
+    if known.get("fingerprint") != plan.fingerprint:
         record(shards, section, fingerprint=plan.fingerprint, root=None)
     return plan
 

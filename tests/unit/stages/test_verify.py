@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from sra_data.errors import ShardError
 from sra_data.shards.durable import write_json
 from sra_data.shards.schema import AlignmentRow, SideRow, TeacherRow
-from sra_data.shards.store import ShardSet
+from sra_data.shards.store import ShardSet, seal
 from sra_data.stages.verify import VerifyOptions, VerifySummary, verify
 from sra_data.terminal import Reporter
 from tests.unit.shards.builders import (
@@ -144,6 +144,10 @@ def _other_side(shards: Path) -> None:
     change_manifest(shards, lambda manifest: _section(manifest, TEACHER)["made_from"].update({TEACHER_SIDE: "0" * 64}))
 
 
+def _other_corpus(shards: Path) -> None:
+    change_manifest(shards, lambda manifest: _section(manifest, STUDENT_SIDE).update(made_from={"corpus": "0" * 64}))
+
+
 def _other_bases(shards: Path) -> None:
     change_manifest(shards, lambda manifest: _section(manifest, ALIGNMENT).update(made_from={}))
 
@@ -173,6 +177,10 @@ def _unseal(shards: Path) -> None:
         (_change_plan, r"name other inputs"),
         (_change_root, r"the manifest has 000000000000"),
         (
+            _other_corpus,
+            rf"{STUDENT_SIDE}: made from corpus 000000000000, the manifest has \w+; delete it and run `sra-",
+        ),
+        (
             _other_side,
             rf"{TEACHER}: made from {TEACHER_SIDE} 000000000000, the manifest has \w+; delete it and run `sra-",
         ),
@@ -191,6 +199,12 @@ def test_verify_tells_what_is_wrong(damage: Callable[[Path], None], said: str, s
     with pytest.raises(ShardError, match=said) as raised:
         summary.refuse_if_damaged()
     assert "\n" not in str(raised.value)
+
+
+def test_sealing_again_is_no_problem(shards: Path) -> None:
+    for section in SECTIONS:
+        seal(shards, section)
+    assert verified(shards).problems == ()
 
 
 def rewritten(shards: Path, rows: dict[str, list[Any]], section: str, changed: Sequence[Any], **how: Any) -> None:
