@@ -167,7 +167,7 @@ class CacheRun:
         """Refuse what the first unit would, before a plan is written that other options then contradict.
 
         Raises:
-            ModelError: If the teacher has no such layers or attention, or fewer ids than asked for or than the side has.
+            ModelError: If the teacher has no such layers or attention, or fewer ids than are asked for or occur.
             ShardError: If the disk cannot hold the pages.
         """
         TeacherCapture(self.teacher.model, self.settings.capture, self.settings.scales).close()
