@@ -138,7 +138,7 @@ def test_top_k_at_the_centre_of_mass_is_refused_on_pages_by_token(world, tmp_pat
     arguments = ("--student", student, "--output-dir", tmp_path / "out", "--batch-size", 4)
     answer = sra_train("run", by_token, *arguments, "--set", "method.kd_source=top_k")
     assert answer.exit_code == 1
-    assert "set kd_position=boundary or kd_source=head, or delete" in answer.error
+    assert "set kd_position=boundary or kd_source=head, or run `sra-data cache-teacher" in answer.error
     assert "--granularity span`" in answer.error
 
 
@@ -152,16 +152,16 @@ def test_another_students_spans_are_refused_and_the_flag_chooses(world, tmp_path
     arguments = ("--teacher", teacher, "--student", other, "--data", data, "--dev-share", 0, "--out", shards)
     assert sra_data("align", *arguments).exit_code == 0
     answer = sra_train("run", shards, "--student", other, "--output-dir", tmp_path / "out", "--batch-size", 4)
-    assert "train the other student, or delete the folder" in answer.error
-    shutil.rmtree(shards / "teachers")
-    options = ("--hidden-dtype", "fp32", "--granularity", "span")
+    assert "train the other student, or run `sra-data cache-teacher" in answer.error
+    options = ("--hidden-dtype", "fp32", "--granularity", "span", "--json")
     assert "2 students (there are" in sra_data("cache-teacher", shards, *options).error
-    assert sra_data("cache-teacher", shards, *options, "--student", other).exit_code == 0
+    name = json.loads(sra_data("cache-teacher", shards, *options, "--student", other).output)["section"]
     with ShardSet.open(shards) as opened:
-        pages = the_only(shards=opened, group="teachers").facts
+        pages = opened.manifest.sealed(name)
         # the other student has the teacher's tokenizer, so the two are one side
         assert pages["alignment"] == f"alignments/{pages['side']}~{pages['side']}"
-    answer = sra_train("run", shards, "--student", other, "--output-dir", tmp_path / "out", "--batch-size", 4, *SHORT)
+    chosen = ("--student", other, "--teacher", name.removeprefix("teachers/"))
+    answer = sra_train("run", shards, *chosen, "--output-dir", tmp_path / "out", "--batch-size", 4, *SHORT)
     assert answer.exit_code == 0, answer.error
 
 
