@@ -10,10 +10,10 @@ The gradient has to be known in the forward, so what leaves here is ONE differen
 coefficient x value over all rows and terms, and the values without gradient. The backward only scales. Softmaxes run in
 float32 (float64 for float64 states), the products in the compute dtype, sums of gradients over chunks in float32.
 
-Columns: `order` may permute the head's rows once per step, so that the shared vocabulary comes first and "the logits
-over the shared vocabulary" is a view, not a copy. Ids handed to the terms are then columns of that order.
+Columns are the head's rows in their own order, for every term: permuting the head and its gradient costs more memory
+traffic, micro-batch by micro-batch, than picking a term's columns out of a block of logits that is in the cache anyway.
 
-Shapes: R rows, C columns of the head that a group reads, D hidden size, V vocabulary.
+Shapes: R rows, r rows of a block, D hidden size, V vocabulary, c columns that a term reads.
 """
 
 from __future__ import annotations
@@ -36,9 +36,14 @@ BLOCK_BYTES = {"cpu": 4 * 2**20}
 
 
 class HeadTerm(ABC):
-    """One loss per row of logits. `coefficients` [R] say how much each row counts in the differentiable total."""
+    """One loss per row of logits.
+
+    `coefficients` [R] say how much each row counts in the differentiable total. `columns` [c] are the ids, each once,
+    that the gradient is for; None: all of them.
+    """
 
     coefficients: Tensor
+    columns: Tensor | None = None
 
     def begin(self, start: int, stop: int) -> None:
         """Prepare rows [start, stop) of the group: one chunk, a few megabytes at a time (a teacher's product, say)."""
@@ -46,19 +51,18 @@ class HeadTerm(ABC):
 
     @abstractmethod
     def evaluate(self, logits: Tensor, start: int, stop: int) -> tuple[Tensor, Tensor]:
-        """Values [r] and their gradient [r, c <= C] with respect to the first c columns, for rows [start, stop).
+        """Values [r] and their gradient [r, V], or [r, c] for the term's columns, for rows [start, stop).
 
-        `logits` [r, C] is at least float32 and must not be changed. The gradient is fresh memory and unweighted.
+        `logits` [r, V] is at least float32 and must not be changed. The gradient is fresh memory and unweighted.
         """
 
 
 @dataclass
 class RowGroup:
-    """Rows that read the same columns of the head."""
+    """Rows that the same terms read."""
 
     hidden: Tensor  # [R, D], with or without gradient
     terms: Sequence[HeadTerm]
-    num_columns: int | None = None  # the first C columns; all where None
 
 
 def head_losses(
@@ -66,7 +70,6 @@ def head_losses(
     groups: Sequence[RowGroup],
     *,
     dtype: torch.dtype | None = None,
-    order: Tensor | None = None,
     chunk_bytes: int | None = None,
 ) -> tuple[Tensor, list[list[Tensor]]]:
     """Evaluate all terms of all groups.
@@ -75,7 +78,6 @@ def head_losses(
         head: The student's head; weight and bias may require a gradient (tied or not).
         groups: What to evaluate.
         dtype: Of the products; `product_dtype` of the first group's states where None.
-        order: [V] permutation of the head's rows; the identity where None.
         chunk_bytes: Size of the largest [rows, columns] float32 tensor; a default by device where None.
 
     Returns:
@@ -83,8 +85,7 @@ def head_losses(
         group and term the values [R], without gradient, in float32.
     """
     plan = _Plan(
-        groups=[([*group.terms], group.num_columns) for group in groups],
-        order=order,
+        groups=[[*group.terms] for group in groups],
         scale=head.scale,
         softcap=head.softcap,
         dtype=dtype or product_dtype(groups[0].hidden),
@@ -107,25 +108,23 @@ class ChunkedHead:
         self.logits_dtype = torch.promote_types(weight.dtype, torch.float32)
         self._buffer = weight.new_empty(0, 0)
 
-    def logits(self, states: Tensor, columns: int) -> Tensor:
-        """softcap x tanh(scale x (states W^T + b) / softcap) over the first `columns` ids.
+    def logits(self, states: Tensor) -> Tensor:
+        """softcap x tanh(scale x (states W^T + b) / softcap).
 
         Args:
             states: [r, D].
-            columns: C.
 
         Returns:
-            [r, C] in at least float32; the next call overwrites it.
+            [r, V] in at least float32; the next call overwrites it.
         """
-        weight = self.weight[:columns]
-        bias = None if self.bias is None else self.bias[:columns]
+        weight, bias = self.weight, self.bias
         states = states.to(weight.dtype)
         if weight.dtype != self.logits_dtype:
             small = states @ weight.T if bias is None else torch.addmm(bias, states, weight.T)
             return self._finish(small.to(self.logits_dtype))
         # Fresh memory of this size would be paged in anew for every chunk.
-        if self._buffer.shape[1] != columns or len(self._buffer) < len(states):
-            self._buffer = weight.new_empty(len(states), columns)
+        if len(self._buffer) < len(states):
+            self._buffer = weight.new_empty(len(states), len(weight))
         logits = self._buffer[: len(states)]
         if bias is None:
             torch.mm(states, weight.T, out=logits)
@@ -143,8 +142,7 @@ class ChunkedHead:
 class _Plan:
     """What does not carry a gradient."""
 
-    groups: list[tuple[list[HeadTerm], int | None]]
-    order: Tensor | None
+    groups: list[list[HeadTerm]]
     scale: float
     softcap: float | None
     dtype: torch.dtype
@@ -160,8 +158,8 @@ class _HeadLosses(torch.autograd.Function):
         wanted = [plan.with_gradient and need for need in ctx.needs_input_grad[1:]]
         with torch.autocast(weight.device.type, enabled=False):
             work = _Work(plan, weight, bias, weight_wanted=wanted[0], bias_wanted=wanted[1])
-            for (terms, columns), states, need in zip(plan.groups, hidden, wanted[2:], strict=True):
-                work.run_group(terms, columns or len(weight), states, hidden_wanted=need)
+            for terms, states, need in zip(plan.groups, hidden, wanted[2:], strict=True):
+                work.run_group(terms, states, hidden_wanted=need)
             gradients = work.gradients()
         ctx.gradients = gradients
         ctx.dtypes = [weight.dtype, None if bias is None else bias.dtype, *(states.dtype for states in hidden)]
@@ -196,11 +194,8 @@ class _Work:
     ) -> None:
         self.plan = plan
         self.sum_dtype = torch.promote_types(plan.dtype, torch.float32)
-        ordered = [
-            one if one is None or plan.order is None else one.index_select(0, plan.order) for one in (weight, bias)
-        ]
-        product_weight, product_bias = (one if one is None else one.to(plan.dtype) for one in ordered)
-        assert product_weight is not None
+        product_bias = None if bias is None else bias.detach().to(plan.dtype)
+        product_weight = weight.detach().to(plan.dtype)
         self.head = ChunkedHead(product_weight, product_bias, scale=plan.scale, softcap=plan.softcap)
         sums = weight.new_empty(0, dtype=self.sum_dtype)
         self.weight_gradient = sums.new_zeros(weight.shape) if weight_wanted else None
@@ -208,24 +203,25 @@ class _Work:
         self.hidden_gradients: list[Tensor | None] = []
         self.values: list[Tensor] = []
         self.total = sums.new_zeros(())
-        all_coefficients = [term.coefficients.abs().max() for terms, _ in plan.groups for term in terms if _rows(term)]
+        all_coefficients = [term.coefficients.abs().max() for terms in plan.groups for term in terms if _rows(term)]
         largest = torch.stack(all_coefficients).max() if all_coefficients else self.total
         self.unit = torch.where(largest > 0, largest, 1.0).to(self.sum_dtype)
 
-    def run_group(self, terms: list[HeadTerm], columns: int, hidden: Tensor, *, hidden_wanted: bool) -> None:
+    def run_group(self, terms: list[HeadTerm], hidden: Tensor, *, hidden_wanted: bool) -> None:
         """Values and gradients of one group."""
         states = hidden.detach().to(self.plan.dtype)
         values = [torch.zeros(len(states), dtype=self.sum_dtype, device=states.device) for _ in terms]
         gradient = torch.zeros(states.shape, dtype=self.sum_dtype, device=states.device) if hidden_wanted else None
         relative = [(term.coefficients.to(self.sum_dtype) / self.unit)[:, None] for term in terms]
-        rows_per_chunk = max(1, self.plan.chunk_bytes // (columns * self.sum_dtype.itemsize))
+        row_bytes = len(self.head.weight) * self.sum_dtype.itemsize
+        rows_per_chunk = max(1, self.plan.chunk_bytes // row_bytes)
         for start in range(0, len(states), rows_per_chunk):
             stop = min(start + rows_per_chunk, len(states))
-            logits = self.head.logits(states[start:stop], columns)
+            logits = self.head.logits(states[start:stop])
             slope = None if self.plan.softcap is None else 1 - (logits / self.plan.softcap).square()
             for term in terms:
                 term.begin(start, stop)
-            for first, last in _blocks(start, stop, columns * self.sum_dtype.itemsize, states.device.type):
+            for first, last in _blocks(start, stop, row_bytes, states.device.type):
                 block = logits[first - start : last - start]
                 self._evaluate(terms, relative, values, block, first, last)
             if slope is not None:
@@ -246,48 +242,42 @@ class _Work:
         last: int,
     ) -> None:
         """Values of rows [first, last); their weighted gradient replaces the logits in `block`."""
-        found = [term.evaluate(block, first, last) for term in terms]
-        covered = 0
-        for (value, gradient), share, kept in zip(found, relative, values, strict=True):
-            kept[first:last] = value
-            width, share_here = gradient.shape[1], share[first:last]
-            if covered == 0:
-                torch.mul(gradient, share_here, out=block[:, :width])
-                block[:, width:] = 0
-                covered = width
+        found = []
+        for term, share, kept in zip(terms, relative, values, strict=True):
+            kept[first:last], gradient = term.evaluate(block, first, last)
+            found.append((term.columns, gradient, share[first:last]))
+        found.sort(key=lambda one: one[0] is not None)  # those of all columns first
+        for place, (columns, gradient, share) in enumerate(found):
+            if columns is None and place == 0:
+                torch.mul(gradient, share, out=block)
+            elif columns is None:
+                block.addcmul_(gradient, share)
             else:
-                block[:, :width].addcmul_(gradient, share_here)
+                into = block if place else block.zero_()
+                into.index_add_(1, columns, gradient.mul_(share))
 
     def _multiply_back(self, logits_gradient: Tensor, states: Tensor, hidden_gradient: Tensor | None) -> None:
         """Through the product: into the rows' states and, summed over chunks, into the head."""
-        columns = logits_gradient.shape[1]
         small = logits_gradient.to(self.plan.dtype)
         same = self.plan.dtype == self.sum_dtype
         if hidden_gradient is not None:
             if same:
-                torch.mm(small, self.head.weight[:columns], out=hidden_gradient)
+                torch.mm(small, self.head.weight, out=hidden_gradient)
             else:
-                hidden_gradient.copy_(small @ self.head.weight[:columns])
+                hidden_gradient.copy_(small @ self.head.weight)
         if self.weight_gradient is not None:
-            into = self.weight_gradient[:columns]
             if same:
-                into.addmm_(small.T, states)
+                self.weight_gradient.addmm_(small.T, states)
             else:
-                into += small.T @ states
+                self.weight_gradient += small.T @ states
         if self.bias_gradient is not None:
-            self.bias_gradient[:columns] += logits_gradient.sum(0)
+            self.bias_gradient += logits_gradient.sum(0)
 
     def gradients(self) -> list[Tensor | None]:
-        """Gradients of weight, bias and every group's states, in the model's own order of ids."""
+        """Gradients of weight, bias and every group's states."""
         factor = self.unit * self.plan.scale
         found = [self.weight_gradient, self.bias_gradient, *self.hidden_gradients]
-        found = [gradient if gradient is None else gradient.mul_(factor) for gradient in found]
-        if self.plan.order is not None:
-            for place in (0, 1):
-                ordered = found[place]
-                if ordered is not None:
-                    found[place] = torch.empty_like(ordered).index_copy_(0, self.plan.order, ordered)
-        return found
+        return [gradient if gradient is None else gradient.mul_(factor) for gradient in found]
 
 
 def _rows(term: HeadTerm) -> bool:
