@@ -235,16 +235,19 @@ class SpanTeacher(nn.Module):
             hidden,
             spans.batch,
             ce_factor=self.options.alpha / max(totals.labels, 1) if with_labels else None,
-            taught=self._taught_rows(spans, weights, share, product_dtype(hidden)),
+            taught=self._taught_rows(spans, weights, share, product_dtype(hidden), with_labels=with_labels),
         )
 
-    def _taught_rows(self, spans: SpanStates, weights: Tensor, share: float, dtype: torch.dtype) -> TaughtRows | None:
+    def _taught_rows(
+        self, spans: SpanStates, weights: Tensor, share: float, dtype: torch.dtype, *, with_labels: bool
+    ) -> TaughtRows | None:
         """The distributions taught at the spans; `weights` [B, K] say how much each counts in its example."""
         if self.distillation is None:
             return None
         rows, pools = spans.pages.span_rows, self.options.kd_pools
         at = rows.example, rows.span
         coefficients = spans.batch.weight[rows.example] * weights[at] * share
+        ids = None if with_labels else self.distillation.ids_read
         term: HeadTerm
         if self.options.kd_source == "top_k":
             term = self.distillation.top_k_term(spans.pages, rows, coefficients)
@@ -252,15 +255,13 @@ class SpanTeacher(nn.Module):
             layer = self.last_layers[1]
             last = rows.example, rows.teacher_positions
             states = spans.teacher(layer)[at] if pools else spans.teacher_hidden(layer)[last]
-            term = self.distillation.head_term(states.to(dtype), coefficients, dtype)
+            term = self.distillation.head_term(states.to(dtype), coefficients, dtype, ids_alone=ids is not None)
         return TaughtRows(
             term=term,
             rows=rows,
             other_labels=spans.pages.other_labels,
             pooled=spans.student(self.last_layers[0])[at] if pools else None,
-            order=self.distillation.order,
-            columns=self.distillation.columns,
-            num_columns=self.distillation.num_columns,
+            ids=ids,
         )
 
     def _span_weights(self, spans: SpanStates) -> Tensor:

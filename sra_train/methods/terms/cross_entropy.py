@@ -16,7 +16,7 @@ class CrossEntropyTerm(HeadTerm):
     """-log softmax(logits)[target] in nats, one per row."""
 
     def __init__(self, targets: Tensor, coefficients: Tensor) -> None:
-        """`targets` [R] are columns of the head as the group reads it."""
+        """`targets` [R] are ids."""
         self.targets = targets
         self.coefficients = coefficients
 
@@ -42,15 +42,9 @@ class LabelledRows:
             self.positions, self.predicts = rows.student_positions, rows.targets != IGNORED_LABEL
             self.targets = torch.where(self.predicts, rows.targets, 0)
 
-    def term(self, factor: float, columns: Tensor | None) -> CrossEntropyTerm:
-        """The term: `factor` x the example's weight is each row's coefficient.
-
-        Args:
-            factor: of a whole row.
-            columns: [V] where an id stands in the head's order; None for the ids' own order.
-        """
-        targets = self.targets if columns is None else columns[self.targets]
-        return CrossEntropyTerm(targets, self._counting(self.batch.weight[self.example] * factor))
+    def term(self, factor: float) -> CrossEntropyTerm:
+        """The term: `factor` x the example's weight is each row's coefficient."""
+        return CrossEntropyTerm(self.targets, self._counting(self.batch.weight[self.example] * factor))
 
     def states(self, hidden: Tensor) -> Tensor:
         """The rows [R, D] of hidden states [B, N, D]."""

@@ -2,7 +2,7 @@
 
 Where a distribution is taught at the student's own tokens, a row that predicts a label too is multiplied with the head
 once for both; where it is taught at a centre of mass, the two are groups of their own. A second teacher brings its rows
-alone, with the head's rows in the order of its own vocabulary.
+alone, and reads the head's rows of its own shared vocabulary alone.
 
 Shapes: B examples, N student tokens, S taught rows, D hidden size, V vocabulary.
 """
@@ -30,9 +30,7 @@ class TaughtRows:
     rows: SpanRows
     other_labels: LabelRows  # the batch's label rows without those at the last tokens of spans
     pooled: Tensor | None  # [S, D], the states that are taught; None: those of the spans' last tokens
-    order: Tensor | None  # [V] of the head's rows; None for the ids' own
-    columns: Tensor | None  # [V] where each id stands in that order
-    num_columns: int  # how many of them the term reads
+    ids: Tensor | None  # the student's ids that the head is cut to; None for the whole head, as labels need it
 
 
 @dataclass(frozen=True)
@@ -56,23 +54,24 @@ def head_terms(
         ce_factor: coefficient of each label's cross entropy; None to leave it out.
         taught: what a teacher teaches, if anything.
     """
-    order, columns = (None, None) if taught is None else (taught.order, taught.columns)
     groups: list[RowGroup] = []
     labelled: list[LabelledRows] = []  # in the order of their cross entropy terms over all groups
     rows = batch.label_rows
     if taught is not None:
-        terms, num_columns = [taught.term], taught.num_columns
+        assert ce_factor is None or taught.ids is None
+        terms = [taught.term]
         if taught.pooled is None and ce_factor is not None:
             labelled.append(LabelledRows(taught.rows, batch))
-            terms.append(labelled[-1].term(ce_factor, columns))
-            rows, num_columns = taught.other_labels, head.vocabulary_size
+            terms.append(labelled[-1].term(ce_factor))
+            rows = taught.other_labels
         states = rows_of(hidden, taught.rows.student_positions) if taught.pooled is None else taught.pooled
-        groups.append(RowGroup(states, terms, num_columns))
+        groups.append(RowGroup(states, terms))
+        head = head if taught.ids is None else head.restrict(taught.ids)
     if ce_factor is not None:
         labelled.append(LabelledRows(rows, batch))
-        groups.append(RowGroup(labelled[-1].states(hidden), [labelled[-1].term(ce_factor, columns)]))
+        groups.append(RowGroup(labelled[-1].states(hidden), [labelled[-1].term(ce_factor)]))
     assert groups, "neither labels nor a teacher"
-    total, by_group = head_losses(head, groups, dtype=product_dtype(hidden), order=order)
+    total, by_group = head_losses(head, groups, dtype=product_dtype(hidden))
     values = [one for group in by_group for one in group]
     divergences = None if taught is None else values.pop(0)
     sums = [one.sums(losses) for one, losses in zip(labelled, values, strict=True)]

@@ -88,31 +88,32 @@ class Distillation(nn.Module):
             self.register_buffer(name, buffer, persistent=False)
 
     @property
-    def order(self) -> Tensor | None:
-        """The student's head rows with V first [S]; None where the ids' own order serves."""
-        return self.vocabulary.order if self._with_head else None
+    def ids_read(self) -> Tensor | None:
+        """The student's ids whose logits the term reads, if not all."""
+        is_part = self._with_head and self.options.kd_vocabulary == "renormalised"
+        return self.vocabulary.student_ids if is_part else None
 
-    @property
-    def columns(self) -> Tensor | None:
-        """Where each id stands in that order [S]."""
-        return self.vocabulary.columns if self._with_head else None
+    def head_term(self, states: Tensor, coefficients: Tensor, dtype: torch.dtype, *, ids_alone: bool) -> HeadTerm:
+        """The teacher's distributions at `states` [R, D_t], from its head.
 
-    @property
-    def num_columns(self) -> int:
-        """How many columns of that order the term reads."""
-        is_whole = not self._with_head or self.options.kd_vocabulary == "rest"
-        return self.student_vocabulary if is_whole else self.vocabulary.num_shared
-
-    def head_term(self, states: Tensor, coefficients: Tensor, dtype: torch.dtype) -> HeadTerm:
-        """The teacher's distributions at `states` [R, D_t], from its head."""
+        Args:
+            states: of the teacher.
+            coefficients: [R].
+            dtype: of the product.
+            ids_alone: Whether the student's head comes cut to `ids_read`.
+        """
         assert self.teacher_weight is not None
         bias = None if self.teacher_bias is None else self.teacher_bias.to(dtype)
         head = ChunkedHead(self.teacher_weight.to(dtype), bias, scale=self.scale, softcap=self.softcap)
         temperature, kind = self.options.temperature, self.options.kd_divergence
+        shared = self.vocabulary.student_ids
         if self.doubles is None or self.into is None:
-            return SharedVocabularyTerm(states, head, coefficients, temperature=temperature, kind=kind)
+            columns = None if ids_alone else shared
+            return SharedVocabularyTerm(states, head, coefficients, columns=columns, temperature=temperature, kind=kind)
         outcomes = TeacherOutcomes(self.vocabulary.num_shared, self.doubles, self.into, self._round_sizes)
-        return SharedOrRestTerm(states, head, coefficients, outcomes=outcomes, temperature=temperature, kind=kind)
+        return SharedOrRestTerm(
+            states, head, coefficients, shared=shared, outcomes=outcomes, temperature=temperature, kind=kind
+        )
 
     def top_k_term(self, teacher: TeacherBatch, rows: SpanRows, coefficients: Tensor) -> HeadTerm:
         """The teacher's truncated distributions at the last position of each span.

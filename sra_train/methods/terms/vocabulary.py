@@ -1,4 +1,4 @@
-"""The shared vocabulary as the KD terms use it: an order of each head's rows that puts V first.
+"""The shared vocabulary as the KD terms use it: pairs of ids, and an order of the teacher's head that puts V first.
 
 Everything is worked out when the method is built, on the CPU, and kept in buffers: no forward looks for an id.
 
@@ -16,13 +16,11 @@ from sra_train.methods.terms.distributions import TeacherOutcomes
 
 
 class VocabularyMap(nn.Module):
-    """Pairs of ids, and the student's ids in an order that has V first. All buffers."""
+    """Pairs of ids. All buffers."""
 
     student_ids: Tensor  # [V]
     teacher_ids: Tensor  # [V]
     teacher_to_student: Tensor  # [T'] the student's id of the same bytes, -1 without one
-    order: Tensor  # [S] the student's ids with V first
-    columns: Tensor  # [S] the column of each id in that order
 
     def __init__(self, knowledge: TeacherKnowledge, *, student_vocabulary: int, with_end_of_sequence: bool) -> None:
         """Read the pairs.
@@ -52,14 +50,10 @@ class VocabularyMap(nn.Module):
             mapping[teacher_end] = student_end
         if not len(student_ids):
             raise ConfigError("kd=true: student and teacher share no vocabulary entry; set kd=false")
+        _refuse_beyond(student_ids, student_vocabulary)
         self.register_buffer("student_ids", student_ids, persistent=False)
         self.register_buffer("teacher_ids", teacher_ids, persistent=False)
         self.register_buffer("teacher_to_student", mapping, persistent=False)
-        order = _shared_first(student_ids, student_vocabulary)
-        columns = torch.empty_like(order)
-        columns[order] = torch.arange(student_vocabulary)
-        self.register_buffer("order", order, persistent=False)
-        self.register_buffer("columns", columns, persistent=False)
 
     @property
     def num_shared(self) -> int:
@@ -108,11 +102,15 @@ def _teacher_to_student(knowledge: TeacherKnowledge, student_ids: Tensor, teache
 
 def _shared_first(ids: Tensor, vocabulary_size: int) -> Tensor:
     """`ids`, then all others in increasing order [vocabulary_size]."""
+    _refuse_beyond(ids, vocabulary_size)
+    others = torch.ones(vocabulary_size, dtype=torch.bool, device=ids.device)
+    others[ids] = False
+    return torch.cat([ids, others.nonzero()[:, 0]])
+
+
+def _refuse_beyond(ids: Tensor, vocabulary_size: int) -> None:
     if int(ids.max()) >= vocabulary_size:
         raise ConfigError(
             f"shared vocabulary: id {int(ids.max())} is beyond the output head's {vocabulary_size} rows; "
             "the model does not belong to the tokenizer the shards were aligned with"
         )
-    others = torch.ones(vocabulary_size, dtype=torch.bool, device=ids.device)
-    others[ids] = False
-    return torch.cat([ids, others.nonzero()[:, 0]])

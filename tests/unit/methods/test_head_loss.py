@@ -50,18 +50,32 @@ def test_chunks_change_nothing(chunk_bytes: int, softcap: float | None, monkeypa
         torch.testing.assert_close(actual, 3 * one)
 
 
-def test_an_order_of_columns_changes_nothing() -> None:
-    hidden, weight, bias, targets, coefficients = problem()
+def test_a_term_that_reads_some_columns_is_the_term_of_the_head_cut_to_them() -> None:
+    hidden, weight, bias, _, coefficients = problem()
     head = OutputHead(weight, bias)
-    order = torch.randperm(len(weight), generator=torch.Generator().manual_seed(1))
-    columns = torch.empty_like(order)
-    columns[order] = torch.arange(len(order))
+    chosen = torch.randperm(len(weight), generator=torch.Generator().manual_seed(1))[:9]
+    targets = torch.arange(len(hidden)) % len(chosen)
+
+    class OverColumns(CrossEntropyTerm):
+        columns = chosen
+
+        def evaluate(self, logits, start, stop):
+            return super().evaluate(logits.index_select(1, chosen), start, stop)
+
+    plain = CrossEntropyTerm(chosen[targets], coefficients)
     found = []
-    for used, ids in ((None, targets), (order, columns[targets])):
-        total, _ = head_losses(head, [RowGroup(hidden, [CrossEntropyTerm(ids, coefficients)])], order=used)
+    for terms in ([OverColumns(targets, coefficients)], [OverColumns(targets, coefficients), plain]):
+        total, _ = head_losses(head, [RowGroup(hidden, terms)])
         found.append([total, *torch.autograd.grad(total, [hidden, weight, bias])])
-    for plain, ordered in zip(*found, strict=True):
-        torch.testing.assert_close(ordered, plain)
+    part, _ = head_losses(head.restrict(chosen), [RowGroup(hidden, [CrossEntropyTerm(targets, coefficients)])])
+    whole, _ = head_losses(head, [RowGroup(hidden, [plain])])
+    expected = [part, *torch.autograd.grad(part, [hidden, weight, bias])]
+    both = [
+        one + other
+        for one, other in zip(expected, [whole, *torch.autograd.grad(whole, [hidden, weight, bias])], strict=True)
+    ]
+    for actual, wanted in zip([*found[0], *found[1]], [*expected, *both], strict=True):
+        torch.testing.assert_close(actual, wanted)
 
 
 def test_half_precision_gradients_do_not_underflow() -> None:
