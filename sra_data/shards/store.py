@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sra_data.errors import ShardError
-from sra_data.shards.choosing import choose, model_name, names_of_model
+from sra_data.shards.choosing import choose, folder_name, model_name, names_of_model
 from sra_data.shards.codecs import EncodedTensor
 from sra_data.shards.columnar import (
     EncodedRows,
@@ -36,6 +36,7 @@ from sra_data.shards.manifest import (
     Unit,
     begin,
     command_for,
+    is_begun,
     is_done,
     missing_units,
     notes_of,
@@ -87,7 +88,9 @@ __all__ = [
     "corpus_columns",
     "corpus_schema",
     "cut_row_groups",
+    "folder_name",
     "has_file",
+    "is_begun",
     "is_done",
     "load_embeddings",
     "load_head",

@@ -29,7 +29,7 @@ class DataConfig(Section):
         default=(), description="whom the student learns from; by default the only one of the shards"
     )
     window: int = Field(
-        default=16, ge=1, description="row groups of the corpus (some 32 KB of text each) shuffled together"
+        default=8, ge=1, description="row groups of the corpus (64 KiB of responses each) shuffled together"
     )
     prefetch: int = Field(default=2, ge=1, description="micro-batches prepared ahead by the reading thread")
 

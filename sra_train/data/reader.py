@@ -117,7 +117,7 @@ def refuse_missing_columns(source: TeacherSource, needs: CacheNeeds) -> None:
     flags += ["--temperatures " + ",".join(f"{one:g}" for one in needs.temperatures)] if needs.temperatures else []
     raise ShardError(
         f"{source.pages.folder}: the method reads {', '.join(missing)}, which this cache does not hold (it has"
-        f" {', '.join(sorted(there))}); {again(source.pages)} {' '.join(flags)}`"
+        f" {', '.join(sorted(there))}); delete the folder and run `{cache(source.pages)} {' '.join(flags)}`"
     )
 
 
@@ -132,23 +132,26 @@ def refuse_other_granularity(source: TeacherSource, needs: CacheNeeds) -> None:
         if needs.centers:
             raise ShardError(
                 f"{pages.folder}: {needs.centers.option} reads distributions at centres of mass, this cache holds those"
-                f" of tokens; {needs.centers.instead}, or {again(pages)} --granularity span`"
+                f" of tokens; {needs.centers.instead}, or run `{cache(pages)} --granularity span` and choose what it"
+                " makes with --teacher"
             )
         return
     made_from = [name for name in pages.facts["made_from"] if name.startswith("alignments/")]
     if source.pair.reader.section not in made_from:
         raise ShardError(
             f"{pages.folder}: holds the spans of {', '.join(made_from)}, the student's alignment is"
-            f" {source.pair.reader.section}; train the other student, or {again(pages)}` (by token, for every student)"
+            f" {source.pair.reader.section}; train the other student, or run `{cache(pages)}` (by token, for every"
+            " student) and choose what it makes with --teacher"
         )
     if needs.tokens:
         raise ShardError(
             f"{pages.folder}: {needs.tokens.option} reads single tokens, this cache holds spans (--granularity span);"
-            f" {needs.tokens.instead}, or {again(pages)} --granularity token`"
+            f" {needs.tokens.instead}, or run `{cache(pages)} --granularity token` and choose what it makes with"
+            " --teacher"
         )
 
 
-def again(pages: FolderReader) -> str:
-    """How a teacher's pages are made anew: the beginning of the remedy, up to its options."""
+def cache(pages: FolderReader) -> str:
+    """The command that caches the same teacher once more, up to its options."""
     shards = pages.folder.parent.parent
-    return f"delete the folder and run `sra-data cache-teacher {shards} --teacher {pages.facts['name']}"
+    return f"sra-data cache-teacher {shards} --teacher {pages.facts['name']}"

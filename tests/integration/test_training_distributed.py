@@ -86,6 +86,17 @@ def test_two_processes_learn_what_one_learns(still, tmp_path) -> None:
 
 
 @pytest.mark.slow
+def test_two_processes_learn_from_two_teachers_what_one_does_though_a_rank_may_have_rows_of_one_only(tmp_path) -> None:
+    two = make_shards(tmp_path / "two", num_teachers=2, num_skipped_by_second=8)
+    teachers = [two.teachers[0], f"{two.teachers[1]}:0.25"]
+    train(two, tmp_path / "one", training__epochs=1, training__batch_size=4, data__teachers=teachers)
+    chosen = options(two, tmp_path / "both", training__micro_batch_size=1, data__teachers=teachers)
+    assert launch(2, chosen) == 0
+    assert losses(tmp_path / "both") == pytest.approx(losses(tmp_path / "one"), rel=5e-5)
+    close(weights(tmp_path / "one"), weights(tmp_path / "both"))
+
+
+@pytest.mark.slow
 def test_four_processes_learn_what_one_learns_though_the_last_batch_is_not_full(still, tmp_path) -> None:
     # 23 examples: the sixth batch of 4 holds 3, and of 4 ranks one has only a row of weight 0
     train(still, tmp_path / "one", training__epochs=1, training__batch_size=4)

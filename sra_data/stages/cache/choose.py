@@ -6,19 +6,15 @@ its fingerprint covers every id and every special token, and two ids that were s
 
 from __future__ import annotations
 
-import hashlib
-import json
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 from sra_data.corpus.loading import positions_of
 from sra_data.corpus.tokenization import SideTokenizer
 from sra_data.errors import ShardError, TokenizerError
 from sra_data.shards.choosing import choose as choose_folder
-from sra_data.shards.store import PairReader, ShardSet, model_name
+from sra_data.shards.store import PairReader, ShardSet, folder_name, model_name
 from sra_data.stages.cache.examples import ExampleReader
 from sra_data.stages.cache.options import CacheOptions
 from sra_data.teacher.loading import TeacherIdentity, name_of, read_config, settled
@@ -50,9 +46,8 @@ class Chosen:
         What else is asked (dtype, layers, top k) is not in the name: other options for one teacher are refused, field
         by field, not put beside.
         """
-        stem = re.sub(r"[^A-Za-z0-9._]+", "-", Path(identity.name).name).strip("-.") or "teacher"
         inputs = [identity.fingerprint, *self.made_from]
-        return f"teachers/{stem}-{hashlib.sha256(json.dumps(inputs).encode()).hexdigest()[:8]}"
+        return f"teachers/{folder_name(identity.name, inputs, otherwise='teacher')}"
 
 
 def choose(shards: ShardSet, options: CacheOptions) -> Chosen:

@@ -19,7 +19,7 @@ from sra_data.models.output_head import OutputHead
 from sra_data.options import recorded
 from sra_data.shards.codecs import estimate_channel_scales, scales_to_text
 from sra_data.shards.heads import EMBEDDINGS, HEAD
-from sra_data.shards.manifest import PLAN, Plan, Unit
+from sra_data.shards.manifest import Plan, Unit, is_begun
 from sra_data.shards.store import ShardSet, has_file, refuse_if_changed
 from sra_data.stages.cache.choose import Chosen, choose
 from sra_data.stages.cache.options import CacheOptions
@@ -59,8 +59,9 @@ class CacheRun:
         self.chosen: Chosen = choose(shards, options)
         self.identity = identify(self.chosen.teacher)
         self.section = self.chosen.section_of(self.identity)
-        folder = shards.path / self.section
-        self.had: dict[str, Any] = Plan.load(folder).fingerprint if (folder / PLAN).is_file() else {}
+        self.had: dict[str, Any] = {}
+        if is_begun(shards.path, self.section):
+            self.had = Plan.load(shards.path / self.section).fingerprint
         self.settings = self._begun()
         self.examples = self.settings.examples(shards)
 
@@ -167,7 +168,7 @@ class CacheRun:
         """Refuse what the first unit would, before a plan is written that other options then contradict.
 
         Raises:
-            ModelError: If the teacher has no such layers or attention, or fewer ids than asked for or than the side has.
+            ModelError: If the teacher has no such layers or attention, or fewer ids than are asked for or occur.
             ShardError: If the disk cannot hold the pages.
         """
         TeacherCapture(self.teacher.model, self.settings.capture, self.settings.scales).close()

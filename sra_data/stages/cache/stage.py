@@ -40,7 +40,7 @@ from sra_data.stages.cache.faithfulness import measure, refuse_unfaithful
 from sra_data.stages.cache.options import CacheOptions, check_options
 from sra_data.stages.cache.run import FILES, CacheRun
 from sra_data.stages.cache.size import refuse_small_disk
-from sra_data.stages.cache.summary import CacheSummary, facts_of, summarise
+from sra_data.stages.cache.summary import CacheSummary, facts_at_beginning, facts_at_end, summarise
 from sra_data.stages.cache.unit import CacheWorker, MakeWorker, refuse_failed
 from sra_data.stages.sampling import sample_rows
 from sra_data.terminal import Reporter, bytes_in_words
@@ -67,7 +67,15 @@ def cache_teacher(options: CacheOptions, reporter: Reporter) -> CacheSummary:
         if not run.had:
             run.refuse_impossible()
         made_from = run.chosen.made_from
-        plan = begin(shards.path, run.section, run.fingerprint(), run.units, files=FILES, made_from=made_from)
+        plan = begin(
+            shards.path,
+            run.section,
+            run.fingerprint(),
+            run.units,
+            files=FILES,
+            made_from=made_from,
+            facts=facts_at_beginning(run),
+        )
         missing = choose_units(missing_units(run.folder, plan), options.units, len(plan.units))
         refuse_small_disk(run.folder, run.size_of(missing))
         write_files(run)
@@ -149,7 +157,7 @@ def finish(run: CacheRun, plan: Plan, *, is_new: bool) -> None:
     if is_new or known.get("root") is None or "faithfulness" not in known:
         failed = [name for note in notes_of(run.folder, plan) for name in note["failed"]]
         refuse_failed(failed, run.options.max_failed)
-        seal(run.shards.path, run.section, facts_of(run, plan))
+        seal(run.shards.path, run.section, facts_at_end(run, plan))
         measure_faithfulness(run)
 
 

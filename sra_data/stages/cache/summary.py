@@ -92,10 +92,9 @@ def summarise(run: CacheRun, plan: Plan, *, num_done: int) -> CacheSummary:
     )
 
 
-def facts_of(run: CacheRun, plan: Plan) -> dict[str, Any]:
-    """What the manifest says about the teacher's pages beside their root."""
+def facts_at_beginning(run: CacheRun) -> dict[str, Any]:
+    """What the manifest says of the teacher from the beginning on."""
     settings = run.settings
-    notes = notes_of(run.folder, plan)
     kept = recorded(settings.capture)
     del kept["granularity"]  # sealing says it
     return {
@@ -108,6 +107,13 @@ def facts_of(run: CacheRun, plan: Plan) -> dict[str, Any]:
         "hidden_size": settings.hidden_size,
         "vocabulary_size": settings.vocabulary_size,
         **kept,
+    }
+
+
+def facts_at_end(run: CacheRun, plan: Plan) -> dict[str, Any]:
+    """What is known of the teacher's pages once all are there."""
+    notes = notes_of(run.folder, plan)
+    return {
         "failed_examples": [name for note in notes for name in note["failed"]],
         "num_splits": sum(note["splits"] for note in notes),
     }

@@ -18,7 +18,7 @@ from sra_data.stages.cache.options import CacheOptions
 from sra_data.stages.cache.size import PagesSize, files_size, ids_that_occur, pages_size
 from sra_data.stages.cache.unit import UnitSettings
 from sra_data.stages.estimate.summary import Alternative
-from sra_data.teacher.loading import dtype_of, num_layers_of, read_config
+from sra_data.teacher.loading import dtype_of, name_of, num_layers_of, read_config
 
 
 class Sizes:
@@ -33,7 +33,7 @@ class Sizes:
             shards.side(settings.side),
             self._units,
             vocabulary_size=settings.vocabulary_size,
-            teacher=settings.teacher.name or "",
+            teacher=name_of(settings.teacher),
         )
         self._bytes_of_files = files_size(
             hidden_size=settings.hidden_size,

@@ -16,7 +16,7 @@ from sra_data.stages.estimate.options import EstimateOptions, check_estimate
 from sra_data.stages.estimate.sizes import Sizes, settings_of_config
 from sra_data.stages.estimate.summary import EstimateSummary, Sample
 from sra_data.stages.estimate.timing import time_sample
-from sra_data.teacher.loading import is_tied, num_layers_of
+from sra_data.teacher.loading import is_tied, name_of, num_layers_of
 from sra_data.terminal import Reporter
 
 __all__ = ["EstimateOptions", "EstimateSummary", "estimate"]
@@ -66,7 +66,7 @@ def _summary(options: EstimateOptions, sizes: Sizes, shards: ShardSet, sample: S
     free = shutil.disk_usage(shards.path).free
     return EstimateSummary(
         shards=options.cache.shards,
-        teacher=sizes.settings.teacher.name or "",
+        teacher=name_of(sizes.settings.teacher),
         side=sizes.settings.side,
         num_layers=sizes.num_layers,
         hidden_size=sizes.settings.hidden_size,

@@ -1,4 +1,7 @@
-"""Laws of several teachers: L = alpha CE + (1 - alpha) sum_j lambda_j D_j, each with its own width, tokenizer and spans."""
+"""Laws of several teachers: L = alpha CE + (1 - alpha) sum_j lambda_j D_j.
+
+Each has its own width, tokenizer, number of layers and spans.
+"""
 
 from __future__ import annotations
 

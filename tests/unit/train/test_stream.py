@@ -17,6 +17,7 @@ from sra_train.data.table import RowTable
 from tests.synthetic_shards import STUDENT, TEACHER_LAYERS, TEACHERS, make_shards
 
 NEEDS = CacheNeeds(hidden=(3,), attention=(3,))
+ALL_AT_ONCE = TokenBudget(most_tokens=10_000, overhead_tokens=10_000)
 
 
 @pytest.fixture(scope="module")
@@ -96,7 +97,7 @@ def test_an_epoch_reads_every_trainable_row_once(opened, made) -> None:
 
 def test_totals_known_from_the_index_are_what_the_batch_holds(opened) -> None:
     maker, plan = opened
-    for micro in training_stream(maker, plan, Share(0, 1, TokenBudget(10_000, 20)), start=0, stop=plan.steps_per_epoch):
+    for micro in training_stream(maker, plan, Share(0, 1, ALL_AT_ONCE), start=0, stop=plan.steps_per_epoch):
         predicted = micro.batch.labels[:, 1:] != -100
         assert micro.totals.labels == int(predicted.sum())
         assert micro.totals.examples == float(micro.batch.weight.sum())
@@ -134,7 +135,7 @@ def test_a_row_that_a_teacher_lacks_is_trained_on_without_it(two) -> None:
         maker, plan = maker_and_plan(sources, *needs)
         assert maker.table.lacking == {TEACHERS[1]: 2}
         seen = []
-        for micro in training_stream(maker, plan, Share(0, 1, 4), start=0, stop=plan.steps_per_epoch):
+        for micro in training_stream(maker, plan, Share(0, 1, ALL_AT_ONCE), start=0, stop=plan.steps_per_epoch):
             first, second = micro.batch.teachers
             real = micro.batch.weight > 0
             assert first.has_teacher.tolist() == real.tolist()

@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 
 from sra_data.errors import ModelError, ShardError
-from sra_data.shards.durable import write_json
 from sra_data.shards.store import Manifest, ShardSet, record_pairs
 from sra_data.stages.cache.choose import Chosen, choose
 from sra_data.stages.cache.stage import cache_teacher
@@ -21,9 +20,12 @@ from tests.tokenizer_zoo import train_byte_level_bpe
 from tests.unit.stages.cache.worlds import (
     ALIGNMENT,
     LONGEST,
+    NUM_ROWS,
     STUDENT_SIDE,
     TEACHER_SIDE,
     World,
+    change_manifest,
+    forget,
     pair_of,
     save_teacher,
     write_alignment,
@@ -101,8 +103,7 @@ def test_several_aligned_teachers_and_none_named_are_listed(world: World, tmp_pa
 
 
 def test_shards_that_were_aligned_for_no_teacher_ask_for_one(world: World) -> None:
-    manifest = json.loads((world.shards / "manifest.json").read_text())
-    write_json(world.shards / "manifest.json", {**manifest, "pairs": []})
+    change_manifest(world.shards, lambda manifest: manifest.update(pairs=[]))
     assert "0 teachers were aligned (none); choose one with --teacher NAME" in refused(world)
 
 
@@ -142,9 +143,9 @@ def test_two_swapped_ids_are_another_tokenizer(world: World, tmp_path: Path) -> 
     vocabulary[one], vocabulary[two] = vocabulary[two], vocabulary[one]
     (swapped / "tokenizer.json").write_text(json.dumps(content))
     assert "no side is of the tokenizer" in refused(world, name=str(swapped))
-    # The same for the teacher the shards were aligned for, changed behind their back.
-    record_pairs(world.shards, [pair_of(swapped, world.student)])
-    assert "no side is of the tokenizer" in refused(world, name=str(swapped))
+    # The same where it is the teacher the shards were aligned for, changed since.
+    change_manifest(world.shards, lambda manifest: manifest.update(pairs=[pair_of(swapped, world.student)]))
+    assert "no side is of the tokenizer" in refused(world)
 
 
 def test_a_teacher_without_a_tokenizer_needs_the_side_by_name(world: World, tmp_path: Path) -> None:
@@ -196,21 +197,15 @@ def test_a_teacher_that_reads_fewer_positions_than_its_longest_row_is_refused(wo
 
 
 def test_an_unfinished_side_is_refused_with_the_command_that_goes_on(world: World) -> None:
-    manifest = json.loads((world.shards / "manifest.json").read_text())
-    manifest["sides"][TEACHER_SIDE]["root"] = None
-    write_json(world.shards / "manifest.json", manifest)
+    change_manifest(world.shards, lambda manifest: manifest["sides"][TEACHER_SIDE].update(root=None))
     assert f"sides/{TEACHER_SIDE}: unfinished; run `sra-data align" in refused(world)
 
 
 def test_pages_of_another_sides_content_are_refused(world: World) -> None:
     """The side was made anew beneath the pages: they are of what it was."""
     cache_teacher(world.options(), Reporter())
-    shutil.rmtree(world.shards / "sides" / TEACHER_SIDE)
-    manifest = json.loads((world.shards / "manifest.json").read_text())
-    del manifest["sides"][TEACHER_SIDE]
-    write_json(world.shards / "manifest.json", manifest)
+    forget(world.shards, f"sides/{TEACHER_SIDE}")
     write_side(world.shards, TEACHER_SIDE, world.teacher, per_token=2)
-    manifest = json.loads((world.shards / "manifest.json").read_text())
     assert r"made from other inputs (side: had" in refused(world)
     with ShardSet.open(world.shards) as shards, pytest.raises(ShardError, match=f"made from sides/{TEACHER_SIDE} "):
         shards.teacher(shards.choose_teacher())
@@ -247,19 +242,6 @@ def test_of_several_alignments_of_a_pair_the_plain_one_is_taken_or_the_one_named
 
 
 def test_nothing_to_cache_is_refused(world: World) -> None:
-    manifest = json.loads((world.shards / "manifest.json").read_text())
-    skipped = world.shards.parent / "skipped"
-    shutil.copytree(world.shards, skipped)
-    assert manifest["sides"]
-    # Only the row that is skipped is left: a side without a response.
-    from tests.unit.stages.cache import worlds
-
-    rows = [worlds.side_row(3) for _ in range(worlds.NUM_ROWS)]
-    shutil.rmtree(world.shards / "sides" / TEACHER_SIDE)
-    del manifest["sides"][TEACHER_SIDE]
-    write_json(world.shards / "manifest.json", manifest)
-    rows = [worlds.replace(row, id=f"e{number}") for number, row in enumerate(rows)]
-    facts = json.loads((skipped / "manifest.json").read_text())["sides"][TEACHER_SIDE]
-    kept = {name: facts[name] for name in ("tokenizer_name", "revision", "tokenizer")}
-    worlds.write_section(world.shards, f"sides/{TEACHER_SIDE}", worlds.side_schema(), rows, kept)
+    forget(world.shards, f"sides/{TEACHER_SIDE}")
+    write_side(world.shards, TEACHER_SIDE, world.teacher, numbers=[3] * NUM_ROWS)  # skipped, all of them
     assert "no example has a response to cache; align data with responses that fit" in refused(world)

@@ -8,7 +8,8 @@ response is a span. The tokenizers are only there to be recognised: no id comes 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import shutil
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,11 +17,13 @@ from typing import Any
 import numpy as np
 
 from sra_data.corpus.tokenization import SideTokenizer
+from sra_data.shards.durable import write_json
 from sra_data.shards.kinds import Row
 from sra_data.shards.schema import AlignmentRow, ExampleRow, SideRow
 from sra_data.shards.store import (
     VOCABULARY,
     FolderSchema,
+    Manifest,
     StoredVocabulary,
     Unit,
     alignment_name,
@@ -134,15 +137,36 @@ def write_section(
     seal(shards, section, facts)
 
 
-def write_side(shards: Path, name: str, model: Path, *, per_token: int = 1, max_length: int = 64) -> None:
-    """A sealed side, read by the tokenizer beside a model."""
+def forget(shards: Path, section: str) -> None:
+    """Take a folder away, and the manifest's word of it."""
+    shutil.rmtree(shards / section)
+    change_manifest(shards, lambda manifest: manifest[section.partition("/")[0]].pop(section.partition("/")[2]))
+
+
+def change_manifest(shards: Path, change: Callable[[dict[str, Any]], object]) -> None:
+    """Let `change` change it."""
+    content = Manifest.load(shards).content
+    change(content)
+    write_json(shards / "manifest.json", content)
+
+
+def write_side(
+    shards: Path,
+    name: str,
+    model: Path,
+    *,
+    per_token: int = 1,
+    max_length: int = 64,
+    numbers: Sequence[int] = range(NUM_ROWS),
+) -> None:
+    """A sealed side, read by the tokenizer beside a model; `numbers` are those of the examples its rows are like."""
     facts = {
         "tokenizer_name": str(model),
         "revision": None,
         "tokenizer": SideTokenizer.load(str(model)).fingerprint,
         "max_length": max_length,
     }
-    rows = [side_row(number, per_token=per_token) for number in range(NUM_ROWS)]
+    rows = [replace(side_row(like, per_token=per_token), id=f"e{row}") for row, like in enumerate(numbers)]
     write_section(shards, f"sides/{name}", side_schema(), rows, facts)
 
 

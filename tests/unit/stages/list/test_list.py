@@ -162,7 +162,7 @@ def test_an_unfinished_alignment_says_how_far_it_is_and_what_goes_on(options: Al
     assert num_units > 3
     assert {entry.state for entry in found.entries} == {f"2 of {num_units} units"}
     assert found.as_dict()["corpus"]["examples"] == NUM_ROWS
-    assert found.as_dict()["corpus"]["dev"] is None
+    num_dev = found.as_dict()["corpus"]["dev"]
     tokenizers = {side["name"]: side["tokenizer"] for side in found.as_dict()["sides"]}
     assert set(tokenizers.values()) == {options.teachers[0], options.students[0]}
     (step,) = found.lines()[-1:]
@@ -170,7 +170,9 @@ def test_an_unfinished_alignment_says_how_far_it_is_and_what_goes_on(options: Al
     command = f"sra-data align --teacher {options.teachers[0]} --student {options.students[0]} --out {options.out}"
     assert f"run `{command}` with the same data and options" in step
     align(options, Reporter())
-    assert {entry.state for entry in list_shards(options.out).entries} == {"sealed"}
+    whole = list_shards(options.out)
+    assert {entry.state for entry in whole.entries} == {"sealed"}
+    assert whole.as_dict()["corpus"]["dev"] == num_dev
 
 
 def test_unfinished_pages_say_how_far_they_are_and_what_goes_on(options: AlignOptions) -> None:
