@@ -38,8 +38,13 @@ class LabelRows:
 
 @dataclass(frozen=True)
 class SpanRows:
-    """The spans of a batch that student and teacher share, example by example, in order."""
+    """The spans of a batch that student and teacher share.
 
+    First those of one student token, whose pooled state is that token's own; then the longer ones. Each part is in
+    order, example by example.
+    """
+
+    num_single: int  # spans of one student token
     example: Tensor  # [S] int64
     span: Tensor  # [S] int64, counted within the example
     student_positions: Tensor  # [S] int64, of the span's last token, into the flattened [B x N]

@@ -1,11 +1,14 @@
 """Which positions of a batch are read, as rows of indices: labels, and the last tokens of spans.
 
-Rows are in the order of examples and, within one, of positions or spans.
+Rows are in the order of examples and, within one, of positions or spans; spans of one student token come before the
+longer ones.
 
 Legend: B examples, N student tokens, R rows, S spans of the whole batch.
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -53,10 +56,9 @@ def gathered(name: str, positions: Positions, targets: Positions, width: int, st
 
 def span_rows(
     name: str,
-    counts: Positions,
     *,
-    student_last: Positions,
-    teacher_last: Positions,
+    student: Sequence[NDArray[np.integer]],
+    teacher: Sequence[NDArray[np.integer]],
     labels: Positions,
     staging: StagingBuffer,
 ) -> SpanRows:
@@ -64,19 +66,24 @@ def span_rows(
 
     Args:
         name: of the memory in `staging`.
-        counts: [B] spans of each example.
-        student_last: [B, K] token index of each span's last token; `teacher_last` likewise, rows of the pages.
+        student: [K_b, 2] of each example, in tokens.
+        teacher: [K_b, 2] of each example, in rows of the pages.
         labels: [B, N].
         staging: Where the rows live.
     """
-    example = np.repeat(np.arange(len(counts)), counts)
-    span = np.arange(len(example)) - np.repeat(np.cumsum(counts) - counts, counts)
-    positions = example * labels.shape[1] + student_last[example, span]
+    counts = np.array([len(one) for one in student], dtype=np.int64)
+    tokens, rows = (np.concatenate(side).astype(np.int64).reshape(-1, 2) for side in (student, teacher))
+    is_single = tokens[:, 1] - tokens[:, 0] == 1
+    order = np.argsort(~is_single, kind="stable")
+    example = np.repeat(np.arange(len(counts)), counts)[order]
+    span = (np.arange(len(tokens)) - np.repeat(np.cumsum(counts) - counts, counts))[order]
+    positions = example * labels.shape[1] + tokens[order, 1] - 1
     found = {
         "example": example,
         "span": span,
         "student_positions": positions,
-        "teacher_positions": teacher_last[example, span],
+        "teacher_positions": rows[order, 1] - 1,
         "targets": next_labels(labels).reshape(-1)[positions],
     }
-    return SpanRows(**{field: staging.copied(f"{name}.{field}", values) for field, values in found.items()})
+    copied = {field: staging.copied(f"{name}.{field}", values) for field, values in found.items()}
+    return SpanRows(num_single=int(is_single.sum()), **copied)

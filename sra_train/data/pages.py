@@ -118,9 +118,8 @@ class _TeacherSide:
         teacher_ids, teacher_last = span_tensors(rows, self.width, most, self.staging, f"{self.prefix}teacher")
         between = span_rows(
             f"{self.prefix}span_rows",
-            num_spans,
-            student_last=student_last.numpy(),
-            teacher_last=teacher_last.numpy(),
+            student=spans,
+            teacher=rows,
             labels=labels,
             staging=self.staging,
         )

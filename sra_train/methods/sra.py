@@ -260,9 +260,15 @@ class SpanTeacher(nn.Module):
             term=term,
             rows=rows,
             other_labels=spans.pages.other_labels,
-            pooled=spans.student(self.last_layers[0])[at] if pools else None,
+            pooled=self._longer_spans(spans) if pools else None,
             ids=ids,
         )
+
+    def _longer_spans(self, spans: SpanStates) -> Tensor:
+        """The student's states of spans of several tokens [S', D_s]; one token's pooled state is its own."""
+        rows = spans.pages.span_rows
+        longer = slice(rows.num_single, None)
+        return spans.student(self.last_layers[0])[rows.example[longer], rows.span[longer]]
 
     def _span_weights(self, spans: SpanStates) -> Tensor:
         """How much each span's divergence counts within its example [B, K]."""

@@ -37,18 +37,14 @@ class LabelledRows:
         self.batch = batch
         self.example = rows.example
         if isinstance(rows, LabelRows):
-            self.positions, self.targets, self.predicts = rows.positions, rows.targets, None
+            self.targets, self.predicts = rows.targets, None
         else:
-            self.positions, self.predicts = rows.student_positions, rows.targets != IGNORED_LABEL
+            self.predicts = rows.targets != IGNORED_LABEL
             self.targets = torch.where(self.predicts, rows.targets, 0)
 
     def term(self, factor: float) -> CrossEntropyTerm:
         """The term: `factor` x the example's weight is each row's coefficient."""
         return CrossEntropyTerm(self.targets, self._counting(self.batch.weight[self.example] * factor))
-
-    def states(self, hidden: Tensor) -> Tensor:
-        """The rows [R, D] of hidden states [B, N, D]."""
-        return rows_of(hidden, self.positions)
 
     def sums(self, losses: Tensor) -> Tensor:
         """Summed losses of each example [B]; `losses` [R]."""

@@ -29,10 +29,11 @@ from torch import Tensor
 if TYPE_CHECKING:
     from sra_data.models.output_head import OutputHead
 
-# Logits of one chunk. On a CPU some 300 rows of GPT-2's vocabulary already fill the matrix product; a GPU wants more.
-CHUNK_BYTES = {"cpu": 64 * 2**20, "cuda": 512 * 2**20}
+# Logits of one chunk. On a CPU some 150 rows of GPT-2's vocabulary already fill the matrix product, and memory of 32 MB
+# or more is taken from the system, page by page, and given back at every micro-batch; a GPU wants more.
+CHUNK_BYTES = {"cpu": 30 * 2**20, "cuda": 512 * 2**20}
 # On a CPU the elementwise work goes over blocks of rows that stay in its cache; on a GPU a block is the chunk.
-BLOCK_BYTES = {"cpu": 4 * 2**20}
+BLOCK_BYTES = {"cpu": 2 * 2**20}
 
 
 class HeadTerm(ABC):

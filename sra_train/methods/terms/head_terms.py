@@ -1,8 +1,8 @@
 """What one pass over the student's head gives: cross entropy of the labels, and one teacher's divergences beside it.
 
-Where a distribution is taught at the student's own tokens, a row that predicts a label too is multiplied with the head
-once for both; where it is taught at a centre of mass, the two are groups of their own. A second teacher brings its rows
-alone, and reads the head's rows of its own shared vocabulary alone.
+Where a distribution is taught at a token of the student's, that token's row serves its label too: one product for both.
+The centre of mass of a span of one token is that token, so only longer spans have rows of their own. A second teacher
+brings its rows alone, and reads the head's rows of its own shared vocabulary alone.
 
 Shapes: B examples, N student tokens, S taught rows, D hidden size, V vocabulary.
 """
@@ -12,10 +12,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import torch
 from torch import Tensor
 
 from sra_train.contract import Batch, LabelRows, SpanRows
-from sra_train.methods.terms.cross_entropy import LabelledRows, rows_of
+from sra_train.methods.terms.cross_entropy import CrossEntropyTerm, LabelledRows, rows_of
 from sra_train.methods.terms.head_loss import HeadTerm, RowGroup, head_losses, product_dtype
 
 if TYPE_CHECKING:
@@ -29,7 +30,7 @@ class TaughtRows:
     term: HeadTerm
     rows: SpanRows
     other_labels: LabelRows  # the batch's label rows without those at the last tokens of spans
-    pooled: Tensor | None  # [S, D], the states that are taught; None: those of the spans' last tokens
+    pooled: Tensor | None  # [S', D], the states taught in the last S' rows; in the others, those of spans' last tokens
     ids: Tensor | None  # the student's ids that the head is cut to; None for the whole head, as labels need it
 
 
@@ -55,24 +56,45 @@ def head_terms(
         taught: what a teacher teaches, if anything.
     """
     groups: list[RowGroup] = []
-    labelled: list[LabelledRows] = []  # in the order of their cross entropy terms over all groups
-    rows = batch.label_rows
+    labelled: list[tuple[LabelledRows, CrossEntropyTerm]] = []
+
+    def label(rows: LabelRows | SpanRows) -> list[HeadTerm]:
+        """The cross entropy of `rows`, if it is asked for."""
+        if ce_factor is None:
+            return []
+        own = LabelledRows(rows, batch)
+        labelled.append((own, own.term(ce_factor)))
+        return [labelled[-1][1]]
+
     if taught is not None:
         assert ce_factor is None or taught.ids is None
-        terms = [taught.term]
-        if taught.pooled is None and ce_factor is not None:
-            labelled.append(LabelledRows(taught.rows, batch))
-            terms.append(labelled[-1].term(ce_factor))
-            rows = taught.other_labels
-        states = rows_of(hidden, taught.rows.student_positions) if taught.pooled is None else taught.pooled
-        groups.append(RowGroup(states, terms))
         head = head if taught.ids is None else head.restrict(taught.ids)
+        labels = label(taught.rows)
+        states = rows_of(hidden, taught.rows.student_positions)
+        longer = states[len(states) :] if taught.pooled is None else taught.pooled
+        num_at_tokens = len(states) - len(longer)
+        groups.append(RowGroup(states[:num_at_tokens], [taught.term, *labels]))
+        groups.append(RowGroup(longer, [taught.term], first_row=num_at_tokens))
+        if labels:
+            groups.append(RowGroup(states[num_at_tokens:], labels, first_row=num_at_tokens))
     if ce_factor is not None:
-        labelled.append(LabelledRows(rows, batch))
-        groups.append(RowGroup(labelled[-1].states(hidden), [labelled[-1].term(ce_factor)]))
-    assert groups, "neither labels nor a teacher"
-    total, by_group = head_losses(head, groups, dtype=product_dtype(hidden))
-    values = [one for group in by_group for one in group]
-    divergences = None if taught is None else values.pop(0)
-    sums = [one.sums(losses) for one, losses in zip(labelled, values, strict=True)]
-    return HeadTerms(total, sum(sums[1:], start=sums[0]) if sums else None, divergences)
+        rows = batch.label_rows if taught is None else taught.other_labels
+        groups.append(RowGroup(rows_of(hidden, rows.positions), label(rows)))
+    total, values = head_losses(head, groups, dtype=product_dtype(hidden))
+
+    def of(term: HeadTerm) -> Tensor:
+        """The values of all rows of a term."""
+        every = [
+            value
+            for group, found in zip(groups, values, strict=True)
+            for one, value in zip(group.terms, found, strict=True)
+            if one is term
+        ]
+        return torch.cat(every)
+
+    sums = [rows.sums(of(term)) for rows, term in labelled]
+    return HeadTerms(
+        total=total,
+        ce_sum=sum(sums[1:], start=sums[0]) if sums else None,
+        taught=None if taught is None else of(taught.term),
+    )

@@ -84,6 +84,7 @@ class Distillation(nn.Module):
                 doubles, into, self._round_sizes = outcomes.doubles, outcomes.into, outcomes.round_sizes
             cut = head.restrict(ids)
             weight, bias = cut.weight, cut.bias
+        self._cast: dict[tuple[torch.device, torch.dtype], tuple[Tensor, Tensor | None]] = {}
         for name, buffer in (("teacher_weight", weight), ("teacher_bias", bias), ("doubles", doubles), ("into", into)):
             self.register_buffer(name, buffer, persistent=False)
 
@@ -102,9 +103,8 @@ class Distillation(nn.Module):
             dtype: of the product.
             ids_alone: Whether the student's head comes cut to `ids_read`.
         """
-        assert self.teacher_weight is not None
-        bias = None if self.teacher_bias is None else self.teacher_bias.to(dtype)
-        head = ChunkedHead(self.teacher_weight.to(dtype), bias, scale=self.scale, softcap=self.softcap)
+        weight, bias = self._teacher_head(dtype)
+        head = ChunkedHead(weight, bias, scale=self.scale, softcap=self.softcap)
         temperature, kind = self.options.temperature, self.options.kd_divergence
         shared = self.vocabulary.student_ids
         if self.doubles is None or self.into is None:
@@ -114,6 +114,17 @@ class Distillation(nn.Module):
         return SharedOrRestTerm(
             states, head, coefficients, shared=shared, outcomes=outcomes, temperature=temperature, kind=kind
         )
+
+    def _teacher_head(self, dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:
+        """Weight and bias in the dtype of the product, cast once a run."""
+        weight, bias = self.teacher_weight, self.teacher_bias
+        assert weight is not None
+        if weight.dtype == dtype:
+            return weight, bias
+        key = weight.device, dtype
+        if key not in self._cast:
+            self._cast = {key: (weight.to(dtype), None if bias is None else bias.to(dtype))}
+        return self._cast[key]
 
     def top_k_term(self, teacher: TeacherBatch, rows: SpanRows, coefficients: Tensor) -> HeadTerm:
         """The teacher's truncated distributions at the last position of each span.

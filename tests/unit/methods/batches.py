@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -102,14 +103,17 @@ def teacher_batch(
     def ids_of(side: str, size: int, count: Any) -> Tensor:
         return column(lambda e: span_ids(getattr(e, f"{side}_spans"), count(e)), size, -1)
 
+    def tables_of(side: str) -> list[np.ndarray]:
+        spans = [[] if example is None else getattr(example, f"{side}_spans") for example in examples]
+        return [np.array([(s[0], s[-1] + 1) for s in one], dtype=np.int64).reshape(-1, 2) for one in spans]
+
     counts = torch.tensor([0 if example is None else len(example.student_spans) for example in examples])
     student_last, teacher_last = last_of("student"), last_of("teacher")
     staging = StagingBuffer(pinned=False)
     rows = span_rows(
         "span_rows",
-        counts.numpy(),
-        student_last=student_last.numpy(),
-        teacher_last=teacher_last.numpy(),
+        student=tables_of("student"),
+        teacher=tables_of("teacher"),
         labels=labels.numpy(),
         staging=staging,
     )
