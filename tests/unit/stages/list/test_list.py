@@ -37,7 +37,6 @@ from tests.unit.stages.align_worlds import rows, save_byte_level, save_unigram, 
 
 NUM_ROWS = 60
 WIDTH = 4
-FORMAT_1 = Path(__file__).parents[3] / "golden" / "format-1" / "shards"
 
 
 @pytest.fixture(scope="module")
@@ -255,8 +254,10 @@ def test_the_command_prints_plain_lines_in_a_log_and_one_object_for_machines(opt
 
 
 def test_other_formats_and_other_folders_are_refused_in_one_line(tmp_path: Path) -> None:
+    (tmp_path / "old").mkdir()
+    (tmp_path / "old" / "manifest.json").write_text('{"format_version": 1, "corpus": {}, "teacher": {}}')
     with pytest.raises(ShardError, match="shard format 1, this build reads 2; make it anew: sra-data align") as refused:
-        list_shards(FORMAT_1)
+        list_shards(tmp_path / "old")
     assert "\n" not in str(refused.value)
     with pytest.raises(ShardError, match="no shards here; run `sra-data align` first"):
         list_shards(tmp_path)
