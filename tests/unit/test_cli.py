@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 import typer
 
-from sra_data.cli import app
+import sra_data.cli
+import sra_train.cli
 
 PROGRAMS = ("sra_data.cli", "sra_train.cli")
 
@@ -58,10 +59,11 @@ def test_known_error_is_one_line_and_exit_1(tmp_path: Path) -> None:
     assert not (tmp_path / "nowhere").exists()
 
 
-@pytest.mark.parametrize("command", ["inspect", "list", "report"])
-def test_help_keeps_its_words(command: str) -> None:
+@pytest.mark.parametrize("program", [sra_data.cli.app, sra_train.cli.app], ids=["sra-data", "sra-train"])
+def test_help_keeps_its_words(program: typer.Typer) -> None:
     """What stands in square brackets is markup to the one who prints the help, and is lost."""
-    shown = typer.main.get_command(app)
+    shown = typer.main.get_command(program)
     assert isinstance(shown, typer.core.TyperGroup)
-    for parameter in shown.commands[command].params:
-        assert "[" not in (getattr(parameter, "help", None) or "")
+    for command in shown.commands.values():
+        for parameter in command.params:
+            assert "[" not in (getattr(parameter, "help", None) or "")

@@ -9,22 +9,19 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
+from sra_data.choices import Boundaries, Overlong, VocabularyMatch
 from sra_data.corpus.tokenization import SideTokenizer
-from sra_data.corpus.truncation import Overlong
 from sra_data.shards.schema import OK
 from sra_data.shards.store import EncodedRows, StoredVocabulary, alignment_columns, alignment_name
-from sra_data.spans.alignment import MAX_SPANS, Boundaries, align, segments_for
+from sra_data.spans.alignment import MAX_SPANS, align, segments_for
 from sra_data.spans.vocabulary import SharedVocabulary, shared_vocabulary
 from sra_data.stages.align.batches import Examples, SideBatch, only
 from sra_data.stages.align.counting import count_pair
 from sra_data.stages.align.counts import PairCounts
-
-VocabularyMatch = Literal["bytes", "exact"]
 
 
 @dataclass(frozen=True, eq=False)
