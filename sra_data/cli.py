@@ -84,7 +84,9 @@ def align(
     student: Annotated[list[str], typer.Option(help="Student: likewise. Every teacher is aligned with every student.")],
     data: Annotated[
         str,
-        typer.Option(help="jsonl, json, csv, parquet, arrow, a folder, a glob, a Hub data set (name:split), builtin."),
+        typer.Option(
+            help="jsonl, json, csv, tsv, parquet, arrow, a folder, a glob, a Hub data set (name:split), builtin."
+        ),
     ] = "builtin",
     columns: Annotated[
         str | None, typer.Option(help="Columns by hand: prompt=question,response=answer; id=.. and split=.. too.")

@@ -11,13 +11,10 @@ import multiprocessing
 import os
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from typing import Any, TypeVar
+from typing import Any
 
+from sra_data.engines.work import Advance, UnitType, Work
 from sra_data.errors import ConfigError
-
-UnitType = TypeVar("UnitType")
-Advance = Callable[[int], None]
-Work = Callable[[Any, Advance], Any]
 
 _work: Work | None = None
 
@@ -25,18 +22,7 @@ _work: Work | None = None
 def run_units(
     units: Iterable[UnitType], make_worker: Callable[[], Work], *, num_workers: int = 1, advance: Advance | None = None
 ) -> Iterator[tuple[UnitType, Any]]:
-    """Do the units, yielding each with its result as it is done.
-
-    Args:
-        units: in the order they are started.
-        make_worker: makes the function that does one unit: `work(unit, advance)`; called once per process, so with
-            several processes it must be picklable.
-        num_workers: 1 works in this process.
-        advance: told how much was done while it is done (in a pool: when a unit is finished).
-
-    Raises:
-        Whatever a unit raises, after which no further unit is started.
-    """
+    """Do the units, in this process or, with several workers, in as many of a pool; see `RunUnits`."""
     if num_workers < 1:
         raise ConfigError(f"--workers {num_workers}: must be at least 1")
     show = advance or (lambda amount: None)

@@ -14,10 +14,11 @@ import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 from sra_data.corpus.tokenization import SideTokenizer
-from sra_data.engines.local import run_units
+from sra_data.engines import run_units
 from sra_data.shards.store import Manifest, Unit, missing_units
 from sra_data.stages.align.options import AlignOptions, check_options, open_sources, refuse_unwritable, select_units
 from sra_data.stages.align.plan import scan
@@ -122,7 +123,7 @@ def _do(worker: AlignWorker, units: Sequence[Unit], num_workers: int | None, rep
 
 
 def _done(worker: AlignWorker, units: Sequence[Unit], num_workers: int) -> Iterator[tuple[Unit, int]]:
-    if num_workers == 1:
+    if num_workers == 1:  # here, by one worker that cuts the next unit while it writes this one
         yield from worker.run(units)
         return
     threads = max(1, _num_cores() // num_workers)
@@ -130,10 +131,10 @@ def _done(worker: AlignWorker, units: Sequence[Unit], num_workers: int) -> Itera
 
 
 def _unit_work(worker: AlignWorker, threads: int) -> Callable[[Unit, Callable[[int], None]], int]:
-    """In a process of the pool: what does one unit. The tokenizers there share the cores with the other processes."""
+    """What does one unit, beside others that do theirs: it shares the cores with them and nothing else."""
     os.environ["RAYON_NUM_THREADS"] = str(threads)
     os.environ["TOKENIZERS_PARALLELISM"] = "true" if threads > 1 else "false"
-    return functools.partial(_do_one, worker)
+    return functools.partial(_do_one, replace(worker))
 
 
 def _do_one(worker: AlignWorker, unit: Unit, advance: Callable[[int], None]) -> int:

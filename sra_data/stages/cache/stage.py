@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from sra_data.engines.local import Work, run_units
+from sra_data.engines import Work, run_units
 from sra_data.errors import ConfigError, ShardError
 from sra_data.models.decoder import input_embeddings
 from sra_data.models.output_head import OutputHead

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sra_data.engines.local import Advance, Work
+from sra_data.engines import Advance, Work
 from sra_data.errors import ModelError
 from sra_data.shards.codecs import EncodedTensor, encode_float32, scales_from_text
 from sra_data.shards.schema import TeacherRow

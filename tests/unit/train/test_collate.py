@@ -10,13 +10,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sra_data.errors import ShardError
-from sra_data.shards.codecs import encode_float32, estimate_channel_scales
+from sra_data.shards.codecs import CODECS, encode_float32, estimate_channel_scales
+from sra_data.shards.columnar import PLAIN_DTYPES
 from sra_data.shards.schema import ExampleRow, SideRow, TeacherRow, response_positions
 from sra_data.shards.store import PairSpans
 from sra_train.contract import Batch, CacheNeeds, TeacherBatch
 from sra_train.data.collate import collate
 from sra_train.data.examples import ExampleParts, TeacherPart
-from sra_train.data.pages import PageForm, span_tensors
+from sra_train.data.pages import TORCH_DTYPES, PageForm, span_tensors
 from sra_train.data.staging import StagingBuffer, StagingPool
 from sra_train.data.text import read_part, response_text
 
@@ -241,6 +242,10 @@ def test_bytes_of_a_rewritten_chat_are_those_of_its_own_text() -> None:
     row = example(student=7)
     own = replace(row, side=replace(row.side, text="p" * 4 + "é" * 10))
     assert response_text([own], batch_of(own), StagingBuffer(pinned=False)).num_bytes == 20
+
+
+def test_every_codec_of_a_teachers_column_has_a_dtype_in_training() -> None:
+    assert set(TORCH_DTYPES) == set(CODECS) - set(PLAIN_DTYPES)
 
 
 @st.composite

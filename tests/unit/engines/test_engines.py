@@ -1,4 +1,4 @@
-"""Laws of the local engine: every unit once, a worker made once a process, errors come through."""
+"""Laws of every engine: each unit once, a worker made once, errors come through."""
 
 from __future__ import annotations
 
@@ -6,8 +6,14 @@ from collections.abc import Callable
 
 import pytest
 
-from sra_data.engines.local import Work, run_units
+from sra_data import engines
+from sra_data.engines.work import RunUnits, Work
 from sra_data.errors import ConfigError, ShardError
+
+
+@pytest.fixture(params=engines.ENGINES)
+def run_units(request: pytest.FixtureRequest) -> RunUnits:
+    return engines.ENGINES[request.param]
 
 
 def squares() -> Work:
@@ -22,7 +28,7 @@ def squares() -> Work:
     return work
 
 
-def test_units_are_done_in_order_by_one_worker() -> None:
+def test_units_are_done_in_order_by_one_worker(run_units: RunUnits) -> None:
     made, told = [], []
 
     def make() -> Work:
@@ -34,32 +40,45 @@ def test_units_are_done_in_order_by_one_worker() -> None:
     assert (made, told) == ([1], [1, 2, 3])
 
 
-def test_without_units_no_worker_is_made() -> None:
+def test_without_units_no_worker_is_made(run_units: RunUnits) -> None:
     def make() -> Work:
         raise AssertionError("made")
 
     assert list(run_units([], make)) == []
 
 
-def test_units_before_an_error_are_handed_over() -> None:
+def test_units_before_an_error_are_handed_over(run_units: RunUnits) -> None:
     units = run_units([1, 13, 2], squares)
     assert next(units) == (1, 1)
     with pytest.raises(ShardError, match="unit 13: refused"):
         next(units)
 
 
-def test_a_pool_does_every_unit_once_and_tells_how_much() -> None:
+def test_a_pool_does_every_unit_once_and_tells_how_much(run_units: RunUnits) -> None:
     told: list[int] = []
     done = dict(run_units(range(6), squares, num_workers=2, advance=told.append))
     assert done == {unit: unit * unit for unit in range(6)}
     assert sum(told) == 15
 
 
-def test_an_error_in_a_pool_comes_through_with_its_message() -> None:
+def test_an_error_in_a_pool_comes_through_with_its_message(run_units: RunUnits) -> None:
     with pytest.raises(ShardError, match="unit 13: refused"):
         list(run_units([1, 13], squares, num_workers=2))
 
 
-def test_less_than_one_worker_is_refused() -> None:
+def test_less_than_one_worker_is_refused(run_units: RunUnits) -> None:
     with pytest.raises(ConfigError, match="--workers 0: must be at least 1"):
         list(run_units([1], squares, num_workers=0))
+
+
+def test_whoever_asks_for_units_to_be_done_gets_the_chosen_engine(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[list[int], int]] = []
+
+    def elsewhere(units, make_worker, *, num_workers=1, advance=None):
+        asked.append((list(units), num_workers))
+        return iter([(1, "done elsewhere")])
+
+    monkeypatch.setitem(engines.ENGINES, "elsewhere", elsewhere)
+    monkeypatch.setattr(engines, "ENGINE", "elsewhere")
+    assert list(engines.run_units([1], squares, num_workers=3)) == [(1, "done elsewhere")]
+    assert asked == [([1], 3)]
