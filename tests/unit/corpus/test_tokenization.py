@@ -431,9 +431,7 @@ def test_a_million_characters_are_one_example_like_any_other(byte_level: SideTok
     assert len(text) >= 1_000_000
     batch = unigram.encode([text], response_ranges=[[(10, len(text))]], is_chat=False)
     assert batch.offsets.ends[0].max() == len(text)
-    batch = byte_level.encode(
-        [text], response_ranges=[[(10, len(text))]], is_chat=False, max_length=100
-    )
+    batch = byte_level.encode([text], response_ranges=[[(10, len(text))]], is_chat=False, max_length=100)
     assert (len(batch.ids[0]), batch.offsets.ends[0].max()) == (100, 90)
 
 

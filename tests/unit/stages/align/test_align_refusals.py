@@ -28,7 +28,10 @@ def test_another_corpus_in_one_folder_is_refused_field_by_field(options, world, 
 
 @pytest.mark.parametrize(
     ("version", "remedy"),
-    [(1, "make it anew: sra-data align --teacher X --student Y"), (3, "update this package, or make it anew: sra-data align")],
+    [
+        (1, "make it anew: sra-data align --teacher X --student Y"),
+        (3, "update this package, or make it anew: sra-data align"),
+    ],
 )
 def test_a_folder_of_another_format_is_refused_with_the_command_that_makes_it_anew(options, version, remedy, contents):
     align(options, Reporter())
