@@ -11,7 +11,7 @@ Ratios, each with its `..._numerator` and `..._denominator`:
   output_hidden_states, at 1,024 tokens (at least 1.5).
 * eager_memory_over_ours: peak memory beyond the loaded model at 4,096 tokens (at least 5); memory_over_body: ours over
   a plain forward without head plus one 64 MB chunk of logits (at most 1.25). Each in a process of its own.
-* bytes_per_token: teacher/part-* over cached positions at hidden size 2,048 and vocabulary 151,936 (at most
+* bytes_per_token: a teacher's part-* over cached positions at hidden size 2,048 and vocabulary 151,936 (at most
   2 x hidden + 290); int8_over_bf16 the same with int8 states (at most 0.55), both of a part of 4,096 positions or more,
   so that the channel scales it names once do not show. Its rows are a random wide teacher's; their bf16 states are
   encoded again for int8, whose size depends on nothing else.
@@ -39,20 +39,19 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that the file runs as a script too
 
+from benchmarks.cache_shards import LONGEST, REPOSITORY, SIDE, write_random_side
 from benchmarks.trained_teacher import OUTLIER_FACTOR, OUTLIERS, give_outliers, text_ids, train_teacher
 from sra_data.shards.codecs import encode_float32, estimate_channel_scales, scales_to_text
-from sra_data.shards.manifest import Plan, Receipt, Unit
-from sra_data.shards.reader import FolderReader
-from sra_data.shards.schema import CorpusRow, TeacherRow
-from sra_data.shards.store import begin, corpus_schema, cut_row_groups, seal, write_part
+from sra_data.shards.schema import TeacherRow
+from sra_data.shards.store import FolderReader, Plan, Receipt, Unit, begin, seal, write_part
 from sra_data.stages.cache.faithfulness import next_token_divergences
 from sra_data.stages.cache.unit import CacheWorker, UnitSettings
 from sra_data.teacher.batching import CPU_BUDGET, plan_batches
-from sra_data.teacher.capture import LOGITS_CHUNK_BYTES, CaptureOptions, Example, TeacherCapture
+from sra_data.teacher.capture import Example, TeacherCapture
 from sra_data.teacher.loading import LoadedTeacher, load
+from sra_data.teacher.spec import LOGITS_CHUNK_BYTES, CaptureOptions, TeacherSpec
 
-REPOSITORY = Path(__file__).resolve().parent.parent
-LONGEST = 1024
+PAGES = "teachers/benchmark-00000000"
 EXAMPLES = 96
 
 
@@ -81,64 +80,12 @@ def make_teacher(config: dict[str, Any], *, intermediate: int | None = None) -> 
     ).eval()
 
 
-def dolly_lengths(count: int) -> tuple[np.ndarray, np.ndarray, str]:
-    """Prompt and response tokens of `count` examples, up to 1,024 together; drawn from Dolly where it is at hand."""
-    path = REPOSITORY.parent / "shared" / "data" / "dolly" / "train.jsonl"
-    generator = np.random.default_rng(0)
-    if path.is_file():
-        rows = [json.loads(line) for line in path.open(encoding="utf-8")]
-        chosen = [rows[number] for number in generator.choice(len(rows), count, replace=False)]
-        # Four characters a token is what these tokenizers give on English.
-        response = np.array([len(row.get("response") or row.get("output") or "") // 4 + 1 for row in chosen])
-        whole = np.array([sum(len(str(value)) for value in row.values()) // 4 + 2 for row in chosen])
-        return np.maximum(whole - response, 1), response, "dolly, characters / 4"
-    return (
-        generator.integers(10, 200, count),
-        np.exp(generator.normal(4.2, 1.0, count)).astype(int) + 1,
-        "log-normal, Dolly's data being absent",
-    )
-
-
-def write_corpus(
-    shards: Path, teacher: Path, count: int, vocabulary: int, *, least_positions: int | None = None
-) -> tuple[int, str]:
-    """A sealed corpus of random ids with Dolly's lengths; returns its tokens and where the lengths are from.
-
-    It has `count` examples, or as many of them as make `least_positions`.
-    """
-    prompts, responses, source = dolly_lengths(count)
-    generator = np.random.default_rng(1)
-    rows: list[CorpusRow] = []
-    for number, (prompt, response) in enumerate(zip(prompts.tolist(), responses.tolist(), strict=True)):
-        if least_positions is not None and sum(row.num_positions for row in rows) >= least_positions:
-            break
-        length = min(prompt + response, LONGEST)
-        start = min(prompt, length - 1)
-        ids = generator.integers(0, vocabulary, length).astype(np.int32)
-        spans = np.array([[start, length]], np.int32)
-        rows.append(CorpusRow(f"e{number}", "train", "ok", "", spans, ids, np.zeros(length, np.int32), spans))
-    positions = [row.num_positions for row in rows]
-    units: list[Unit] = []
-    start = 0
-    while start < len(rows):
-        stop = start + max(int(np.searchsorted(np.cumsum(positions[start:]), 65536)), 1)
-        units.append(Unit(len(units), start, stop := min(stop, len(rows))))
-        start = stop
-    begin(shards, "corpus", {"corpus": "benchmark"}, lambda: units)
-    for unit in units:
-        part = rows[unit.start : unit.stop]
-        groups = cut_row_groups([row.num_positions for row in part])
-        write_part(shards / "corpus", corpus_schema(), unit, part, groups)
-    seal(shards, "corpus", {"teacher": {"name": str(teacher), "revision": None}})
-    return sum(len(row.teacher_ids) for row in rows), source
-
-
 def measure_capture(folder: Path, *, quick: bool, repeats: int) -> dict[str, Any]:
     """capture_over_forward: whole units against plain forwards, in turns."""
     config = teacher_config(quick)
     examples = 16 if quick else EXAMPLES
-    num_tokens, source = write_corpus(folder / "shards", folder / "teacher", examples, config["vocabulary"])
-    teacher = load(str(folder / "teacher"), device="cpu")
+    num_tokens, source = write_random_side(folder / "shards", examples, config["vocabulary"])
+    teacher = load(TeacherSpec(str(folder / "teacher"), device="cpu"))
     settings = settings_of(folder / "shards", config)
     units = Plan.load(folder / "shards" / "corpus").units
     worker = CacheWorker(settings, teacher)
@@ -165,15 +112,10 @@ def settings_of(shards: Path, config: dict[str, Any]) -> UnitSettings:
     """What a unit of these shards is captured with: the command's defaults."""
     return UnitSettings(
         shards=shards,
-        teacher="benchmark",
-        revision=None,
-        adapter=None,
-        quantization=None,
-        dtype="fp32",
-        device="cpu",
-        trust_remote_code=False,
-        allow_pickle=False,
-        capture=CaptureOptions(layers=(config["layers"],)),
+        section=PAGES,
+        teacher=TeacherSpec("benchmark", dtype="fp32", device="cpu"),
+        capture=CaptureOptions().resolved(config["layers"]),
+        side=SIDE,
         hidden_size=config["hidden"],
         vocabulary_size=config["vocabulary"],
         batch_tokens=CPU_BUDGET,
@@ -183,13 +125,13 @@ def settings_of(shards: Path, config: dict[str, Any]) -> UnitSettings:
 @torch.inference_mode()
 def plain_forward(worker: CacheWorker, unit: Unit, *, masked: bool) -> None:
     """The same examples in the same batches through the whole model, logits of every position."""
-    rows = worker.corpus.read(range(unit.start, unit.stop), ["teacher_ids"])
-    for batch in plan_batches([len(row.teacher_ids) for row in rows], worker.settings.batch_tokens):
-        width = max(len(rows[index].teacher_ids) for index in batch)
+    rows = worker.examples.read(range(unit.start, unit.stop))
+    for batch in plan_batches([len(row.ids) for row in rows], worker.settings.batch_tokens):
+        width = max(len(rows[index].ids) for index in batch)
         ids, mask = torch.zeros(len(batch), width, dtype=torch.long), torch.zeros(len(batch), width, dtype=torch.long)
         for place, index in enumerate(batch):
-            length = len(rows[index].teacher_ids)
-            ids[place, :length] = torch.from_numpy(rows[index].teacher_ids)
+            length = len(rows[index].ids)
+            ids[place, :length] = torch.from_numpy(rows[index].ids)
             mask[place, :length] = 1
         worker.teacher.model(input_ids=ids, attention_mask=mask if masked else None, use_cache=False)
 
@@ -218,7 +160,7 @@ def measure_body(folder: Path, *, quick: bool, repeats: int) -> dict[str, Any]:
 
 def capture_of(folder: Path, config: dict[str, Any]) -> TeacherCapture:
     """A capture of the benchmark's teacher."""
-    teacher = load(str(folder / "teacher"), device="cpu")
+    teacher = load(TeacherSpec(str(folder / "teacher"), device="cpu"))
     return TeacherCapture(teacher.model, CaptureOptions(layers=(config["layers"],)))
 
 
@@ -278,22 +220,22 @@ def measure_bytes(folder: Path, *, quick: bool) -> dict[str, Any]:
     model = make_teacher(config, intermediate=64)
     teacher = LoadedTeacher(model, model.config, fingerprint="random", name="random", revision=None)
     shards = folder / "wide"
-    write_corpus(shards, folder / "none", 2000, vocabulary, least_positions=least)
+    write_random_side(shards, 2000, vocabulary, least_positions=least)
     settings = settings_of(shards, config)
     (unit,) = units = Plan.load(shards / "corpus").units
-    begin(shards, "teacher", {"corpus": "benchmark"}, lambda: list(units))
+    begin(shards, PAGES, {"corpus": "benchmark"}, lambda: units, made_from=(f"sides/{SIDE}",))
     worker = CacheWorker(settings, teacher)
     notes = worker(unit, lambda tokens: None)
     worker.close()
-    seal(shards, "teacher")
-    with FolderReader(shards, "teacher") as reader:
+    seal(shards, PAGES)
+    with FolderReader(shards, PAGES) as reader:
         rows: list[TeacherRow] = reader.read(range(len(reader)))
     states = {row.id: row.hidden[1].float32() for row in rows}
     scales = estimate_channel_scales(np.concatenate(list(states.values())))
     coarse = [replace(row, hidden={1: encode_float32(states[row.id], "int8", scales)}) for row in rows]
     as_int8 = replace(settings, capture=replace(settings.capture, hidden_dtype="int8"))
     as_int8 = replace(as_int8, channel_scales={1: scales_to_text(scales)})
-    groups = Receipt.load(shards / "teacher", unit.part).row_groups
+    groups = Receipt.load(shards / PAGES, unit.part).row_groups
     (folder / "int8").mkdir()
     receipt = write_part(folder / "int8", as_int8.schema(), unit, coarse, groups)
     found = ratio("bytes_per_token", notes["bytes"], notes["positions"])

@@ -34,8 +34,9 @@ import numpy as np
 import torch
 
 from sra_data.shards.codecs import EncodedTensor, encode_float32, estimate_channel_scales
-from sra_data.shards.columns import FolderSchema, Row
-from sra_data.shards.schema import CorpusRow, TeacherRow, response_positions
+from sra_data.shards.columns import FolderSchema
+from sra_data.shards.kinds import Row
+from sra_data.shards.schema import CLOSES, ExampleRow, SideRow, TeacherRow, response_positions
 from sra_data.shards.store import (
     FolderReader,
     Unit,
@@ -43,6 +44,7 @@ from sra_data.shards.store import (
     corpus_schema,
     cut_row_groups,
     seal,
+    side_schema,
     teacher_schema,
     write_part,
 )
@@ -51,6 +53,7 @@ WIDTH = 2048
 VOCAB_SIZE = 151_936
 TOP_K = 64
 LAYER = 24
+SIDE, TEACHER = "sides/synthetic-00000000", "teachers/synthetic-00000000"
 PROMPT_TOKENS = 40
 
 
@@ -62,22 +65,24 @@ def response_lengths(num_positions: int, rng: np.random.Generator) -> list[int]:
     return lengths
 
 
-def corpus_rows(lengths: Sequence[int]) -> list[CorpusRow]:
+def side_rows(lengths: Sequence[int]) -> list[SideRow]:
     """Examples with responses of these lengths; what they say does not matter here."""
     rows = []
+    zeros = np.zeros(1, np.int32)
     for number, length in enumerate(lengths):
         tokens = PROMPT_TOKENS + length - 1  # the row before the response is cached too
         ids = np.arange(tokens, dtype=np.int32)
         spans = np.array([[PROMPT_TOKENS, tokens]], np.int32)
-        rows.append(CorpusRow(f"{number:08d}", "train", "ok", "", spans, ids, ids, spans))
+        kinds = np.full(tokens, CLOSES, np.uint8)
+        rows.append(SideRow(f"{number:08d}", "ok", ids, ids, ids + 1, kinds, spans, zeros, spans, spans))
     return rows
 
 
-def teacher_rows(corpus: Sequence[CorpusRow], hidden_dtype: str, scales: Any) -> Iterator[TeacherRow]:
+def teacher_rows(side: Sequence[SideRow], hidden_dtype: str, scales: Any) -> Iterator[TeacherRow]:
     """Rows as a teacher of a large vocabulary gives them; ids are uniform, so nothing can be gained by compression."""
     rng = np.random.default_rng(1)
-    for row in corpus:
-        positions = response_positions(row.teacher_response_spans)
+    for row in side:
+        positions = response_positions(row.response_spans)
         count = len(positions)
         values = rng.standard_normal((count, WIDTH), dtype=np.float32)
         # The largest of many normal numbers, from the spacings of the largest of many uniform ones.
@@ -98,11 +103,11 @@ def teacher_rows(corpus: Sequence[CorpusRow], hidden_dtype: str, scales: Any) ->
 
 
 def write_shards(shards: Path, num_positions: int, hidden_dtype: str) -> tuple[int, int]:
-    """One sealed part of corpus and teacher; returns (bytes of the teacher's part, its positions)."""
-    corpus = corpus_rows(response_lengths(num_positions, np.random.default_rng(0)))
-    counts = [row.num_positions for row in corpus]
+    """One sealed part of corpus, side and teacher; returns (bytes of the teacher's part, its positions)."""
+    side = side_rows(response_lengths(num_positions, np.random.default_rng(0)))
+    counts = [row.num_positions for row in side]
     groups = cut_row_groups(counts)
-    unit = Unit(0, 0, len(corpus))
+    unit = Unit(0, 0, len(side))
     scales = estimate_channel_scales(np.random.default_rng(2).standard_normal((256, WIDTH)).astype(np.float32))
     pages = teacher_schema(
         hidden={LAYER: WIDTH},
@@ -113,11 +118,15 @@ def write_shards(shards: Path, num_positions: int, hidden_dtype: str) -> tuple[i
         vocab_size=VOCAB_SIZE,
         num_temperatures=2,
     )
-    rows: dict[str, Iterable[Row]] = {"corpus": corpus, "teacher": teacher_rows(corpus, hidden_dtype, scales)}
-    schemas: dict[str, FolderSchema] = {"corpus": corpus_schema(), "teacher": pages}
-    for section, schema in schemas.items():
-        begin(shards, section, {"benchmark": "read"}, lambda: [unit])
-        receipt = write_part(shards / section, schema, unit, rows[section], groups)
+    corpus = [ExampleRow(row.id, "train", 1, "", "r") for row in side]
+    made: dict[str, tuple[FolderSchema, Iterable[Row], str]] = {
+        "corpus": (corpus_schema(), corpus, ""),
+        SIDE: (side_schema(), side, "corpus"),
+        TEACHER: (pages, teacher_rows(side, hidden_dtype, scales), SIDE),
+    }
+    for section, (schema, rows, base) in made.items():
+        begin(shards, section, {"benchmark": "read"}, lambda: [unit], made_from=(base,))
+        receipt = write_part(shards / section, schema, unit, rows, groups)
         seal(shards, section)
     return receipt.bytes, sum(counts)
 
@@ -180,10 +189,10 @@ def medians(sides: dict[str, Callable[[], None]], runs: int) -> dict[str, float]
 def measure(shards: Path, num_positions: int, runs: int, hidden_dtype: str) -> dict[str, Any]:
     """All ratios with their two sides, in seconds and bytes."""
     part_bytes, positions = write_shards(shards, num_positions, hidden_dtype)
-    path = shards / "teacher" / "part-00000.parquet"
+    path = shards / TEACHER / "part-00000.parquet"
     width_bytes = {"bf16": 2 * WIDTH, "fp16": 2 * WIDTH, "fp32": 4 * WIDTH, "int8": WIDTH + WIDTH // 32}[hidden_dtype]
     read_bytes = positions * (width_bytes + 4)
-    with FolderReader(shards, "teacher") as reader:
+    with FolderReader(shards, TEACHER) as reader:
         num_groups = len(reader.index.group_starts) - 1
         times = medians(
             {

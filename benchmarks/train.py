@@ -47,19 +47,24 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that the file
 
 from benchmarks.train_shards import MAX_TOKENS, WIDTH, make_shards, shared_material, student_model
 from sra_data.models.attention import LastQueryAttention
+from sra_data.shards.schema import response_positions
 from sra_data.shards.store import ShardSet
 from sra_train.contract import Batch, CacheNeeds, MethodSetting, StepTotals
+from sra_train.data.knowledge import teacher_settings
+from sra_train.data.micro_batches import TokenBudget
 from sra_train.data.order import OrderPlan
 from sra_train.data.prefetch import Prefetcher
-from sra_train.data.reader import RowReader, row_table
+from sra_train.data.reader import RowReader
+from sra_train.data.sources import Sources, open_sources
 from sra_train.data.staging import StagingPool
 from sra_train.data.stream import BatchMaker, MicroBatch, Share, training_stream
+from sra_train.data.table import RowTable
 from sra_train.methods import method_type
-from sra_train.record.provenance import teacher_knowledge, teacher_shape
 from sra_train.student import StudentModel, model_shape
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 BATCH_SIZE = 16
+WHOLE_BATCH = TokenBudget(most_tokens=10**9, overhead_tokens=10**9)  # one micro-batch, as a plain trainer has it
 METHODS: dict[str, dict[str, Any]] = {
     "own_sft": {"name": "sft"},
     "sra": {"name": "sra"},
@@ -70,10 +75,28 @@ Step = Callable[[Batch, StepTotals], None]
 
 
 @dataclass
+class TeacherTokens:
+    """A batch as the teacher reads it."""
+
+    ids: Tensor  # [B, N_t]
+    lengths: Tensor  # [B]
+    positions: Tensor  # [B, P] token of each cached row; 0 where padded
+
+
+def padded(rows: list[Tensor]) -> Tensor:
+    return nn.utils.rnn.pad_sequence(rows, batch_first=True)
+
+
+def padding_mask(batch: Batch) -> Tensor:
+    """[B, N], as transformers' own loss needs it."""
+    return (torch.arange(batch.input_ids.shape[1]) < batch.lengths[:, None]).long()
+
+
+@dataclass
 class Data:
     """The shards, opened for all methods at once."""
 
-    shards: ShardSet
+    sources: Sources
     plan: OrderPlan
     maker: BatchMaker
     pool: StagingPool
@@ -81,18 +104,12 @@ class Data:
     @classmethod
     def open(cls, folder: Path) -> Data:
         shards = ShardSet.open(folder)
-        alignment = shards.alignment()
-        table = row_table(shards, alignment)
-        last = teacher_shape(shards).num_layers
-        needs = CacheNeeds((last,), hidden=True, attention=True, top_k=True, log_tail_temperatures=(2.0,), head=True)
+        sources = open_sources(shards, side=shards.choose_student(), teachers=[(None, 1.0)])
+        table = RowTable.read(sources)
+        last = int(sources.teachers[0].pages.facts["num_layers"])
+        needs = CacheNeeds(hidden=(last,), attention=(last,), temperatures=(2.0,))
         pool = StagingPool(pinned=False)
-        maker = BatchMaker(
-            read=RowReader(shards, alignment, needs, with_text=False),
-            needs=needs,
-            temperatures=tuple(shards.teacher.facts["temperatures"]),
-            table=table,
-            pool=pool,
-        )
+        maker = BatchMaker(read=RowReader(sources, [needs]), table=table, pool=pool)
         plan = OrderPlan(
             row_groups=table.row_groups,
             trainable=table.is_train,
@@ -101,18 +118,21 @@ class Data:
             window=64,
             batch_size=BATCH_SIZE,
         )
-        return cls(shards, plan, maker, pool)
+        return cls(sources, plan, maker, pool)
 
     def stream(self, steps: int) -> Any:
-        share = Share(rank=0, world_size=1, micro_batch_size=BATCH_SIZE)
+        share = Share(rank=0, world_size=1, budget=WHOLE_BATCH)
         return training_stream(self.maker, self.plan, share, start=0, stop=steps)
 
-    def teacher_tokens(self, step: int, batch: Batch) -> tuple[Tensor, Tensor]:
-        """The teacher's own ids [B, N_t] and their numbers [B], rows in the batch's order."""
-        rows = self.shards.corpus.read([int(row) for row in self.plan.global_batch(step)], ["teacher_ids"])
-        by_id = {row.id: torch.from_numpy(row.teacher_ids.astype("int64")) for row in rows}
-        ids = [by_id[name] for name in batch.example_ids]
-        return nn.utils.rnn.pad_sequence(ids, batch_first=True), torch.tensor([len(one) for one in ids])
+    def teacher_tokens(self, step: int, batch: Batch) -> TeacherTokens:
+        """The teacher's own tokens, rows in the batch's order."""
+        side = self.sources.teachers[0].side
+        rows = side.read([int(row) for row in self.plan.global_batch(step)], ["ids", "response_spans"])
+        by_id = {row.id: row for row in rows}
+        chosen = [by_id[name] for name in batch.example_ids]
+        ids = [torch.from_numpy(row.ids.astype("int64")) for row in chosen]
+        places = [torch.from_numpy(response_positions(row.response_spans).astype("int64")) for row in chosen]
+        return TeacherTokens(padded(ids), torch.tensor([len(one) for one in ids]), padded(places))
 
 
 def finish(loss: Tensor, optimizer: torch.optim.Optimizer) -> None:
@@ -128,7 +148,7 @@ def ce_step() -> Step:
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
 
     def step(batch: Batch, totals: StepTotals) -> None:
-        said = model(input_ids=batch.input_ids, attention_mask=batch.attention_mask, labels=batch.labels)
+        said = model(input_ids=batch.input_ids, attention_mask=padding_mask(batch), labels=batch.labels)
         finish(said.loss, optimizer)
 
     return step
@@ -140,7 +160,7 @@ def labelled_step() -> Step:
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
 
     def step(batch: Batch, totals: StepTotals) -> None:
-        hidden = model.transformer(input_ids=batch.input_ids, attention_mask=batch.attention_mask)[0]
+        hidden = model.transformer(input_ids=batch.input_ids, attention_mask=padding_mask(batch))[0]
         wanted = batch.labels[:, 1:] != -100
         logits = model.lm_head(hidden[:, :-1][wanted])
         finish(nn.functional.cross_entropy(logits, batch.labels[:, 1:][wanted]), optimizer)
@@ -152,13 +172,10 @@ def method_step(kind: str, data: Data) -> Step:
     """A step of one of this package's methods."""
     options = dict(METHODS[kind])
     chosen: Any = method_type(options.pop("name"))
-    model = student_model()
-    setting = MethodSetting(
-        student=model_shape(model),
-        teacher=teacher_shape(data.shards),
-        knowledge=teacher_knowledge(data.shards, data.shards.alignment()),
-    )
-    student = StudentModel(model, chosen(chosen.options_type(**options), setting))
+    model, chosen_options = student_model(), chosen.options_type(**options)
+    needs = chosen.knowledge_needs(chosen_options)
+    teachers = () if needs is None else teacher_settings(data.sources, needs)
+    student = StudentModel(model, chosen(chosen_options, MethodSetting(model_shape(model), teachers)))
     optimizer = torch.optim.AdamW(student.parameters(), lr=1e-4)
 
     def step(batch: Batch, totals: StepTotals) -> None:
@@ -184,14 +201,14 @@ class LiveTeacher:
             hidden = self.model.model(input_ids=ids, use_cache=False).last_hidden_state
         return hidden, rows[self.layer]
 
-    def teach(self, batch: Batch, ids: Tensor, lengths: Tensor) -> Batch:
+    def teach(self, batch: Batch, tokens: TeacherTokens) -> Batch:
         """The batch with the teacher's columns of the last layer made anew."""
-        hidden, attention = self.forward(ids, lengths)
-        at = batch.teacher_token_index
+        hidden, attention = self.forward(tokens.ids, tokens.lengths)
+        at = tokens.positions
         states = hidden.gather(1, at[:, :, None].expand(-1, -1, hidden.shape[2]))
-        return replace(
-            batch, teacher_hidden={self.layer: states}, teacher_attention={self.layer: attention.gather(1, at)}
-        )
+        (cached,) = batch.teachers
+        said = replace(cached, hidden={self.layer: states}, attention={self.layer: attention.gather(1, at)})
+        return replace(batch, teachers=(said,))
 
 
 def timed(work: Callable[[], object]) -> float:
@@ -208,10 +225,10 @@ def step_times(data: Data, micros: list[MicroBatch], teacher: LiveTeacher, runs:
     taken: dict[str, list[list[float]]] = {}
     for micro in [micros[0], *micros * runs]:  # the first of all warms up
         batch, totals = micro.batch, micro.totals
-        ids, lengths = data.teacher_tokens(micro.step, batch)
+        tokens = data.teacher_tokens(micro.step, batch)
         work: dict[str, Callable[[], object]] = {kind: partial(step, batch, totals) for kind, step in steps.items()}
-        work["online"] = partial(online_step, steps["sra"], teacher, batch, totals, ids, lengths)
-        work["teacher_forward"] = partial(teacher.forward, ids, lengths)
+        work["online"] = partial(online_step, steps["sra"], teacher, batch, totals, tokens)
+        work["teacher_forward"] = partial(teacher.forward, tokens.ids, tokens.lengths)
         work["student_forward"] = partial(plain_forward, plain, batch)
         for kind, one in work.items():
             per_batch = taken.setdefault(kind, [[] for _ in micros])
@@ -221,17 +238,15 @@ def step_times(data: Data, micros: list[MicroBatch], teacher: LiveTeacher, runs:
     return {kind: sum(statistics.median(times) for times in per_batch) for kind, per_batch in taken.items()}
 
 
-def online_step(
-    step: Step, teacher: LiveTeacher, batch: Batch, totals: StepTotals, ids: Tensor, lengths: Tensor
-) -> None:
+def online_step(step: Step, teacher: LiveTeacher, batch: Batch, totals: StepTotals, tokens: TeacherTokens) -> None:
     """The same step with the teacher asked on the spot."""
-    step(teacher.teach(batch, ids, lengths), totals)
+    step(teacher.teach(batch, tokens), totals)
 
 
 @torch.no_grad()
 def plain_forward(model: nn.Module, batch: Batch) -> Tensor:
     """The student's forward with all its logits."""
-    return model(input_ids=batch.input_ids, attention_mask=batch.attention_mask).logits
+    return model(input_ids=batch.input_ids, attention_mask=padding_mask(batch)).logits
 
 
 def data_wait(data: Data, steps: int) -> tuple[float, float]:
@@ -314,10 +329,10 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
             "padded_student_tokens": sum(micro.batch.input_ids.numel() for micro in micros),
             "labels": sum(int(micro.totals.labels) for micro in micros),
             "spans": sum(micro.num_spans for micro in micros),
-            "shared_vocabulary": len(teacher_knowledge(data.shards, data.shards.alignment()).shared_student_ids),
+            "shared_vocabulary": len(data.sources.teachers[0].pair.vocabulary().student_ids),
             "teacher_layers": teacher.layer,
         }
-        data.shards.close()
+        data.sources.shards.close()
     return {**report(seconds, waiting, peak), **sizes}
 
 

@@ -87,8 +87,11 @@ def make_shards(folder: Path, *, num_examples: int) -> Path:
     """Run align and cache-teacher into `folder`/shards; the teacher stays in `folder`/teacher."""
     from transformers import AutoTokenizer
 
-    from sra_data.stages.align.stage import AlignOptions, align
-    from sra_data.stages.cache.stage import CacheOptions, cache_teacher
+    from sra_data.stages.align.options import AlignOptions
+    from sra_data.stages.align.stage import align
+    from sra_data.stages.cache.options import CacheOptions
+    from sra_data.stages.cache.stage import cache_teacher
+    from sra_data.teacher.spec import CaptureOptions, TeacherSpec
     from sra_data.terminal import make_reporter
 
     shared = shared_material()
@@ -103,8 +106,8 @@ def make_shards(folder: Path, *, num_examples: int) -> Path:
     reporter = make_reporter(quiet=True)
     align(
         AlignOptions(
-            teacher=str(folder / "teacher"),
-            student=str(folder / "student"),
+            teachers=(str(folder / "teacher"),),
+            students=(str(folder / "student"),),
             data=str(data),
             out=str(shards),
             dev_share=0.0,
@@ -114,6 +117,7 @@ def make_shards(folder: Path, *, num_examples: int) -> Path:
         ),
         reporter,
     )
-    cache_teacher(CacheOptions(shards=str(shards), hidden_dtype="fp32", batch_tokens=4096, dtype="fp32"), reporter)
+    capture, spec = CaptureOptions(hidden_dtype="fp32"), TeacherSpec(dtype="fp32")
+    cache_teacher(CacheOptions(str(shards), spec, capture=capture, batch_tokens=4096), reporter)
     shutil.rmtree(folder / "student")
     return shards

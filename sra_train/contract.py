@@ -1,17 +1,22 @@
 """What flows between the rooms: batches and needs between data, student and methods, and what a method is built from.
 
-`data` and `methods` both stand on this file and do not know each other: a method says what it needs, the reader fills
-a `Batch` with it, the student adds what it said, and the method answers with `LossTerms`.
+`data` and `methods` both stand on this file and do not know each other: a method says what it needs of every teacher,
+the reader fills a `Batch` with it, the student adds what it said, and the method answers with `LossTerms`.
 
-Shapes: B examples, N student tokens, P teacher positions, K spans, D_s / D_t hidden sizes, k top-k entries; all padded
-on the right. A row of weight 0 is padding of the batch itself (the tail of an epoch): it contributes to no term.
+A batch has what belongs to the student's side alone, and one `TeacherBatch` for every teacher of the run, in order.
+Which positions are read (labels, spans) stands in it as rows of indices, made where the lengths are known: a forward
+that looked for them would make the host wait for the device.
+
+Shapes: B examples, N student tokens, P teacher positions, K spans, R labels, S spans of the whole batch, D_s / D_t
+hidden sizes, k top-k entries; all padded on the right. A row of weight 0 is padding of the batch itself (the tail of an
+epoch): it has no label and no span, so it contributes to no term.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field, fields, replace
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, field, fields, is_dataclass, replace
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -22,54 +27,91 @@ if TYPE_CHECKING:
 IGNORED_LABEL = -100
 
 
-@dataclass
+@dataclass(frozen=True)
+class LabelRows:
+    """Positions of a batch that predict a token which counts, example by example, in order."""
+
+    positions: Tensor  # [R] int64, into the flattened [B x N]
+    example: Tensor  # [R] int64
+    targets: Tensor  # [R] int64, the id at the next position
+
+
+@dataclass(frozen=True)
+class SpanRows:
+    """The spans of a batch that student and teacher share.
+
+    First those of one student token, whose pooled state is that token's own; then the longer ones. Each part is in
+    order, example by example.
+    """
+
+    num_single: int  # spans of one student token
+    example: Tensor  # [S] int64
+    span: Tensor  # [S] int64, counted within the example
+    student_positions: Tensor  # [S] int64, of the span's last token, into the flattened [B x N]
+    teacher_positions: Tensor  # [S] int64, of the span's last position, into P
+    targets: Tensor  # [S] int64, the label the student's position predicts; IGNORED_LABEL where it predicts none
+
+
+@dataclass(frozen=True)
+class TeacherBatch:
+    """What one teacher has to say about a batch, and how the student's tokens line up with its.
+
+    Span ids are -1 outside spans. Rows of the teacher are its cached positions, concatenated over the responses (or
+    the spans themselves, where the pages hold spans). A row that the teacher lacks (its side, the alignment or its
+    pages skipped it) has no position and no span.
+    """
+
+    name: str
+    has_teacher: Tensor  # [B] bool: whether the teacher has the row at all
+    span_mask: Tensor  # [B, K] bool
+    student_span_ids: Tensor  # [B, N] int64, -1 none
+    student_span_last: Tensor  # [B, K] int64, token index of the span's last token; 0 where padded
+    teacher_span_ids: Tensor  # [B, P] int64, -1 none
+    teacher_span_last: Tensor  # [B, K] int64, row of the span's last position; 0 where padded
+    position_mask: Tensor  # [B, P] bool
+    span_rows: SpanRows
+    other_labels: LabelRows  # the batch's label rows without those that stand at the last token of a span
+    hidden: dict[int, Tensor] = field(default_factory=dict)  # layer -> [B, P, D_t]
+    attention: dict[int, Tensor] = field(default_factory=dict)  # layer -> [B, P] float32
+    top_k_ids: Tensor | None = None  # [B, P, k] int32, teacher ids
+    top_k_values: Tensor | None = None  # [B, P, k], log-probabilities at temperature 1
+    log_tails: dict[float, Tensor] = field(default_factory=dict)  # temperature -> [B, P] float32
+    next_log_prob: Tensor | None = None  # [B, P] float32, of the token that follows; NaN where none does
+    ids: Tensor | None = None  # [B, P] int64, the teacher's token at each position; -1 where padded
+    next_ids: Tensor | None = None  # [B, P] int64, the one that follows; -1 where none does
+
+
+@dataclass(frozen=True)
 class Batch:
     """One batch as tensors, everything a method may read.
 
-    `labels[b, n]` is the id AT token n (predicted from token n - 1), -100 where nothing is learnt. Span ids are -1
-    outside spans. `teacher_*` rows are the cached positions of the teacher, concatenated over the responses.
+    `labels[b, n]` is the id AT token n (predicted from token n - 1), IGNORED_LABEL where nothing is learnt.
     """
 
     example_ids: list[str]
     weight: Tensor  # [B] float32; 0 for rows that only fill the batch
     input_ids: Tensor  # [B, N] int64
-    attention_mask: Tensor  # [B, N]
-    labels: Tensor  # [B, N] int64, -100 elsewhere
+    labels: Tensor  # [B, N] int64
     lengths: Tensor  # [B] int64, student tokens
-    num_spans: Tensor  # [B] int64
-    span_mask: Tensor  # [B, K] bool
-    student_span_ids: Tensor  # [B, N] int64, -1 none
-    student_span_last: Tensor  # [B, K] int64, token index of the span's last token; 0 where padded
-    teacher_span_ids: Tensor  # [B, P] int64, -1 none
-    teacher_span_last: Tensor  # [B, K] int64, row index of the span's last position; 0 where padded
-    teacher_position_mask: Tensor  # [B, P] bool
-    teacher_token_index: Tensor  # [B, P] int64, index of the row's token in the teacher's ids
-    teacher_next_ids: Tensor  # [B, P] int64, the id that follows; -1 where none
-    teacher_hidden: dict[int, Tensor] = field(default_factory=dict)  # layer -> [B, P, D_t]
-    teacher_attention: dict[int, Tensor] = field(default_factory=dict)  # layer -> [B, P] float32
-    top_k_ids: Tensor | None = None  # [B, P, k] int64, teacher ids
-    top_k_values: Tensor | None = None  # [B, P, k], log-probabilities at temperature 1
-    log_tails: dict[float, Tensor] | None = None  # temperature -> [B, P] float32
-    teacher_next_log_prob: Tensor | None = None  # [B, P] float32
-
-    def map_tensors(self, change: Callable[[Tensor], Tensor]) -> Batch:
-        """The same batch with `change` applied to every tensor, those inside dictionaries included."""
-        changed: dict[str, object] = {}
-        for one in fields(self):
-            value = getattr(self, one.name)
-            if isinstance(value, Tensor):
-                changed[one.name] = change(value)
-            elif isinstance(value, dict):
-                changed[one.name] = {key: change(tensor) for key, tensor in value.items()}
-        return replace(self, **changed)  # type: ignore[arg-type]
+    label_rows: LabelRows
+    teachers: tuple[TeacherBatch, ...] = ()
 
     def to(self, device: torch.device | str, *, non_blocking: bool = False) -> Batch:
         """The batch on `device`."""
-        return self.map_tensors(lambda tensor: tensor.to(device, non_blocking=non_blocking))
+        return map_tensors(self, lambda tensor: tensor.to(device, non_blocking=non_blocking))
 
-    def pin_memory(self) -> Batch:
-        """The batch in page-locked memory, so that the copy to a GPU can run beside its work."""
-        return self.map_tensors(lambda tensor: tensor.pin_memory())
+
+def map_tensors(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
+    """`value` with `change` applied to every tensor in it, through dataclasses, dictionaries and tuples."""
+    if isinstance(value, Tensor):
+        return change(value)
+    if isinstance(value, dict):
+        return {key: map_tensors(one, change) for key, one in value.items()}
+    if isinstance(value, tuple):
+        return tuple(map_tensors(one, change) for one in value)
+    if is_dataclass(value) and not isinstance(value, type):
+        return replace(value, **{one.name: map_tensors(getattr(value, one.name), change) for one in fields(value)})
+    return value
 
 
 @dataclass(frozen=True)
@@ -81,7 +123,7 @@ class StepTotals:
     """
 
     labels: float  # labelled tokens
-    examples: float  # examples of weight > 0, those without a span included
+    examples: float  # examples of weight > 0, those without a span or a teacher included
 
 
 @dataclass
@@ -93,25 +135,51 @@ class StudentOutput:
     head: OutputHead  # the student's output head, its parameters live
 
 
+# --------------------------------------------------------------------------- what a method asks for
+
+
+@dataclass(frozen=True)
+class RowKind:
+    """An option that can only be served by pages of one granularity, in the words of the method.
+
+    Attributes:
+        option: what is set, such as "kd_position=boundary".
+        instead: what to set where the pages are of the other granularity, such as "set kd_position=center_of_mass".
+    """
+
+    option: str
+    instead: str
+
+
 @dataclass(frozen=True)
 class CacheNeeds:
-    """The columns of the teacher's pages that a method reads; the reader loads these and nothing else."""
+    """What a method reads of ONE teacher for every batch; the reader loads these and nothing else."""
 
-    layers: tuple[int, ...] = ()  # teacher layers whose hidden states or attention are read
-    hidden: bool = False
-    attention: bool = False
-    top_k: bool = False
-    log_tail_temperatures: tuple[float, ...] = ()  # temperatures whose log tail goes with the top k
-    teacher_ids: bool = False
-    embeddings: bool = False
-    head: bool = False
-    token_rows: str = ""  # the option that reads rows of single tokens, which pages cached by spans do not hold
-    span_rows: str = ""  # the option that reads distributions at centres of mass, which only those hold
+    hidden: tuple[int, ...] = ()  # layers whose hidden states are read
+    attention: tuple[int, ...] = ()  # layers whose attention is read
+    temperatures: tuple[float, ...] = ()  # of the top k: its values, and the log tail at each of these; none: no top k
+    next_log_prob: bool = False
+    ids: bool = False  # the teacher's tokens at its positions, and those that follow
+    tokens: RowKind | None = None  # what reads rows of single tokens, which pages cached by spans do not hold
+    centers: RowKind | None = None  # what reads distributions at centres of mass, which only those hold
 
     @property
-    def nothing(self) -> bool:
-        """Whether the teacher's pages need not be opened at all."""
-        return not (self.hidden or self.attention or self.top_k or self.teacher_ids or self.embeddings or self.head)
+    def layers(self) -> tuple[int, ...]:
+        """All layers of the teacher that are read."""
+        return tuple(sorted({*self.hidden, *self.attention}))
+
+    @property
+    def top_k(self) -> bool:
+        """Whether the top k are read."""
+        return bool(self.temperatures)
+
+
+@dataclass(frozen=True)
+class KnowledgeNeeds:
+    """What a method is told of EVERY teacher when it is built, beside the shapes and the shared vocabulary."""
+
+    head: bool = False
+    embeddings: bool = False
 
 
 @dataclass(frozen=True)
@@ -127,8 +195,9 @@ class LossTerms:
     """The loss of one micro-batch and what it is made of.
 
     `per_example` holds sums of one example that depend on nothing but that example: ``ce_sum`` (nats), ``labels``,
-    and for SRA ``cos``, ``geo``, ``kd`` (unweighted). `counts` are events worth showing, such as spans whose attention
-    mass vanished.
+    and for SRA ``cos``, ``geo``, ``kd`` (without their coefficients; weighted over the teachers, and of each teacher as
+    ``kd[name]`` where there are several). `counts` are events worth showing, such as spans whose attention mass
+    vanished.
     """
 
     total: Tensor  # scalar with gradient
@@ -137,17 +206,30 @@ class LossTerms:
     counts: dict[str, Tensor] = field(default_factory=dict)  # detached scalars
 
 
+# --------------------------------------------------------------------------- what a method is built from
+
+
 @dataclass(frozen=True)
 class ModelShape:
     """Sizes of one model; layer `num_layers` is the last one, after the final norm."""
 
     num_layers: int
     hidden_size: int
+    vocabulary_size: int  # rows of the output head, which may be more than the tokenizer's ids
+
+
+@dataclass(frozen=True)
+class InputEmbeddings:
+    """A teacher's input embeddings of the ids that occur in its side of the shards."""
+
+    ids: Tensor  # [n] int64, increasing
+    weight: Tensor  # [n, D_t] float32
+    scale: float = 1.0  # what the family multiplies a looked-up row by before the first block
 
 
 @dataclass(frozen=True)
 class TeacherKnowledge:
-    """What a method knows of the teacher beside the batch: constant during training.
+    """What a method knows of a teacher beside the batch: constant during training.
 
     `shared_student_ids` and `shared_teacher_ids` [V] are pairs of ids with equal bytes (docs/method.md, section 6).
     `head` is the teacher's with ALL its rows; the method cuts out what it reads and keeps that as frozen buffers.
@@ -158,16 +240,26 @@ class TeacherKnowledge:
 
     shared_student_ids: Tensor
     shared_teacher_ids: Tensor
-    head: OutputHead | None = None
+    head: OutputHead | None = None  # where `KnowledgeNeeds` asks for it
+    embeddings: InputEmbeddings | None = None  # likewise
     teacher_to_student: Tensor | None = None
     end_of_sequence: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True)
+class TeacherSetting:
+    """One teacher of a run."""
+
+    name: str
+    weight: float  # its share of what is distilled; the weights of a run's teachers sum to 1
+    shape: ModelShape
+    knowledge: TeacherKnowledge
+
+
+@dataclass(frozen=True)
 class MethodSetting:
-    """Everything a method is built from: its options, the shapes of both models and the teacher's knowledge."""
+    """Everything a method is built from beside its options: the shape of the student, and its teachers in order."""
 
     student: ModelShape
-    teacher: ModelShape | None = None
-    knowledge: TeacherKnowledge | None = None
+    teachers: tuple[TeacherSetting, ...] = ()
     seed: int = 0  # of the projectors' initial values

@@ -1,6 +1,6 @@
 """How probable a model finds given tokens, without the logits of anything else.
 
-Legend: B batch, N tokens, D hidden size, V vocabulary.
+Legend: B batch, N tokens, D hidden size, R rows, V vocabulary.
 """
 
 from __future__ import annotations
@@ -9,27 +9,27 @@ import torch
 from torch import Tensor, nn
 
 from sra_data.models.output_head import OutputHead
+from sra_train.contract import LabelRows
 
 CHUNK_TOKENS = 1024  # rows of [tokens, V] logits alive at once
 
 
-def token_nats(*, hidden: Tensor, head: OutputHead, input_ids: Tensor, wanted: Tensor) -> Tensor:
+def token_nats(*, hidden: Tensor, head: OutputHead, rows: LabelRows) -> Tensor:
     """Per example, the sum of -log P over some of its tokens.
 
     Args:
         hidden: [B, N, D], last layer after the final norm.
         head: Of the same model.
-        input_ids: [B, N].
-        wanted: [B, N] bool. Token 0 has nothing before it and is left out.
+        rows: The positions that predict them.
 
     Returns:
         [B] float64.
     """
-    example, token = wanted[:, 1:].nonzero(as_tuple=True)  # token n + 1 is predicted from n
-    nats = torch.zeros(len(wanted), dtype=torch.float64, device=hidden.device)
-    for start in range(0, len(example), CHUNK_TOKENS):
-        rows, before = example[start : start + CHUNK_TOKENS], token[start : start + CHUNK_TOKENS]
-        logits = head.logits(hidden[rows, before]).float()
-        found = nn.functional.cross_entropy(logits, input_ids[rows, before + 1], reduction="none")
-        nats.index_add_(0, rows, found.double())
+    states = hidden.reshape(-1, hidden.shape[2])
+    nats = torch.zeros(len(hidden), dtype=torch.float64, device=hidden.device)
+    for start in range(0, len(rows.positions), CHUNK_TOKENS):
+        chunk = slice(start, start + CHUNK_TOKENS)
+        logits = head.logits(states.index_select(0, rows.positions[chunk])).float()
+        found = nn.functional.cross_entropy(logits, rows.targets[chunk], reduction="none")
+        nats.index_add_(0, rows.example[chunk], found.double())
     return nats

@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from sra_data.errors import TrainingError
 from sra_data.terminal import Reporter
 from sra_train.config import TrainConfig
+from sra_train.contract import Batch, LabelRows, map_tensors
 from sra_train.data.order import OrderPlan
 from sra_train.data.prefetch import Prefetcher
 from sra_train.data.staging import StagingPool
@@ -55,13 +56,24 @@ class StepSums:
     def add(self, name: str, value: Tensor | float) -> None:
         self.values[name] = self.values.get(name, 0.0) + value
 
-    def over_ranks(self, accelerator: Accelerator) -> dict[str, float]:
-        """All sums over all ranks, in one exchange and one wait for the device."""
-        names = sorted(self.values)
-        vector = torch.stack(
-            [torch.as_tensor(self.values[name], dtype=torch.float64, device=accelerator.device) for name in names]
-        )
-        return dict(zip(names, sum_over_ranks(accelerator, vector).tolist(), strict=True))
+    def over_ranks(self, accelerator: Accelerator, *, norm: Tensor | None = None) -> dict[str, float]:
+        """All sums over all ranks, in one exchange and one wait for the device.
+
+        Args:
+            accelerator: Of this process.
+            norm: Of the gradients, equal on all ranks; comes along as ``grad_norm``.
+        """
+        ordered = sorted(self.values.items())  # alike on all ranks
+        on_device = {name: value for name, value in ordered if isinstance(value, Tensor)}
+        plain = {name: value for name, value in ordered if name not in on_device}
+        pieces = [torch.tensor(list(plain.values()), dtype=torch.float64).to(accelerator.device, non_blocking=True)]
+        if on_device:
+            pieces.append(torch.stack([value.double() for value in on_device.values()]))
+        vector = sum_over_ranks(accelerator, torch.cat(pieces))
+        names = [*plain, *on_device]
+        if norm is not None:
+            names, vector = [*names, "grad_norm"], torch.cat([vector, norm.double().reshape(1)])
+        return dict(zip(names, vector.tolist(), strict=True))
 
 
 class Trainer:
@@ -158,11 +170,12 @@ class Trainer:
             self.run_micro_batch(micro, sums)
             if micro.is_last:
                 break
-        totals = sums.over_ranks(self.accelerator)
+        totals = sums.over_ranks(self.accelerator, norm=self.clip())
+        norm = totals.pop("grad_norm")
         self.stopping = totals.pop("stop") > 0  # any rank's request, known to all without another exchange
         if not all(math.isfinite(value) for value in totals.values()):
             self.stop_for_what_is_not_finite(step, totals, sums)
-        norm = self.update(step, sums)
+        self.update(step, norm, sums)
         seconds = time.perf_counter() - started
         self.progress.tokens += int(totals["tokens"])
         self.progress.seconds += seconds
@@ -182,7 +195,7 @@ class Trainer:
     def run_micro_batch(self, micro: MicroBatch, sums: StepSums) -> None:
         """Forward and backward of one micro-batch; gradients stay, sums grow."""
         seed_random(self.config.training.seed, micro.step, micro.index, self.share.rank)
-        batch = to_device(micro, self.accelerator.device, self.pool)
+        batch, _ = to_device(micro, self.accelerator.device, self.pool)
         with gradient_exchange(self.model, now=micro.is_last):
             losses = self.model(batch, micro.totals)
             self.accelerator.backward(losses["total"] * loss_factor(self.model, self.accelerator))
@@ -201,11 +214,15 @@ class Trainer:
         else:
             sums.suspects.append((micro.batch.example_ids, losses["total"].detach().reshape(1, 1)))
 
-    def update(self, step: int, sums: StepSums) -> float:
-        """Clip the gradients and take the optimizer's step; their norm before clipping."""
+    def clip(self) -> Tensor:
+        """Clip the gradients; their norm before, not yet looked at."""
         limit = self.config.training.max_grad_norm
         trained = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
-        norm = float(self.accelerator.clip_grad_norm_(trained, math.inf if limit is None else limit))
+        norm: Any = self.accelerator.clip_grad_norm_(trained, math.inf if limit is None else limit)
+        return norm.full_tensor() if hasattr(norm, "full_tensor") else torch.as_tensor(norm)
+
+    def update(self, step: int, norm: float, sums: StepSums) -> None:
+        """Take the optimizer's step; `norm` is the gradients' before clipping."""
         scaled = self.accelerator.scaler is not None
         if not math.isfinite(norm) and not scaled:
             raise TrainingError(
@@ -217,7 +234,6 @@ class Trainer:
         self.optimizer.zero_grad()
         if scaled and self.accelerator.optimizer_step_was_skipped:
             self.progress.skipped_steps += 1
-        return norm
 
     def set_learning_rates(self, step: int) -> dict[str, float]:
         """Give every group its rate for this step; the rates by name, for the log."""
@@ -329,21 +345,21 @@ class Trainer:
         try:
             for micro in micros:
                 with torch.no_grad():
-                    batch = to_device(micro, self.accelerator.device, self.pool)
-                    text = None if micro.text is None else micro.text.tokens.to(self.accelerator.device)
+                    batch, text = to_device(micro, self.accelerator.device, self.pool)
                     yield micro, student(batch, micro.totals, text)
                 give_back_after_use(micro, self.accelerator.device, self.pool)
         finally:
             student.train()
 
 
-def to_device(micro: MicroBatch, device: torch.device, pool: StagingPool) -> Any:
-    """The batch where the model is. On a GPU the copy is queued, and the staging buffer is free behind it."""
+def to_device(micro: MicroBatch, device: torch.device, pool: StagingPool) -> tuple[Batch, LabelRows | None]:
+    """The batch and its text where the model is. On a GPU copies are queued, and the staging buffer is free behind."""
+    moved = micro.batch, None if micro.text is None else micro.text.rows
     if device.type == "cpu":
-        return micro.batch
-    batch = micro.batch.to(device, non_blocking=pool.pinned)
+        return moved
+    moved = map_tensors(moved, lambda tensor: tensor.to(device, non_blocking=pool.pinned))
     pool.give_back(micro.staging)
-    return batch
+    return moved
 
 
 def give_back_after_use(micro: MicroBatch, device: torch.device, pool: StagingPool) -> None:

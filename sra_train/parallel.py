@@ -196,6 +196,8 @@ class StopRequest:
         self.requested = True
 
     def agreed(self, accelerator: Accelerator) -> bool:
-        """Whether any rank was asked to stop; all ranks get the same answer."""
+        """Whether any rank was asked to stop; all ranks get the same answer. One process alone asks no device."""
+        if accelerator.num_processes == 1:
+            return self.requested
         flag = torch.tensor(float(self.requested), device=accelerator.device)
         return bool(sum_over_ranks(accelerator, flag) > 0)

@@ -29,30 +29,27 @@ from torch import nn
 from sra_data.errors import ConfigError
 from sra_data.shards.store import ShardSet
 from sra_data.terminal import Reporter
+from sra_train.choosing import choose_sources, choose_student
 from sra_train.config import TrainConfig
-from sra_train.contract import MethodSetting
-from sra_train.data.order import OrderPlan, num_micro_batches
-from sra_train.data.reader import RowReader, row_table
+from sra_train.contract import MethodSetting, ModelShape
+from sra_train.data.knowledge import teacher_settings
+from sra_train.data.micro_batches import budget_of_device
+from sra_train.data.order import OrderPlan
+from sra_train.data.reader import RowReader
 from sra_train.data.staging import StagingPool
 from sra_train.data.stream import BatchMaker, Share
+from sra_train.data.table import RowTable
 from sra_train.loop import Trainer
 from sra_train.measure.development import measure_development, wants_development
-from sra_train.measure.evaluation import generation_prompts, load_aligned_tokenizer
+from sra_train.measure.evaluation import generation_prompts
 from sra_train.measure.generation import measure_generation
 from sra_train.methods.base import Method, method_type
 from sra_train.parallel import COMPUTE_DTYPES, distribute, make_accelerator, resolve_precision, student_inside
-from sra_train.record.card import model_card
+from sra_train.record.card import model_card, teachers_in_words
 from sra_train.record.checkpoint import Checkpoints, Progress, load_full_state
 from sra_train.record.export import export_model, push
 from sra_train.record.plots import draw_run
-from sra_train.record.provenance import (
-    ShardFacts,
-    choose_alignment,
-    failed_examples,
-    recorded_versions,
-    teacher_knowledge,
-    teacher_shape,
-)
+from sra_train.record.provenance import ShardFacts, recorded_versions
 from sra_train.record.run_folder import default_output_dir, record_run, refuse_foreign_folder
 from sra_train.record.summary import RunSummary, last_numbers
 from sra_train.record.tracking import Metrics, finish, log_to, read_metrics, start_trackers
@@ -65,8 +62,6 @@ from sra_train.student import (
     prepare_for_training,
 )
 
-WITHOUT_TEACHER = frozenset({"sft"})  # methods that never open the teacher's pages
-
 
 def run(config: TrainConfig, reporter: Reporter | None = None) -> RunSummary:
     """Train a student from shards, or go on where the output folder stands.
@@ -78,7 +73,7 @@ def run(config: TrainConfig, reporter: Reporter | None = None) -> RunSummary:
     config = resolve(config)
     accelerator = make_accelerator(config.training)
     shown = (reporter or Reporter()) if accelerator.is_main_process else Reporter()
-    with ShardSet.open(config.data.shards, need_teacher=False) as shards:
+    with ShardSet.open(config.data.shards) as shards:
         return Run(config, accelerator, shown, shards).carry_out()
 
 
@@ -96,16 +91,15 @@ class Run:
         self.accelerator = accelerator
         self.reporter = reporter
         self.shards = shards
-        self.alignment = choose_alignment(shards, student=config.student.name, name=config.student.alignment)
-        self.facts = ShardFacts.read(shards, self.alignment)
-        self.student_name = config.student.name or self.facts.student
-        self.student = config.student
-        if config.student.name is None and config.student.revision is None:
-            self.student = config.student.model_copy(update={"revision": self.facts.student_revision})
-        self.uses_teacher = config.method.name not in WITHOUT_TEACHER
+        method = config.method
+        self.method_type: type[Method] = method_type(method.name)
+        self.knowledge_needs = self.method_type.knowledge_needs(method.options)
+        chosen = choose_student(shards, config.student)
+        self.student_name, self.student, self.tokenizer = chosen.name, chosen.options, chosen.tokenizer
+        self.sources = choose_sources(shards, config, side=chosen.side, needs=self.knowledge_needs)
+        self.facts = ShardFacts.read(self.sources)
         self.folder = Path(config.output_dir or default_output_dir(config, self.student_name))
-        failed = failed_examples(shards) if self.uses_teacher else frozenset()
-        self.table = row_table(shards, self.alignment, without=failed)
+        self.table = RowTable.read(self.sources)
         self.plan = OrderPlan(
             row_groups=self.table.row_groups,
             trainable=self.table.is_train,
@@ -140,16 +134,10 @@ class Run:
 
     def carry_out(self) -> RunSummary:
         """Prepare, train, export."""
-        tokenizer = load_aligned_tokenizer(
-            self.student_name,
-            self.student,
-            fingerprint=self.facts.student_tokenizer,
-            shards=str(self.shards.path),
-        )
-        student = self.build_student(tokenizer)
+        student = self.build_student()
         # Refused, if the pages lack a column, before a folder is made.
-        reader = RowReader(self.shards, self.alignment, student.method.needs, with_text=self.evaluates)
-        roots = self.roots(student.method)
+        reader = RowReader(self.sources, student.method.needs)
+        roots = self.sources.roots()
         identity = self.identity(roots)
         refuse_foreign_folder(self.folder, identity)
         checkpoints = Checkpoints(
@@ -174,12 +162,12 @@ class Run:
             if self.accelerator.scaler is not None and progress.scaler:
                 self.accelerator.scaler.load_state_dict(progress.scaler)
             self.reporter.line(f"resumed from step {progress.step} of {self.total_steps} in {self.folder}")
-        progress = self.train(model, optimizer, reader, checkpoints, progress, tokenizer)
-        return self.finish(checkpoints, progress, tokenizer, roots)
+        progress = self.train(model, optimizer, reader, checkpoints, progress)
+        return self.finish(checkpoints, progress, roots)
 
     # ------------------------------------------------------------------ before
 
-    def build_student(self, tokenizer: Any) -> StudentModel:
+    def build_student(self) -> StudentModel:
         """The student and its method on the CPU."""
         training = self.config.training
         model: Any = load_student(self.student_name, self.student, seed=training.seed)
@@ -187,10 +175,10 @@ class Run:
             self.reporter.line(f"student {self.student_name}: new random weights from its config.json")
         shape = model_shape(model)
         rows = model.get_input_embeddings().weight.shape[0]
-        if rows < len(tokenizer):
+        if rows < len(self.tokenizer):
             raise ConfigError(
-                f"student {self.student_name}: {rows} embeddings for a tokenizer of {len(tokenizer)} ids; choose the"
-                " model that belongs to the tokenizer (the vocabulary is never resized)"
+                f"student {self.student_name}: {rows} embeddings for a tokenizer of {len(self.tokenizer)} ids; choose"
+                " the model that belongs to the tokenizer (the vocabulary is never resized)"
             )
         method = self.build_method(shape)
         prepare_for_training(
@@ -198,26 +186,19 @@ class Run:
         )
         return StudentModel(model, method, COMPUTE_DTYPES[training.precision])
 
-    def build_method(self, shape: Any) -> Method:
-        """The objective, told what it needs to know of the teacher."""
-        chosen = self.config.method
-        kind: Any = method_type(chosen.name)
-        seed = self.config.training.seed
-        setting = MethodSetting(student=shape, seed=seed)
-        if self.uses_teacher:
-            knowledge = teacher_knowledge(self.shards, self.alignment)
-            setting = MethodSetting(student=shape, teacher=teacher_shape(self.shards), knowledge=knowledge, seed=seed)
-        return kind(chosen.options, setting)
-
-    def roots(self, method: Method) -> dict[str, str]:
-        """Seals of the folders the run reads; the teacher's only where its pages are opened."""
-        roots = {"corpus": self.shards.corpus.root, "alignment": self.alignment.root}
-        return roots if method.needs.nothing else roots | {"teacher": self.shards.teacher.root}
+    def build_method(self, shape: ModelShape) -> Method:
+        """The objective, told what it needs to know of its teachers."""
+        needs = self.knowledge_needs
+        teachers = () if needs is None else teacher_settings(self.sources, needs)
+        setting = MethodSetting(student=shape, teachers=teachers, seed=self.config.training.seed)
+        return self.method_type(self.config.method.options, setting)
 
     def identity(self, roots: Mapping[str, str]) -> dict[str, Any]:
         """What a checkpoint must agree with to be continued."""
         return {
             **{f"root.{name}": root for name, root in roots.items()},
+            # in order: the first one's head carries the cross entropy, and projectors are numbered
+            "data.teachers": [f"{one.name}:{one.weight:.12g}" for one in self.sources.teachers],
             "total_steps": self.total_steps,
             **self.config.identity(),
         }
@@ -226,21 +207,22 @@ class Run:
         """Say what is about to happen."""
         table, share = self.table, self.share()
         every, trained = num_parameters(student)
-        micro = num_micro_batches(
-            self.config.training.batch_size, world_size=share.world_size, micro_batch_size=share.micro_batch_size
-        )
         left_out = ", ".join(f"{count} {status}" for status, count in table.skipped.items()) or "none"
         self.reporter.line(
             f"{self.config.method.name}: student {self.student_name}, {every:,} parameters, {trained:,} trained;"
-            f" teacher {self.facts.teacher}"
+            f" {teachers_in_words(self.facts)}"
         )
         self.reporter.line(
             f"{table.is_train.sum():,} examples to train on, {table.is_dev.sum():,} for development,"
             f" left out: {left_out}"
         )
+        for name, count in table.lacking.items():
+            self.reporter.line(
+                f"{count:,} of the examples to train on are unknown to {name}: they keep all other terms"
+            )
         self.reporter.line(
             f"{self.total_steps:,} steps of {self.config.training.batch_size} examples on {share.world_size}"
-            f" process(es), {micro} micro-batch(es) of {share.micro_batch_size} each, on {self.accelerator.device.type}"
+            f" process(es), in micro-batches of {share.budget}, on {self.accelerator.device.type}"
         )
         if not self.evaluates:
             self.reporter.line("no development split is measured: the last weights are exported")
@@ -257,10 +239,11 @@ class Run:
 
     def share(self) -> Share:
         """Which part of a global batch this process runs."""
-        world_size = self.accelerator.num_processes
-        whole = -(-self.config.training.batch_size // world_size)
-        size = self.config.training.micro_batch_size
-        return Share(self.accelerator.process_index, world_size, whole if size is None else min(size, whole))
+        training = self.config.training
+        budget = budget_of_device(self.accelerator.device.type).limited(
+            most_tokens=training.micro_batch_tokens, most_rows=training.micro_batch_size
+        )
+        return Share(self.accelerator.process_index, self.accelerator.num_processes, budget)
 
     # ------------------------------------------------------------------ during
 
@@ -271,20 +254,10 @@ class Run:
         reader: RowReader,
         checkpoints: Checkpoints,
         progress: Progress,
-        tokenizer: Any,
     ) -> Progress:
         """Run the loop with its files and trackers open."""
         pool = StagingPool(pinned=self.accelerator.device.type == "cuda")
-        needs = reader.needs
-        facts: Mapping[str, Any] = {} if needs.nothing else self.shards.teacher.facts
-        maker = BatchMaker(
-            read=reader,
-            needs=needs,
-            temperatures=facts.get("temperatures", ()),
-            table=self.table,
-            pool=pool,
-            granularity=facts.get("granularity", "token"),
-        )
+        maker = BatchMaker(read=reader, table=self.table, pool=pool)
         is_main = self.accelerator.is_main_process
         metrics = Metrics(self.folder, resume_step=progress.step) if is_main else None
         trackers = start_trackers(
@@ -313,7 +286,7 @@ class Run:
             total_steps=self.total_steps,
             reporter=self.reporter,
             log=log,
-            evaluate=self.evaluation(tokenizer) if self.evaluates else None,
+            evaluate=self.evaluation() if self.evaluates else None,
         )
         try:
             return trainer.run()
@@ -322,7 +295,7 @@ class Run:
                 metrics.close()
             finish(trackers)
 
-    def evaluation(self, tokenizer: Any) -> Any:
+    def evaluation(self) -> Any:
         """What is measured between steps."""
         generation = self.config.evaluation.generation
         if generation is None or not generation.sets:
@@ -338,7 +311,7 @@ class Run:
             inner = student_inside(trainer.model)
             inner.eval()
             try:
-                return found | measure_generation(inner.model, tokenizer, prompts, generation, self.accelerator)
+                return found | measure_generation(inner.model, self.tokenizer, prompts, generation, self.accelerator)
             finally:
                 inner.train()
 
@@ -346,9 +319,7 @@ class Run:
 
     # ------------------------------------------------------------------ after
 
-    def finish(
-        self, checkpoints: Checkpoints, progress: Progress, tokenizer: Any, roots: Mapping[str, str]
-    ) -> RunSummary:
+    def finish(self, checkpoints: Checkpoints, progress: Progress, roots: Mapping[str, str]) -> RunSummary:
         """Export the model, draw the plots, write the card; the first process works, the others wait."""
         wants_best = self.config.checkpoints.export == "best" and progress.best_step is not None
         exported = progress.best_step if wants_best and progress.best_step is not None else progress.step
@@ -358,8 +329,7 @@ class Run:
             card = model_card(
                 config=self.config,
                 student=self.student_name,
-                teacher=self.facts.teacher,
-                data=self.facts.data,
+                facts=self.facts,
                 roots=roots,
                 versions=recorded_versions(),
                 records=records,
@@ -370,7 +340,7 @@ class Run:
                 options=self.student,
                 seed=self.config.training.seed,
                 student_name=self.student_name,
-                tokenizer=tokenizer,
+                tokenizer=self.tokenizer,
                 weights=checkpoints.read_model(exported),
                 card=card,
                 folder=self.folder / "model",

@@ -30,8 +30,9 @@ from sra_data.models.attention import LastQueryAttention
 from sra_data.models.decoder import decoder_body, decoder_layers, text_config, unwrap
 from sra_data.models.output_head import OutputHead, check_output_head
 from sra_data.models.softcap import use_softcapped_sdpa
+from sra_train.body import Body
 from sra_train.config import LoraConfig, StudentConfig
-from sra_train.contract import Batch, ModelShape, StepTotals, StudentOutput
+from sra_train.contract import Batch, LabelRows, ModelShape, StepTotals, StudentOutput
 from sra_train.likelihood import token_nats
 from sra_train.methods.base import Method
 
@@ -74,26 +75,26 @@ class StudentModel(nn.Module):
         self.compute_dtype = compute_dtype
         layers = method.student_needs.attention_layers
         self.last_query = LastQueryAttention.attach(model, layers) if layers else None
+        self.body = Body(model)
         self.num_layers = len(decoder_layers(model))
         wrong = [layer for layer in method.student_layers if not 0 <= layer <= self.num_layers]
         if wrong:
             raise ModelError(f"student layer {wrong[0]}: the student has layers 0 to {self.num_layers}; choose another")
 
-    def forward(self, batch: Batch, totals: StepTotals, text_tokens: Tensor | None = None) -> StudentLosses:
+    def forward(self, batch: Batch, totals: StepTotals, text: LabelRows | None = None) -> StudentLosses:
         """The method's losses on one micro-batch.
 
         Args:
             batch: On the student's device.
             totals: Of the global step.
-            text_tokens: [B, N] bool, tokens whose -log P is summed into `nats`; None where it is not wanted.
+            text: Positions whose next tokens' -log P is summed into `nats`; None where it is not wanted.
         """
         output = self.student_output(batch)
         with torch.autocast(batch.input_ids.device.type, enabled=False):
             losses = self.method(output, batch, totals)
             nats = None
-            if text_tokens is not None:
-                states = output.hidden[self.num_layers]
-                nats = token_nats(hidden=states, head=output.head, input_ids=batch.input_ids, wanted=text_tokens)
+            if text is not None:
+                nats = token_nats(hidden=output.hidden[self.num_layers], head=output.head, rows=text)
             # Every projector is part of every graph, or DDP waits for gradients of a batch that has no span.
             silent = sum(
                 (parameter.sum() for parameter in self.method.parameters() if parameter.requires_grad), start=0.0
@@ -110,12 +111,7 @@ class StudentModel(nn.Module):
             nullcontext({}) if self.last_query is None else self.last_query.capture(batch.lengths - 1)
         )
         with self._autocast(batch.input_ids.device.type), capture as rows:
-            said = decoder_body(self.model)(
-                input_ids=batch.input_ids,
-                attention_mask=batch.attention_mask,
-                use_cache=False,
-                output_hidden_states=bool(inner),
-            )
+            said = self.body(batch.input_ids, batch.lengths, all_layers=bool(inner))
         hidden = {layer: said.hidden_states[layer] for layer in inner}
         hidden[self.num_layers] = said.last_hidden_state
         if self.compute_dtype is not None:
@@ -129,9 +125,10 @@ class StudentModel(nn.Module):
 
 
 def model_shape(model: nn.Module) -> ModelShape:
-    """Layers and hidden size, as a method wants to know them."""
+    """Sizes, as a method wants to know them."""
+    vocabulary_size, hidden_size = OutputHead.from_model(model).weight.shape
     return ModelShape(
-        num_layers=len(decoder_layers(model)), hidden_size=int(OutputHead.from_model(model).weight.shape[1])
+        num_layers=len(decoder_layers(model)), hidden_size=int(hidden_size), vocabulary_size=int(vocabulary_size)
     )
 
 

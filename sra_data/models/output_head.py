@@ -84,7 +84,8 @@ class OutputHead:
 
     def restrict(self, ids: Tensor) -> OutputHead:
         """The same head over `ids` [n] only; row j of the new one is row ids[j] of this."""
-        return replace(self, weight=self.weight[ids], bias=None if self.bias is None else self.bias[ids])
+        bias = None if self.bias is None else self.bias.index_select(0, ids)
+        return replace(self, weight=self.weight.index_select(0, ids), bias=bias)
 
     def to(self, *args: Any, **kwargs: Any) -> OutputHead:
         """Move or cast the tensors, as `Tensor.to`."""

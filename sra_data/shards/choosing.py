@@ -6,8 +6,12 @@ same words and refuse with the same list.
 
 from __future__ import annotations
 
+import hashlib
+import json
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from sra_data.errors import ShardError
 
@@ -20,6 +24,18 @@ def model_name(name: str) -> str:
 def names_of_model(name: str, revision: str | None) -> tuple[str, ...]:
     """What a model is known by: its name, and name@revision where a revision is known."""
     return (name, f"{name}@{revision}") if revision else (name,)
+
+
+def folder_name(model: str, inputs: Any, *, otherwise: str) -> str:
+    """``<model>-<8 hex>``: the last word of a model's name, and a hash of what the folder depends on.
+
+    Args:
+        model: Hub id or folder.
+        inputs: JSON values; equal inputs give equal names.
+        otherwise: the word where nothing of the model's name can be one.
+    """
+    stem = re.sub(r"[^A-Za-z0-9._]+", "-", Path(model).name).strip("-.") or otherwise
+    return f"{stem}-{hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()[:8]}"
 
 
 def choose(

@@ -264,6 +264,7 @@ def begin(
     *,
     files: Sequence[str] = (),
     made_from: Sequence[str] = ("corpus",),
+    facts: Mapping[str, Any] | None = None,
 ) -> Plan:
     """Start a folder, or go on with it: the plan that is there, or a new one written before any work.
 
@@ -273,31 +274,37 @@ def begin(
         fingerprint: everything the content depends on (JSON values), under names people understand.
         make_units: called only if there is no plan yet.
         files: names of files beside the parts without which the folder is not complete.
-        made_from: sections it is made from; nothing for the corpus.
+        made_from: sections it is made from.
+        facts: what the manifest is to say of the folder from its beginning on (JSON values).
 
     Raises:
         ShardError: If the folder was begun from other inputs; names each that differs.
     """
-    folder = shards / section
-    kind = kind_of(section)
+    folder, kind = shards / section, kind_of(section)
     if Manifest.exists(shards):
         Manifest.load(shards)  # refuses another format before anything is written
     inputs: dict[str, Any] = json.loads(json.dumps(dict(fingerprint)))  # as they will be read back
     sources = () if kind == "corpus" else tuple(made_from)
-    plan = None if (folder / PLAN).is_file() else Plan(kind, inputs, tuple(make_units()), tuple(files), sources)
+    new = None if is_begun(shards, section) else Plan(kind, inputs, tuple(make_units()), tuple(files), sources)
     folder.mkdir(parents=True, exist_ok=True)
     with folder_lock(folder):
-        if (folder / PLAN).is_file():  # there before, or written by another coordinator meanwhile
-            plan = Plan.load(folder)
+        if is_begun(shards, section):  # there before, or by another coordinator meanwhile
+            plan, new = Plan.load(folder), None
             refuse_if_changed(plan.fingerprint, inputs, where=folder)
         else:
-            assert plan is not None
+            assert new is not None
+            plan = new
             _refuse_orphans(folder, plan)
             plan.save(folder)
-    known = Manifest.load(shards).section(section) if Manifest.exists(shards) else None
-    if known is None or known.get("fingerprint") != plan.fingerprint:
-        record(shards, section, fingerprint=plan.fingerprint, root=None)
+    known = (Manifest.load(shards).section(section) if Manifest.exists(shards) else None) or {}
+    if new is not None or known.get("fingerprint") != plan.fingerprint:
+        record(shards, section, fingerprint=plan.fingerprint, root=None, **(facts or {}))
     return plan
+
+
+def is_begun(shards: Path, section: str) -> bool:
+    """Whether a folder has a plan."""
+    return (shards / section / PLAN).is_file()
 
 
 def _refuse_orphans(folder: Path, plan: Plan) -> None:

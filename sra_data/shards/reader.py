@@ -8,7 +8,7 @@ stay in memory because an epoch's order returns to them. Safe to use from one pr
 from __future__ import annotations
 
 import threading
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -22,7 +22,7 @@ from sra_data.errors import ShardError
 from sra_data.shards.columns import TEXT, Column, FolderSchema, row_hash, value_hash
 from sra_data.shards.index import Index, read_index
 from sra_data.shards.kinds import Row, build_row
-from sra_data.shards.manifest import Manifest, Receipt, command_for, part_path
+from sra_data.shards.manifest import Manifest, Plan, Receipt, command_for, part_path
 from sra_data.shards.part import PartFile, damaged, direct_sizes, shards_of, stored_values
 from sra_data.shards.schema import response_positions
 
@@ -149,6 +149,15 @@ class FolderReader:
             unique, back = np.unique(numbers, return_inverse=True)
             rows = self._read_sorted(unique, wanted, with_positions)
         return [rows[place] for place in back.tolist()]
+
+    def bytes_by_column(self) -> dict[str, int]:
+        """Bytes on disk of each column, compressed where it is, and of each file beside the parts under its name."""
+        plan, sizes = Plan.load(self.folder), Counter[str]()
+        with self._lock:
+            for unit in plan.units:
+                sizes.update(self._part(unit.part).bytes_by_column())
+        sizes.update({name: (self.folder / name).stat().st_size for name in plan.files})
+        return dict(sizes)
 
     def _columns(self, names: Sequence[str] | None) -> tuple[list[Column], bool]:
         """The value columns asked for, in file order, and whether positions are."""

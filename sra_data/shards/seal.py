@@ -46,8 +46,7 @@ def seal(shards: Path, section: str, facts: Mapping[str, Any] | None = None) -> 
 
     Args:
         shards: the whole folder.
-        section: "corpus", "sides/<name>", "alignments/<name>" or "teachers/<name>"; what it was made from is sealed
-            first.
+        section: its name; what it was made from is sealed first.
         facts: what else to record in the section, in the same write (counts, faithfulness).
 
     Raises:
@@ -70,20 +69,19 @@ def seal(shards: Path, section: str, facts: Mapping[str, Any] | None = None) -> 
             stack.callback(rows.close)
         parts = _Parts(folder, plan, known)
         index_sha256 = write_index(folder, parts.tables())
-    num_bytes = parts.num_bytes + sum((folder / name).stat().st_size for name in files)
     values: dict[str, Any] = {
         "fingerprint": plan.fingerprint,
         "root": folder_root(parts.rows_roots, files),
         "num_parts": len(plan.units),
         "num_rows": parts.num_rows,
-        "num_bytes": num_bytes,
+        "num_bytes": parts.num_bytes + sum((folder / name).stat().st_size for name in files),
         "index_sha256": index_sha256,
         "granularity": parts.granularity,
     }
     if bases:
         values["made_from"] = {name: facts["root"] for name, facts in bases.items()}
     record(shards, section, **values, **(facts or {}))
-    return Sealed(values["root"], len(plan.units), parts.num_rows, num_bytes, parts.notes)
+    return Sealed(values["root"], len(plan.units), parts.num_rows, values["num_bytes"], parts.notes)
 
 
 class _Parts:

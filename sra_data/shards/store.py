@@ -6,8 +6,7 @@ side, a teacher, and the `PairReader` that shows an alignment in one direction.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sra_data.errors import ShardError
-from sra_data.shards.choosing import choose, model_name, names_of_model
+from sra_data.shards.choosing import choose, folder_name, model_name, names_of_model
 from sra_data.shards.codecs import EncodedTensor
 from sra_data.shards.columnar import (
     EncodedRows,
@@ -37,6 +36,7 @@ from sra_data.shards.manifest import (
     Unit,
     begin,
     command_for,
+    is_begun,
     is_done,
     missing_units,
     notes_of,
@@ -44,14 +44,23 @@ from sra_data.shards.manifest import (
     record_pairs,
     refuse_if_changed,
 )
+from sra_data.shards.pairs import (
+    BETWEEN_SIDES,
+    PairReader,
+    PairSpans,
+    PairVocabulary,
+    alignment_name,
+    options_of,
+    sides_of,
+)
 from sra_data.shards.reader import FolderReader, refuse_other_base
-from sra_data.shards.schema import IntArray
 from sra_data.shards.seal import Sealed, has_file, seal
 from sra_data.shards.state import FolderState, state_of
 from sra_data.shards.vocabulary import VOCABULARY, StoredVocabulary, load_vocabulary, save_vocabulary
 from sra_data.shards.writer import TEXT_BYTES_PER_GROUP, cut_row_groups, write_columns, write_part
 
 __all__ = [
+    "BETWEEN_SIDES",
     "FORMAT_VERSION",
     "TEXT_BYTES_PER_GROUP",
     "VOCABULARY",
@@ -79,13 +88,17 @@ __all__ = [
     "corpus_columns",
     "corpus_schema",
     "cut_row_groups",
+    "folder_name",
     "has_file",
+    "is_begun",
     "is_done",
     "load_embeddings",
     "load_head",
+    "load_vocabulary",
     "missing_units",
     "model_name",
     "notes_of",
+    "options_of",
     "read_index",
     "read_part",
     "record",
@@ -105,94 +118,6 @@ __all__ = [
 ]
 
 ALIGN = "sra-data align"
-BETWEEN_SIDES = "~"
-
-
-def alignment_name(one: str, other: str, suffix: str = "") -> str:
-    """The name of the alignment of two sides, whichever comes first; `suffix` tells other options apart."""
-    left, right = sorted((one, other))
-    return BETWEEN_SIDES.join([left, right, *([suffix] if suffix else [])])
-
-
-def sides_of(alignment: str) -> tuple[str, str]:
-    """(left, right) side of an alignment, from its name."""
-    left, right, *_ = alignment.split(BETWEEN_SIDES)
-    return left, right
-
-
-@dataclass(frozen=True)
-class PairSpans:
-    """The spans of one example: span k of the student is span k of the teacher."""
-
-    id: str
-    status: str
-    student_spans: IntArray  # [K, 2] tokens
-    teacher_spans: IntArray  # [K, 2] tokens
-
-
-@dataclass(frozen=True, eq=False)
-class PairVocabulary:
-    """Ids of student and teacher that stand for the same bytes; see `StoredVocabulary`.
-
-    Attributes:
-        student_ids: [n] int32, increasing; `teacher_ids` [n] int32 their counterparts.
-        student_of_teacher: [teacher's ids] int32, -1 without a counterpart; `teacher_of_student` likewise.
-        end_of_sequence: (student's id, teacher's id), a pair by role; None where a side has none.
-    """
-
-    student_ids: NDArray[np.int32]
-    teacher_ids: NDArray[np.int32]
-    student_of_teacher: NDArray[np.int32]
-    teacher_of_student: NDArray[np.int32]
-    end_of_sequence: tuple[int, int] | None
-
-
-class PairReader:
-    """An alignment in one direction: which side is the student's and which the teacher's.
-
-    Attributes:
-        reader: its rows, left and right.
-        name: of its folder.
-        student, teacher: names of the sides.
-        root: what it was sealed with.
-    """
-
-    def __init__(self, reader: FolderReader, *, student: str, teacher: str) -> None:
-        self.reader = reader
-        self.name = reader.section.partition("/")[2]
-        self.student, self.teacher = student, teacher
-        self.root = reader.root
-        self._student_is_left = (student, teacher) == sides_of(self.name)
-        assert self._student_is_left or (teacher, student) == sides_of(self.name)
-
-    @property
-    def index(self) -> Index:
-        """The alignment's index."""
-        return self.reader.index
-
-    def read(self, row_numbers: Sequence[int] | NDArray[Any]) -> list[PairSpans]:
-        """Rows by number, in the order asked; raises as `FolderReader.read` does."""
-        rows = self.reader.read(row_numbers)
-        if self._student_is_left:
-            return [PairSpans(row.id, row.status, row.left_spans, row.right_spans) for row in rows]
-        return [PairSpans(row.id, row.status, row.right_spans, row.left_spans) for row in rows]
-
-    def vocabulary(self) -> PairVocabulary:
-        """What the two tokenizers share.
-
-        Raises:
-            ShardError: If the file is missing or damaged.
-        """
-        stored = load_vocabulary(self.reader.folder)
-        if not self._student_is_left:
-            stored = stored.swapped()
-        return PairVocabulary(
-            student_ids=stored.left_ids,
-            teacher_ids=stored.right_ids,
-            student_of_teacher=stored.left_of_right,
-            teacher_of_student=stored.right_of_left,
-            end_of_sequence=stored.end_of_sequence,
-        )
 
 
 class ShardSet:
@@ -248,12 +173,15 @@ class ShardSet:
         """
         return self._open(f"alignments/{name}")
 
-    def pair(self, *, student: str, teacher: str, name: str | None = None) -> PairReader:
+    def pair(
+        self, *, student: str, teacher: str, name: str | None = None, flag: str = "--set student.alignment=NAME"
+    ) -> PairReader:
         """The alignment of two sides, seen from the student.
 
         Args:
             student: name of a side; teacher likewise.
             name: of the alignment, where the pair was aligned in several ways.
+            flag: the caller's option that names one.
 
         Raises:
             ShardError: If they were never aligned, or in several ways and no name was given.
@@ -269,10 +197,10 @@ class ShardSet:
             )
         chosen = choose(
             name,
-            dict.fromkeys(known, ()),
+            {found: (options_of(found),) for found in known},
             where=self.path,
             what="alignment",
-            flag="--set student.alignment=NAME",
+            flag=flag,
             command=ALIGN,
         )
         return PairReader(self.alignment(chosen), student=student, teacher=teacher)
@@ -302,9 +230,33 @@ class ShardSet:
         """The name of a side that was aligned as a teacher's; raises as `choose_student` does."""
         return self._choose_side(wanted, "teacher")
 
-    def _choose_side(self, wanted: str | None, role: str) -> str:
+    def choose_pair(
+        self, *, teacher: str | None = None, student: str | None = None, name: str | None = None
+    ) -> PairReader:
+        """The alignment of the two sides that are meant; one that is not named is the only one aligned with the other.
+
+        Args:
+            teacher: name of a side that was aligned as a teacher's, its start or its model's; student likewise.
+            name: of the alignment, or what stands behind the sides in it, where the pair was aligned in several ways.
+
+        Raises:
+            ShardError: If there is none, or several fit; lists what is there.
+        """
+        if student is None:
+            teacher = self._choose_side(teacher, "teacher")
+            student = self._choose_side(None, "student", partner=teacher)
+        else:
+            student = self._choose_side(student, "student")
+            teacher = self._choose_side(teacher, "teacher", partner=student)
+        return self.pair(student=student, teacher=teacher, name=name, flag="--alignment NAME")
+
+    def _choose_side(self, wanted: str | None, role: str, *, partner: str | None = None) -> str:
+        """A side that has the role, among those aligned with `partner` where that is given."""
+        other = {"student": "teacher_side", "teacher": "student_side"}[role]
         known: dict[str, tuple[str, ...]] = {}
         for pair in self.manifest.pairs:
+            if partner not in (None, pair[other]):
+                continue
             side = pair[f"{role}_side"]
             known[side] = (*known.get(side, ()), *names_of_model(pair[role]["name"], pair[role].get("revision")))
         if wanted in self.manifest.names("sides"):

@@ -32,9 +32,9 @@ from sra_data.shards.manifest import Receipt, Unit, part_path, receipt_path, row
 from sra_data.shards.part import PartFile, check_part, damaged, footer_hash
 
 POSITIONS_PER_GROUP = 1024  # of a teacher's pages: 4.5 MB at width 2,048 in bf16
-# Of corpus, sides and alignments, in bytes of responses: some 8,192 positions, of some 20 bytes each; smaller chunks
+# Of corpus, sides and alignments, in bytes of responses: some 16,384 positions, of some 20 bytes each; smaller chunks
 # cost more than they hold. From bytes and not tokens, so that all these folders have the same row groups.
-TEXT_BYTES_PER_GROUP = 32_768
+TEXT_BYTES_PER_GROUP = 65_536
 ROWS_PER_GROUP = 1024
 
 

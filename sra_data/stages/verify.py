@@ -1,9 +1,9 @@
 """``sra-data verify``: whether everything on disk is what was written, and belongs together.
 
 Every file's bytes against its receipt's sha256, every value against its hash, every part's rows against the receipt's
-rows_root, every index and root against the manifest, every row of every folder against the corpus's row: id, order,
-number of positions, and spans and ids within their bounds. ``deep`` also asks the teacher again about a sample and
-compares. All problems are collected, one line each; nothing is repaired here.
+rows_root, every index and root against the manifest, every folder against those it was made from: their roots, and row
+by row ids, order, parts and the number of a teacher's positions; spans within the tokens they count. ``deep`` also asks
+a teacher again about a sample and compares. All problems are collected, one line each; nothing is repaired here.
 """
 
 from __future__ import annotations
@@ -19,17 +19,17 @@ from numpy.typing import NDArray
 from sra_data.errors import ShardError
 from sra_data.shards.durable import sha256_of
 from sra_data.shards.index import INDEX, Index, index_table, read_index
-from sra_data.shards.manifest import Manifest, Plan, Receipt, command_for, folder_root, part_path
+from sra_data.shards.manifest import Manifest, Plan, Receipt, command_for, folder_root, kind_of, part_path
 from sra_data.shards.part import PartFile, check_part, damaged
-from sra_data.shards.schema import AlignmentRow, CorpusRow, TeacherRow
+from sra_data.shards.schema import TeacherRow
 from sra_data.shards.seal import check_root, compare_rows, file_receipt
-from sra_data.shards.store import ShardSet
+from sra_data.shards.store import FolderReader, ShardSet, sides_of
 from sra_data.stages.sampling import sample_rows
 from sra_data.terminal import Reporter, Task, bytes_in_words
 
 ROWS_AT_ONCE = 256
-SPAN_COLUMNS = ["student_ids", "label_spans", "student_spans", "teacher_spans"]
-Recapture = Callable[[ShardSet, Sequence[CorpusRow]], list[TeacherRow]]
+Recapture = Callable[[ShardSet, str, Sequence[int]], list[TeacherRow]]
+Spans = NDArray[np.int32]
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,8 @@ class VerifyOptions:
 
     Attributes:
         shards: the folder.
-        deep: also run the teacher again on a sample.
+        deep: also run a teacher again on a sample.
+        teacher: which one, by the name of its pages, the start of it or the model's; the only one where None.
         sample: how many examples `deep` asks about, evenly spread.
         max_relative_error: of hidden states, and of log-probabilities in nats, that `deep` lets pass: another machine
             or batch rounds differently.
@@ -46,6 +47,7 @@ class VerifyOptions:
 
     shards: Path
     deep: bool = False
+    teacher: str | None = None
     sample: int = 16
     max_relative_error: float = 0.05
 
@@ -97,26 +99,27 @@ def verify(options: VerifyOptions, reporter: Reporter, recapture: Recapture | No
     Args:
         options: what to verify.
         reporter: shows progress in bytes.
-        recapture: for `deep`: what the teacher says now about corpus rows, encoded as the folder stores it.
+        recapture: for `deep`: what a teacher (by the name of its pages) says now about rows of these numbers, encoded
+            as its folder stores them.
 
     Raises:
-        ShardError: If there is no manifest to verify against. Everything else is in the summary.
+        ShardError: If there is no manifest to verify against, or no teacher, or several, to ask again. Everything else
+            is in the summary.
     """
     assert recapture is not None or not options.deep, "deep needs a way to ask the teacher"
     manifest = Manifest.load(options.shards)
-    names = [name for name in ("corpus", "teacher") if manifest.section(name) is not None]
-    names += [f"alignments/{name}" for name in manifest.alignments]
-    found = _Findings()
+    teacher = ShardSet(options.shards, manifest).choose_teacher(options.teacher) if options.deep else None
+    names, found = manifest.sections, _Findings()
     sections = [manifest.section(name) or {} for name in names]
     with reporter.task("verify", sum(section.get("num_bytes", 0) for section in sections), "bytes") as task:
         for name in names:
             _verify_folder(manifest, name, found, task)
     if not found.problems:  # rows can be compared once every one of them reads
-        with ShardSet.open(options.shards, need_teacher=False) as shards:
-            for name in shards.alignments:
+        with ShardSet.open(options.shards) as shards:
+            for name in names:
                 found.collect(_verify_spans, shards, name)
-            if options.deep and recapture is not None:
-                found.collect(_verify_deep, shards, options, recapture, found)
+            if teacher is not None and recapture is not None:
+                found.collect(_verify_deep, shards, teacher, options, recapture, found)
     return VerifySummary(
         tuple(names), found.num_parts, found.num_rows, found.num_bytes, found.num_recaptured, tuple(found.problems)
     )
@@ -143,7 +146,7 @@ def _verify_folder(manifest: Manifest, name: str, found: _Findings, task: Task) 
     try:
         section = manifest.sealed(name)
         plan = Plan.load(folder)
-        index = read_index(folder, kind=plan.kind, sha256=section["index_sha256"])
+        index = read_index(folder, kind=kind_of(name), sha256=section["index_sha256"])
     except ShardError as error:
         found.problems.append(str(error))
         return
@@ -199,60 +202,106 @@ def _verify_file(folder: Path, name: str) -> None:
 
 
 def _verify_root(manifest: Manifest, name: str, plan: Plan, receipts: Sequence[Receipt]) -> None:
-    """The sealed root, and the corpus it was sealed for."""
+    """The sealed root, and what the folder was made from."""
     section = manifest.sealed(name)
     folder = manifest.shards / name
     files = {extra: file_receipt(folder, extra)["sha256"] for extra in plan.files}
     root = folder_root([receipt.rows_root for receipt in receipts], files)
     if root != section["root"]:
         raise ShardError(f"{folder}: root {root[:12]}, the manifest has {section['root'][:12]}; make the folder again")
-    if name != "corpus":
-        corpus = manifest.sealed("corpus")
-        if section["corpus_root"] != corpus["root"]:
-            raise ShardError(f"{folder}: made for corpus {section['corpus_root'][:12]}, not {corpus['root'][:12]}")
-        known = read_index(manifest.shards / "corpus", sha256=corpus["index_sha256"])
-        other = read_index(folder, sha256=section["index_sha256"])
-        compare_rows(known, other, where=folder, granularity=section["granularity"])
+    made_from = section.get("made_from", {})
+    if set(made_from) != set(plan.made_from):
+        raise ShardError(
+            f"{folder}: made from {', '.join(plan.made_from) or 'nothing'} by its plan, from "
+            f"{', '.join(made_from) or 'nothing'} by the manifest; {command_for(name, manifest.shards)}"
+        )
+    index = read_index(folder, sha256=section["index_sha256"])
+    for base, known in made_from.items():
+        facts = manifest.sealed(base)
+        if known != facts["root"]:
+            roots = f"made from {base} {known[:12]}, the manifest has {facts['root'][:12]}"
+            raise ShardError(f"{folder}: {roots}; delete it and {command_for(name, manifest.shards)}")
+        rows = read_index(manifest.shards / base, sha256=facts["index_sha256"])
+        compare_rows(rows, index, where=folder, granularity=section["granularity"], base_name=base)
+
+
+# ---------------------------------------------------------------------------------------------------- row by row
 
 
 def _verify_spans(shards: ShardSet, name: str) -> None:
-    """Labels and spans of one alignment lie within their tokens, in order, as many on both sides."""
-    reader = shards.alignments[name]
-    for first in range(0, len(reader), ROWS_AT_ONCE):
-        numbers = np.arange(first, min(first + ROWS_AT_ONCE, len(reader)))
-        aligned: list[AlignmentRow] = reader.read(numbers, SPAN_COLUMNS)
-        num_teacher_tokens = shards.corpus.index.num_tokens[numbers].tolist()
-        for row, num_tokens in zip(aligned, num_teacher_tokens, strict=True):
-            where = f"{reader.folder}: example {row.id}"
-            _refuse_bad_spans(row.label_spans, len(row.student_ids), f"{where}, label_spans")
-            _refuse_bad_spans(row.student_spans, len(row.student_ids), f"{where}, student_spans")
-            _refuse_bad_spans(row.teacher_spans, num_tokens, f"{where}, teacher_spans")
-            if len(row.student_spans) != len(row.teacher_spans):
-                counts = f"{len(row.student_spans)} student spans, {len(row.teacher_spans)} teacher spans"
-                raise ShardError(f"{where}: {counts}; run `sra-data align` again into an empty folder")
+    """What counts in tokens lies within them: a side's responses and labels, an alignment's spans, a teacher's rows."""
+    reader = {"side": shards.side, "alignment": shards.alignment, "teacher": shards.teacher}.get(kind_of(name))
+    if reader is None:
+        return
+    opened = reader(name.partition("/")[2])
+    if kind_of(name) == "teacher":
+        _verify_span_counts(shards, opened)
+        return
+    check = _check_side if kind_of(name) == "side" else _check_alignment
+    for first in range(0, len(opened), ROWS_AT_ONCE):
+        check(shards, opened, np.arange(first, min(first + ROWS_AT_ONCE, len(opened))))
 
 
-def _refuse_bad_spans(spans: NDArray[np.int32], num_tokens: int, where: str) -> None:
+def _check_side(shards: ShardSet, reader: FolderReader, numbers: NDArray[np.int64]) -> None:
+    """Responses and labels in order within the tokens; one that was cut off is empty, wherever it stands."""
+    for row in reader.read(numbers, ["ids", "response_spans", "label_spans"]):
+        for name in ("response_spans", "label_spans"):
+            spans: Spans = getattr(row, name)
+            where = f"{reader.folder}: example {row.id}, {name}"
+            _refuse_bad_spans(spans[spans[:, 0] != spans[:, 1]], len(row.ids), where)
+
+
+def _check_alignment(shards: ShardSet, reader: FolderReader, numbers: NDArray[np.int64]) -> None:
+    """Spans in order within the tokens of both sides, as many on the left as on the right."""
+    left, right = (shards.side(side).index.num_tokens[numbers].tolist() for side in sides_of(reader.folder.name))
+    for row, num_left, num_right in zip(reader.read(numbers), left, right, strict=True):
+        where = f"{reader.folder}: example {row.id}"
+        _refuse_bad_spans(row.left_spans, num_left, f"{where}, left_spans")
+        _refuse_bad_spans(row.right_spans, num_right, f"{where}, right_spans")
+        if len(row.left_spans) != len(row.right_spans):
+            counts = f"{len(row.left_spans)} left spans, {len(row.right_spans)} right spans"
+            raise ShardError(f"{where}: {counts}; run `sra-data align` again into an empty folder")
+
+
+def _refuse_bad_spans(spans: Spans, num_tokens: int, where: str) -> None:
     flat = spans.reshape(-1)  # half-open, in order, disjoint: start < stop <= start < stop ...
     is_sound = np.all(spans[:, 0] < spans[:, 1]) and np.all(np.diff(flat) >= 0)
     if len(flat) and not (is_sound and flat[0] >= 0 and flat[-1] <= num_tokens):
         raise ShardError(f"{where}: not in order within {num_tokens} tokens; run `sra-data align` again")
 
 
-def _verify_deep(shards: ShardSet, options: VerifyOptions, recapture: Recapture, found: _Findings) -> None:
-    """Ask the teacher again about examples spread over the corpus, and compare with what is cached."""
-    failed = set(shards.teacher.facts.get("failed_examples", []))  # zeros stand in their place
-    spread = sample_rows(shards.corpus.index.num_positions, options.sample)
-    numbers = [row for row in spread.tolist() if shards.corpus.index.id_of(row) not in failed]
-    cached = shards.teacher.read(numbers)
-    live = recapture(shards, shards.corpus.read(numbers))
+def _verify_span_counts(shards: ShardSet, reader: FolderReader) -> None:
+    """Pages by span have as many rows as their alignment has spans; by token, sealing and roots have said it."""
+    if reader.facts["granularity"] != "span":
+        return
+    alignment = shards.alignment(reader.facts["alignment"].partition("/")[2])
+    had, spans = reader.index.num_positions, alignment.index.num_spans
+    differs = np.flatnonzero(had != spans)
+    if len(differs):
+        row = int(differs[0])
+        raise ShardError(
+            f"{reader.folder}: example {reader.index.id_of(row)}: {had[row]} rows, {alignment.section} has "
+            f"{spans[row]} spans; delete it and {command_for(reader.section, shards.path)}"
+        )
+
+
+def _verify_deep(
+    shards: ShardSet, teacher: str, options: VerifyOptions, recapture: Recapture, found: _Findings
+) -> None:
+    """Ask a teacher again about examples spread over the corpus, and compare with what is cached."""
+    pages = shards.teacher(teacher)
+    failed = set(pages.facts.get("failed_examples", []))  # zeros stand in their place
+    spread = sample_rows(pages.index.num_positions, options.sample)
+    numbers = [row for row in spread.tolist() if pages.index.id_of(row) not in failed]
+    cached: list[TeacherRow] = pages.read(numbers)
+    live = recapture(shards, teacher, numbers)
     for row, now in zip(cached, live, strict=True):
         for name, error in _errors(row, now).items():
             if not error <= options.max_relative_error:  # NaN is not small
                 found.problems.append(
-                    f"{shards.teacher.folder}: example {row.id}, {name}: the teacher now says otherwise, error "
-                    f"{error:.2g} above {options.max_relative_error}; was the model changed? Delete the folder and run "
-                    "`sra-data cache-teacher` again"
+                    f"{pages.folder}: example {row.id}, {name}: the teacher now says otherwise, error {error:.2g} "
+                    f"above {options.max_relative_error}; was the model changed? Delete the folder and run `sra-data "
+                    "cache-teacher` again"
                 )
     found.num_recaptured += len(cached)
 

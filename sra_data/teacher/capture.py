@@ -9,7 +9,7 @@ With granularity "span" an example's rows are spans instead of positions: the st
 into their centre of mass before anything is kept, and the head reads that.
 
 Legend: B examples, N padded tokens, P positions of one example (its spans, by span), Q positions of the batch, D hidden
-size, V vocabulary, k top-k ids, T temperatures, S samples.
+size, V vocabulary, k top-k ids, T temperatures.
 """
 
 from __future__ import annotations
@@ -21,58 +21,22 @@ from typing import Any
 
 import numpy as np
 import torch
-import xxhash
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from sra_data.errors import ModelError
 from sra_data.models.attention import LastQueryAttention
-from sra_data.models.decoder import check_layers, decoder_body, decoder_layers
+from sra_data.models.decoder import decoder_body, decoder_layers
 from sra_data.models.output_head import OutputHead
 from sra_data.shards.codecs import EncodedTensor, encode_float32
 from sra_data.spans.pooling import center_of_mass
 from sra_data.teacher.batching import free_memory, is_out_of_memory
-from sra_data.teacher.topk import chosen_logits, sample_ids, top_k_with_tails
+from sra_data.teacher.spec import CaptureOptions
+from sra_data.teacher.topk import chosen_logits, top_k_with_tails
 
-LOGITS_CHUNK_BYTES = 64 << 20
 # On CPUs, memory above 32 MB goes back to the system and comes again page by page: smaller chunks run twice as fast.
 CPU_CHUNK_BYTES = 16 << 20
 ROWS_FOR_A_PRODUCT = 128
-
-
-@dataclass(frozen=True)
-class CaptureOptions:
-    """What to keep of a teacher's forward.
-
-    Attributes:
-        layers: hidden states to keep, 1..L (L is the last, after the final norm).
-        hidden_dtype: "bf16", "fp16", "fp32", "int8", or "none" to keep no hidden states.
-        attention: whether to keep the last query's attention at `layers`.
-        top_k: ids kept per position, 0 for none.
-        temperatures: one log tail each, where top_k > 0.
-        num_samples: S ids sampled per position in place of the top k, 0 for none.
-        seed: of the samples; together with an example's id it fixes them, whatever batch it is in.
-        logits_chunk_bytes: float32 logits held at a time.
-        top_k_dtype: "fp16" or "fp32".
-        granularity: "token" for one row per position, "span" for one per span: its centre of mass, as its attention
-            its tokens' mass, and the head's distribution at the centre; no next token's log-probability.
-    """
-
-    layers: tuple[int, ...]
-    hidden_dtype: str = "bf16"
-    attention: bool = True
-    top_k: int = 64
-    temperatures: tuple[float, ...] = (1.0, 2.0)
-    num_samples: int = 0
-    seed: int = 0
-    logits_chunk_bytes: int = LOGITS_CHUNK_BYTES
-    top_k_dtype: str = "fp16"
-    granularity: str = "token"
-
-    @property
-    def by_span(self) -> bool:
-        """Whether a row is a span."""
-        return self.granularity == "span"
 
 
 @dataclass(frozen=True)
@@ -80,7 +44,7 @@ class Example:
     """One example's tokens and the positions wanted of it.
 
     Attributes:
-        id: names it in errors and fixes its samples.
+        id: names it in errors.
         ids: [N] token ids, special tokens included.
         positions: [P] token indices, ascending.
         span_ids: by span, [P] which span each position belongs to, counted from 0 without a gap; else None.
@@ -118,7 +82,6 @@ class Captured:
         top_k_ids, top_k_values: [P, k].
         log_tails: [T, P] float32.
         next_log_prob: [P] float32, NaN where nothing follows; None by span.
-        sampled_ids, sampled_weights: [P, S].
     """
 
     id: str
@@ -129,8 +92,6 @@ class Captured:
     top_k_values: NDArray[Any] | None = None
     log_tails: NDArray[np.float32] | None = None
     next_log_prob: NDArray[np.float32] | None = None
-    sampled_ids: NDArray[np.int32] | None = None
-    sampled_weights: NDArray[np.float32] | None = None
 
 
 class TeacherCapture:
@@ -148,20 +109,20 @@ class TeacherCapture:
             ModelError: For a layer out of range, a layer without attention, or a top-k above the vocabulary.
         """
         assert options.attention or not options.by_span, "a centre of mass needs attention"
-        self.options = options
         self.head = OutputHead.from_model(model).detach()
         if options.top_k > self.head.vocabulary_size:
             raise ModelError(
                 f"--top-k {options.top_k}: the teacher's vocabulary has {self.head.vocabulary_size} ids; ask for fewer"
             )
-        check_layers(model, options.layers)
         self.body = decoder_body(model)
         self.blocks = decoder_layers(model)
+        self.options = options = options.resolved(len(self.blocks))
+        self.layers = options.layer_numbers
         self.device = self.head.weight.device
         self.channel_scales = channel_scales or {}
         self.num_splits = 0
         # By span the head reads the last layer's centres of mass, so its attention is needed whatever is kept.
-        attended = {*options.layers, len(self.blocks)} if options.by_span else options.layers
+        attended = {*self.layers, len(self.blocks)} if options.by_span else self.layers
         self.reader = LastQueryAttention.attach(model, sorted(attended)) if options.attention else None
 
     def close(self) -> None:
@@ -220,11 +181,11 @@ class TeacherCapture:
         for layer, mass in attention.items():
             finite &= mass.isfinite()
             for one, values in zip(captured, _split(mass.cpu().numpy(), counts), strict=True):
-                if layer in self.options.layers:
+                if layer in self.layers:
                     one.attention[layer] = values
         for one, values in zip(captured, _split(finite.cpu().numpy(), counts), strict=True):
             one.is_finite = bool(values.all())
-        for layer in self.options.layers if self.options.hidden_dtype != "none" else ():
+        for layer in self.layers if self.options.keeps_states else ():
             encoded = self._encode(layer, hidden[layer])
             start = 0
             for one, count in zip(captured, counts, strict=True):
@@ -239,7 +200,7 @@ class TeacherCapture:
         hidden: dict[int, Tensor] = {}
         last = len(self.blocks)
         with ExitStack() as stack:
-            inner = [layer for layer in self.options.layers if layer != last]
+            inner = [layer for layer in self.layers if layer != last]
             stack.enter_context(_cut_hidden(self.blocks, inner, rows, columns, hidden))
             attention: dict[int, Tensor] = {}
             if self.reader is not None:
@@ -256,7 +217,6 @@ class TeacherCapture:
         next_ids: Tensor | None = None
         if not options.by_span:
             next_ids = torch.from_numpy(np.concatenate([example.next_ids for example in examples])).to(self.device)
-        uniforms = self._uniforms(examples)
         pieces: dict[str, list[Tensor]] = {}
         chunk = self._rows_per_chunk()
         for start in range(0, len(hidden), chunk):
@@ -264,8 +224,6 @@ class TeacherCapture:
             logits = self.head.logits(hidden[part]).float()  # [chunk, V]
             next_logits = None if next_ids is None else chosen_logits(logits, next_ids[part])
             found: dict[str, Tensor] = {}
-            if options.num_samples:
-                found["sampled_ids"], found["sampled_weights"] = sample_ids(logits, uniforms[part])
             if options.top_k:
                 top = top_k_with_tails(logits, top_k=options.top_k, temperatures=options.temperatures)
                 found |= {"top_k_ids": top.ids, "top_k_values": top.values, "log_tails": top.log_tails.T}
@@ -287,20 +245,11 @@ class TeacherCapture:
 
     def _rows_per_chunk(self) -> int:
         """Positions whose logits are formed at a time: few enough for caches and memory, enough for a fast product."""
-        bytes_per_row = (16 if self.options.num_samples else 4) * self.head.vocabulary_size
+        bytes_per_row = 4 * self.head.vocabulary_size
         largest = max(1, self.options.logits_chunk_bytes // bytes_per_row)
         if self.device.type != "cpu":
             return largest
         return min(largest, max(ROWS_FOR_A_PRODUCT, CPU_CHUNK_BYTES // bytes_per_row))
-
-    def _uniforms(self, examples: Sequence[Example]) -> Tensor:
-        """[Q, S] float64 random numbers that depend on seed and example alone."""
-        drawn = []
-        for example in examples:
-            key = [self.options.seed, xxhash.xxh3_64_intdigest(example.id.encode())]
-            generator = np.random.Generator(np.random.Philox(key=np.array(key, dtype=np.uint64)))
-            drawn.append(generator.random((example.num_rows, self.options.num_samples)))
-        return torch.from_numpy(np.concatenate(drawn)).to(self.device)
 
     def _encode(self, layer: int, states: Tensor) -> EncodedTensor:
         """[Q, D] in the model's dtype -> as stored."""

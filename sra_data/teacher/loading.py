@@ -10,7 +10,7 @@ import hashlib
 import importlib.util
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +18,14 @@ import torch
 import xxhash
 from torch import nn
 
+from sra_data.corpus.loading import split_revision
 from sra_data.errors import ModelError
 from sra_data.models.output_head import OutputHead, check_output_head
 from sra_data.models.softcap import use_softcapped_sdpa
+from sra_data.options import refuse_unknown
+from sra_data.teacher.spec import Dtype, TeacherSpec
 
-DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
-QUANTIZATIONS = ("4bit", "8bit")
+DTYPES: dict[Dtype, torch.dtype] = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 VOLATILE_CONFIG = ("_name_or_path", "transformers_version", "dtype", "torch_dtype", "_commit_hash", "use_cache")
 WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth")
 READ_BYTES = 1 << 24
@@ -48,7 +50,7 @@ class TeacherIdentity:
     @property
     def num_layers(self) -> int:
         """L, the decoder's blocks."""
-        return int(self.config.get_text_config(decoder=True).num_hidden_layers)
+        return num_layers_of(self.config)
 
     @property
     def is_tied(self) -> bool:
@@ -90,66 +92,64 @@ class LoadedTeacher:
         return OutputHead.from_model(self.model).weight.dtype
 
 
+def num_layers_of(config: Any) -> int:
+    """Layers of the decoder that a configuration describes."""
+    return int(config.get_text_config(decoder=True).num_hidden_layers)
+
+
 def is_tied(config: Any) -> bool:
     """Whether a configuration says that the output head is the table of input embeddings."""
     return bool(getattr(config.get_text_config(decoder=True), "tie_word_embeddings", False))
 
 
-def split_revision(name: str) -> tuple[str, str | None]:
-    """`org/model@revision` -> (`org/model`, `revision`); an existing folder is never split."""
-    if "@" in name and not Path(name).exists():
-        name, _, revision = name.rpartition("@")
-        return name, revision
-    return name, None
+def device_of(spec: TeacherSpec) -> torch.device:
+    """Where the teacher runs: on an accelerator where there is one, if it was not told."""
+    return torch.device(spec.device or ("cuda" if torch.cuda.is_available() else "cpu"))
 
 
-def default_dtype(device: torch.device) -> str:
-    """bf16 on accelerators, fp32 on CPUs."""
-    return "fp32" if device.type == "cpu" else "bf16"
+def dtype_of(spec: TeacherSpec) -> Dtype:
+    """Of the teacher's numbers: bf16 on accelerators and fp32 on CPUs, if it was not told."""
+    return spec.dtype or ("fp32" if device_of(spec).type == "cpu" else "bf16")
 
 
-def load(
-    name: str,
-    *,
-    revision: str | None = None,
-    dtype: str | None = None,
-    device: str | None = None,
-    adapter: str | None = None,
-    quantization: str | None = None,
-    trust_remote_code: bool = False,
-    allow_pickle: bool = False,
-) -> LoadedTeacher:
-    """Load a causal language model for capture and prove that its output head is understood.
-
-    Args:
-        name: Hub id, optionally with `@revision`, or local folder.
-        revision: Hub branch, tag or commit.
-        dtype: "bf16", "fp16" or "fp32"; bf16 on GPUs and fp32 on CPUs where None.
-        device: torch device; the first GPU where there is one.
-        adapter: Hub id or folder of a LoRA adapter; merged into the weights unless they are quantized.
-        quantization: "4bit" or "8bit", through bitsandbytes.
-        trust_remote_code: run code that comes with the model.
-        allow_pickle: read .bin weights too.
+def settled(spec: TeacherSpec) -> TeacherSpec:
+    """The same teacher with nothing left open: its revision apart from its name, a device and a dtype.
 
     Raises:
+        ConfigError: If a value is none of those there are.
+    """
+    refuse_unknown(spec)
+    name, revision = (name_of(spec), spec.revision) if spec.revision else split_revision(name_of(spec))
+    return replace(spec, name=name, revision=revision, device=str(device_of(spec)), dtype=dtype_of(spec))
+
+
+def name_of(spec: TeacherSpec) -> str:
+    """The teacher's name; by now one was chosen."""
+    assert spec.name is not None, "a teacher without a name"
+    return spec.name
+
+
+def load(spec: TeacherSpec) -> LoadedTeacher:
+    """Load a causal language model for capture and prove that its output head is understood.
+
+    Raises:
+        ConfigError: If a value of the spec is none of those there are.
         ModelError: If it cannot be had or understood.
     """
-    if dtype is not None and dtype not in DTYPES:
-        raise ModelError(f"--dtype {dtype}: unknown; choose one of {', '.join(DTYPES)}")
-    identity = identify(name, revision=revision, adapter=adapter, trust_remote_code=trust_remote_code)
-    where = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    spec = settled(spec)
+    identity, where = identify(spec), device_of(spec)
     options: dict[str, Any] = {
-        "revision": revision or split_revision(name)[1] or "main",
-        "dtype": DTYPES[dtype or default_dtype(where)],
-        "trust_remote_code": trust_remote_code,
-        "use_safetensors": None if allow_pickle else True,
+        "revision": spec.revision or "main",
+        "dtype": DTYPES[dtype_of(spec)],
+        "trust_remote_code": spec.trust_remote_code,
+        "use_safetensors": None if spec.allow_pickle else True,
     }
-    if quantization is not None:
-        options |= {"quantization_config": _quantization(quantization), "device_map": {"": where}}
+    if spec.quantization is not None:
+        options |= {"quantization_config": _quantization(spec.quantization), "device_map": {"": where}}
     model = _loaded(identity.name, lambda auto: auto.AutoModelForCausalLM, options)
-    if adapter is not None:
-        model = _with_adapter(model, adapter, merge=quantization is None)
-    if quantization is None:
+    if spec.adapter is not None:
+        model = _with_adapter(model, spec.adapter, merge=spec.quantization is None)
+    if spec.quantization is None:
         model = model.to(where)
     model.eval().requires_grad_(False)
     use_softcapped_sdpa(model)
@@ -157,29 +157,27 @@ def load(
     return LoadedTeacher(model, model.config, identity.fingerprint, identity.name, identity.revision)
 
 
-def identify(
-    name: str, *, revision: str | None = None, adapter: str | None = None, trust_remote_code: bool = False
-) -> TeacherIdentity:
+def identify(spec: TeacherSpec) -> TeacherIdentity:
     """Configuration and fingerprint of a teacher, without loading its weights.
 
     Raises:
         ModelError: If there is no such teacher.
     """
-    if revision is None:
-        name, revision = split_revision(name)
-    config = read_config(name, revision=revision, trust_remote_code=trust_remote_code)
+    spec = settled(spec)
+    config, name = read_config(spec), name_of(spec)
     commit = getattr(config, "_commit_hash", None)
-    return TeacherIdentity(name, commit, config, fingerprint(name, config, commit, adapter))
+    return TeacherIdentity(name, commit, config, fingerprint(name, config, commit, spec.adapter))
 
 
-def read_config(name: str, *, revision: str | None = None, trust_remote_code: bool = False) -> Any:
+def read_config(spec: TeacherSpec) -> Any:
     """A teacher's configuration alone; its weights need not be there.
 
     Raises:
         ModelError: If there is no such teacher.
     """
-    options = {"revision": revision or "main", "trust_remote_code": trust_remote_code}
-    return _loaded(name, lambda auto: auto.AutoConfig, options)
+    spec = settled(spec)
+    options = {"revision": spec.revision or "main", "trust_remote_code": spec.trust_remote_code}
+    return _loaded(name_of(spec), lambda auto: auto.AutoConfig, options)
 
 
 def check_vocabulary(teacher: LoadedTeacher, largest_id: int, *, tokenizer: str) -> None:
@@ -212,8 +210,6 @@ def _loaded(name: str, kind: Callable[[Any], Any], options: dict[str, Any]) -> A
 
 
 def _quantization(quantization: str) -> Any:
-    if quantization not in QUANTIZATIONS:
-        raise ModelError(f"--quantization {quantization}: unknown; choose one of {', '.join(QUANTIZATIONS)}")
     if importlib.util.find_spec("bitsandbytes") is None:
         raise ModelError(f"--quantization {quantization}: needs bitsandbytes; install it, or leave the option out")
     from transformers import BitsAndBytesConfig

@@ -1,11 +1,11 @@
-"""What is kept of a next-token distribution: truncated log-probabilities with exact tails, or unbiased samples.
+"""What is kept of a next-token distribution: truncated log-probabilities with exact tails.
 
 Stored values are v = z - logsumexp(z), log-probabilities at temperature 1; per temperature T one float32 log tail, the
 logsumexp of v/T over the ids left out. The distribution at T is softmax([v/T, log_tail_T]): its mass is whole by
 construction, however the values were rounded. Raw 16-bit logits beside an exact logsumexp are not: their
 probabilities add up to more than 1 on a fifth to a third of peaked rows.
 
-Legend: P positions, V vocabulary, k ids kept, T temperatures, S samples.
+Legend: P positions, V vocabulary, k ids kept, T temperatures.
 """
 
 from __future__ import annotations
@@ -71,31 +71,3 @@ def top_k_with_tails(logits: Tensor, *, top_k: int, temperatures: Sequence[float
     tails = [(reference[:, 0] - log_normalizer) / t + sums[t].log() for t in temperatures]
     log_tails = torch.stack(tails) if tails else logits.new_empty(0, len(logits))
     return TopK(ids, values - log_normalizer[:, None], log_tails, log_normalizer)
-
-
-def sample_ids(logits: Tensor, uniforms: Tensor) -> tuple[Tensor, Tensor]:
-    """Sparse unbiased distributions by random sampling (arXiv 2503.16870).
-
-    S draws from each position's own distribution, one in each of S equal strata of the cumulative probability, each
-    worth 1/S. The expected weight of an id is its probability, so a cross-entropy against the samples has the full
-    distribution's gradient in expectation, which no top-k has. Strata only lower the variance of independent draws.
-
-    Args:
-        logits: [P, V] float32.
-        uniforms: [P, S] float64 in [0, 1), one per stratum.
-
-    Returns:
-        ids [P, S] int64, ascending, and weights [P, S] float32 that sum to 1. An id drawn several times stands once
-        with its whole weight, then repeated with weight 0.
-    """
-    num_samples = uniforms.shape[-1]
-    cumulative = torch.softmax(logits, dim=-1, dtype=torch.float64).cumsum(dim=-1)  # [P, V]
-    strata = torch.arange(num_samples, device=uniforms.device, dtype=torch.float64)
-    points = (strata + uniforms) / num_samples * cumulative[:, -1:]
-    ids = torch.searchsorted(cumulative, points.contiguous(), right=True).clamp_(max=logits.shape[-1] - 1)
-    is_first = torch.ones_like(ids, dtype=torch.bool)
-    is_first[:, 1:] = ids[:, 1:] != ids[:, :-1]
-    group = is_first.cumsum(dim=-1) - 1  # [P, S]: which distinct id of its position a draw belongs to
-    counts = torch.zeros_like(uniforms).scatter_add_(-1, group, torch.ones_like(uniforms))
-    weights = torch.where(is_first, counts.gather(-1, group), 0.0) / num_samples
-    return ids, weights.float()

@@ -138,36 +138,3 @@ class OrderPlan:
 def pad_rows(rows: np.ndarray, size: int) -> np.ndarray:
     """`rows` filled up to `size` with `NO_ROW`."""
     return np.concatenate([rows, np.full(size - len(rows), NO_ROW, dtype=np.int64)])
-
-
-def num_micro_batches(batch_size: int, *, world_size: int, micro_batch_size: int) -> int:
-    """Micro-batches each rank runs for one global batch; the slots beyond it are padded with weight-0 rows."""
-    return math.ceil(batch_size / (world_size * micro_batch_size))
-
-
-def split_batch(
-    rows: np.ndarray, lengths: np.ndarray, *, rank: int, world_size: int, micro_batch_size: int
-) -> list[np.ndarray]:
-    """One rank's micro-batches of a global batch.
-
-    Rows of like length go into one micro-batch, so that little is padded, and are dealt to the ranks in turn, so that
-    all ranks have about the same work. Which rows share a micro-batch changes no sum over the global batch.
-
-    Args:
-        rows: [G] row numbers, `NO_ROW` for empty slots.
-        lengths: [G] tokens of each row, 0 for empty slots.
-        rank: This process.
-        world_size: W, number of processes.
-        micro_batch_size: b, rows of a micro-batch on one rank.
-
-    Returns:
-        The same number of arrays [b] on every rank.
-    """
-    assert 0 <= rank < world_size
-    num_micro = num_micro_batches(len(rows), world_size=world_size, micro_batch_size=micro_batch_size)
-    per_micro = world_size * micro_batch_size
-    if num_micro == 1 and world_size == 1:
-        return [pad_rows(rows, micro_batch_size)]
-    longest_first = rows[np.lexsort((np.arange(len(rows)), -lengths))]
-    slots = pad_rows(longest_first, num_micro * per_micro).reshape(num_micro, micro_batch_size, world_size)
-    return [slots[index, :, rank] for index in range(num_micro)]

@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 import queue
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -34,6 +35,11 @@ class StagingBuffer:
             memory = torch.empty(max(num_bytes + num_bytes // 4, 1), dtype=torch.uint8, pin_memory=self.pinned)
             self._memory[name] = memory
         return memory[:num_bytes].view(dtype).view(shape)
+
+    def copied(self, name: str, values: np.ndarray) -> Tensor:
+        """A tensor with these numbers."""
+        tensor = torch.from_numpy(values)
+        return self.empty(name, tuple(values.shape), tensor.dtype).copy_(tensor)
 
     def full(self, name: str, shape: tuple[int, ...], value: float, dtype: torch.dtype) -> Tensor:
         """A tensor filled with `value`."""

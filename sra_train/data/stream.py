@@ -1,47 +1,26 @@
 """From rows on disk to a rank's micro-batches: the one place where order, reader and collate meet.
 
-`RowTable` is all that is known of the corpus before a data file is opened: from it come the order, the totals every
-loss term is divided by, and which rows share a micro-batch. `TrainingStream` yields the micro-batches of one rank from
-any step on; its iterator runs in the prefetch thread.
+`training_stream` yields the micro-batches of one rank from any step on; its iterator runs in the prefetch thread.
 
-Legend: R corpus rows, G global batch, b micro-batch of one rank.
+Legend: G global batch, b micro-batch of one rank.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 
-from sra_train.contract import Batch, CacheNeeds, StepTotals
-from sra_train.data.collate import ExampleRows, TextBytes, collate, filler, text_bytes
-from sra_train.data.order import NO_ROW, OrderPlan, pad_rows, split_batch
+from sra_train.contract import Batch, StepTotals
+from sra_train.data.collate import collate
+from sra_train.data.examples import ExampleParts
+from sra_train.data.micro_batches import TokenBudget, plan_micro_batches
+from sra_train.data.order import NO_ROW, OrderPlan
+from sra_train.data.reader import RowReader
 from sra_train.data.staging import StagingBuffer, StagingPool
-
-ReadRows = Callable[[Sequence[int]], list[ExampleRows]]
-
-
-@dataclass(frozen=True)
-class RowTable:
-    """What the index files say of every corpus row, as columns."""
-
-    row_groups: np.ndarray  # [R] int64, counted through all parts
-    is_train: np.ndarray  # [R] bool: split train, ok on both sides, something to learn
-    is_dev: np.ndarray  # [R] bool, likewise
-    num_tokens: np.ndarray  # [R] int64, the student's
-    num_labels: np.ndarray  # [R] int64
-    num_spans: np.ndarray  # [R] int64
-    skipped: dict[str, int]  # rows left out, by status
-
-    def totals(self, rows: np.ndarray) -> StepTotals:
-        """What the terms of one global step over `rows` are divided by; `NO_ROW` counts nothing."""
-        real = rows[rows != NO_ROW]
-        return StepTotals(labels=float(self.num_labels[real].sum()), examples=float(len(real)))
-
-    def lengths(self, rows: np.ndarray) -> np.ndarray:
-        """Student tokens of each of `rows`, 0 for `NO_ROW`."""
-        return np.where(rows == NO_ROW, 0, self.num_tokens[rows])
+from sra_train.data.table import RowTable
+from sra_train.data.text import ResponseText, response_text
 
 
 @dataclass
@@ -56,7 +35,7 @@ class MicroBatch:
     num_tokens: int  # the student's, without padding
     num_spans: int
     staging: StagingBuffer
-    text: TextBytes | None = None  # where bits per byte are wanted
+    text: ResponseText | None = None  # where bits per byte are wanted
 
 
 @dataclass(frozen=True)
@@ -65,55 +44,36 @@ class Share:
 
     rank: int
     world_size: int
-    micro_batch_size: int
+    budget: TokenBudget  # of each of its micro-batches
+
+    def pieces(self, rows: np.ndarray, lengths: np.ndarray) -> list[np.ndarray]:
+        """This process's micro-batches of a global batch of `rows` with so many tokens."""
+        return plan_micro_batches(rows, lengths, rank=self.rank, world_size=self.world_size, budget=self.budget)
 
 
 class BatchMaker:
     """Reads rows and collates them into micro-batches.
 
     Args:
-        read: Row numbers -> rows, in the same order.
-        needs: Of the method.
-        temperatures: Of the cache's log tails.
+        read: Row numbers -> rows.
         table: The index.
         pool: Of staging buffers.
-        granularity: Whether the teacher's rows are "token" positions or "span"s.
     """
 
-    def __init__(
-        self,
-        *,
-        read: ReadRows,
-        needs: CacheNeeds,
-        temperatures: Sequence[float],
-        table: RowTable,
-        pool: StagingPool,
-        granularity: str = "token",
-    ) -> None:
+    def __init__(self, *, read: RowReader, table: RowTable, pool: StagingPool) -> None:
         self.read = read
-        self.needs = needs
-        self.temperatures = temperatures
         self.table = table
         self.pool = pool
-        self.granularity = granularity
 
     def make(
         self, rows: np.ndarray, *, step: int, index: int, is_last: bool, totals: StepTotals, with_text: bool = False
     ) -> MicroBatch:
         """One micro-batch of `rows` [b], `NO_ROW` for empty slots."""
         real = [int(row) for row in rows if row != NO_ROW]
-        found = dict(zip(real, self.read(real), strict=True)) if real else {}
-        examples: list[ExampleRows | None] = [found.get(int(row)) for row in rows]
-        if not real:
-            examples[0] = filler(self.read([self._some_row()])[0])
+        found = dict(zip(real, self.read(real, with_text=with_text), strict=True)) if real else {}
+        examples: list[ExampleParts | None] = [found.get(int(row)) for row in rows]
         staging = self.pool.take()
-        batch = collate(
-            examples,
-            needs=self.needs,
-            temperatures=self.temperatures,
-            staging=staging,
-            granularity=self.granularity,
-        )
+        batch = collate(examples, forms=self.read.forms, staging=staging)
         return MicroBatch(
             step=step,
             index=index,
@@ -123,13 +83,8 @@ class BatchMaker:
             num_tokens=int(self.table.num_tokens[real].sum()),
             num_spans=int(self.table.num_spans[real].sum()),
             staging=staging,
-            text=text_bytes(examples, batch.input_ids.shape[1]) if with_text else None,
+            text=response_text(examples, batch, staging) if with_text else None,
         )
-
-    def _some_row(self) -> int:
-        """A row that can stand in where a rank has none: the shortest, so that it costs little."""
-        usable = np.flatnonzero(self.table.is_train | self.table.is_dev)
-        return int(usable[np.argmin(self.table.num_tokens[usable])])
 
 
 def training_stream(maker: BatchMaker, plan: OrderPlan, share: Share, *, start: int, stop: int) -> Iterator[MicroBatch]:
@@ -137,27 +92,18 @@ def training_stream(maker: BatchMaker, plan: OrderPlan, share: Share, *, start: 
     for step in range(start, stop):
         rows = plan.global_batch(step)
         totals = maker.table.totals(rows)
-        pieces = split_batch(
-            rows,
-            maker.table.lengths(rows),
-            rank=share.rank,
-            world_size=share.world_size,
-            micro_batch_size=share.micro_batch_size,
-        )
+        pieces = share.pieces(rows, maker.table.lengths(rows))
         for index, piece in enumerate(pieces):
             yield maker.make(piece, step=step, index=index, is_last=index == len(pieces) - 1, totals=totals)
 
 
 def development_stream(maker: BatchMaker, share: Share) -> Iterator[MicroBatch]:
-    """This rank's micro-batches of the whole development split, longest examples first, with their text.
+    """This rank's micro-batches of the whole development split, the largest first, with their text.
 
     Every rank yields equally many, and the totals are those of the whole split: sums over all of them are the losses.
     """
     rows = np.flatnonzero(maker.table.is_dev)
-    rows = rows[np.lexsort((rows, -maker.table.num_tokens[rows]))]
     totals = maker.table.totals(rows)
-    at_once = share.micro_batch_size * share.world_size
-    starts = range(0, len(rows), at_once)
-    for index, start in enumerate(starts):
-        piece = pad_rows(rows[start : start + at_once], at_once)[share.rank :: share.world_size]
-        yield maker.make(piece, step=0, index=index, is_last=index == len(starts) - 1, totals=totals, with_text=True)
+    pieces = share.pieces(rows, maker.table.lengths(rows))
+    for index, piece in enumerate(pieces):
+        yield maker.make(piece, step=0, index=index, is_last=index == len(pieces) - 1, totals=totals, with_text=True)

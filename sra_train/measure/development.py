@@ -11,8 +11,11 @@ import math
 from sra_data.errors import ConfigError
 from sra_train.config import EvaluationConfig
 from sra_train.data.prefetch import Prefetcher
-from sra_train.data.stream import RowTable, Share, development_stream
+from sra_train.data.stream import Share, development_stream
+from sra_train.data.table import RowTable
 from sra_train.loop import StepSums, Trainer
+
+MICRO_BATCHES_BETWEEN_QUESTIONS = 8  # whether to stop: an exchange between ranks that waits for the device
 
 
 def measure_development(trainer: Trainer) -> dict[str, float] | None:
@@ -21,7 +24,8 @@ def measure_development(trainer: Trainer) -> dict[str, float] | None:
     Args:
         trainer: Its model, maker and share are used; its weights do not change.
     """
-    share = Share(trainer.share.rank, trainer.share.world_size, trainer.config.evaluation.batch_size)
+    budget = trainer.share.budget.limited(most_rows=trainer.config.evaluation.batch_size)
+    share = Share(trainer.share.rank, trainer.share.world_size, budget)
     sums = StepSums()
     sums.add("bits", 0.0)
     sums.add("bytes", 0.0)
@@ -33,8 +37,8 @@ def measure_development(trainer: Trainer) -> dict[str, float] | None:
             for name, value in losses["terms"].items():
                 sums.add(name, value.double())
             sums.add("bits", losses["nats"].sum() / math.log(2))
-            sums.add("bytes", float(micro.text.bytes.sum()))
-            if trainer.stop.agreed(trainer.accelerator):
+            sums.add("bytes", float(micro.text.num_bytes))
+            if micro.index % MICRO_BATCHES_BETWEEN_QUESTIONS == 0 and trainer.stop.agreed(trainer.accelerator):
                 return None
     found = sums.over_ranks(trainer.accelerator)
     bits, num_bytes = found.pop("bits"), found.pop("bytes")

@@ -23,11 +23,12 @@ from sra_data.corpus.chat import PLAIN_CHAT_TEMPLATE, Renderer
 from sra_data.corpus.examples import Row
 from sra_data.corpus.sources import open_source
 from sra_data.corpus.tokenization import SideTokenizer, split_revision
-from sra_data.errors import ConfigError, SourceError, TokenizerError
-from sra_data.models.decoder import decoder_body
+from sra_data.errors import ConfigError, SourceError
 from sra_data.models.output_head import OutputHead
 from sra_data.terminal import Reporter
+from sra_train.body import Body
 from sra_train.config import GenerationConfig, StudentConfig
+from sra_train.contract import LabelRows, map_tensors
 from sra_train.likelihood import token_nats
 from sra_train.measure.generation import Prompt, RougeScores, rouge_scores
 from sra_train.student import load_student
@@ -172,18 +173,17 @@ def batch_bits(
     model: nn.Module, ids: Sequence[np.ndarray], wanted: Sequence[np.ndarray], device: torch.device
 ) -> float:
     """Sum of -log2 P over the wanted tokens of a batch, padded on the right."""
-    width = max(len(one) for one in ids)
-    input_ids = torch.zeros((len(ids), width), dtype=torch.int64)
-    attention_mask = torch.zeros_like(input_ids)
-    mask = torch.zeros((len(ids), width), dtype=torch.bool)
-    for row, (tokens, marks) in enumerate(zip(ids, wanted, strict=True)):
-        input_ids[row, : len(tokens)] = torch.from_numpy(tokens.astype(np.int64))
-        attention_mask[row, : len(tokens)] = 1
-        mask[row, : len(tokens)] = torch.from_numpy(marks)
-    input_ids, mask = input_ids.to(device), mask.to(device)
-    said = decoder_body(model)(input_ids=input_ids, attention_mask=attention_mask.to(device), use_cache=False)
+    lengths = torch.tensor([len(one) for one in ids])
+    padded = [torch.from_numpy(tokens.astype(np.int64)) for tokens in ids]
+    input_ids = nn.utils.rnn.pad_sequence(padded, batch_first=True)
+    marks = nn.utils.rnn.pad_sequence([torch.from_numpy(one) for one in wanted], batch_first=True)
+    example, before = marks[:, 1:].nonzero(as_tuple=True)  # token n + 1 is predicted from n
+    rows = LabelRows(example * input_ids.shape[1] + before, example, input_ids[example, before + 1])
+    said = Body(model)(input_ids.to(device), lengths.to(device))
     nats = token_nats(
-        hidden=said.last_hidden_state, head=OutputHead.from_model(model), input_ids=input_ids, wanted=mask
+        hidden=said.last_hidden_state,
+        head=OutputHead.from_model(model),
+        rows=map_tensors(rows, lambda one: one.to(device)),
     )
     return float(nats.sum()) / math.log(2)
 
@@ -210,28 +210,13 @@ def load_side(name: str, *, revision: str | None = None, trust_remote_code: bool
     return SideTokenizer.load(name, revision, trust_remote_code)
 
 
-def load_aligned_tokenizer(name: str, options: StudentConfig, *, fingerprint: str, shards: str) -> Any:
-    """The student's tokenizer as its model folder has it, if it is the one the shards were aligned with.
+def tokenizer_to_export(side: SideTokenizer, options: StudentConfig) -> Any:
+    """The tokenizer behind `side` as its model folder has it.
 
-    Args:
-        name: Hub id or folder of the student.
-        options: Revision and trust.
-        fingerprint: Of the aligned tokenizer, from the manifest.
-        shards: For the message.
-
-    Raises:
-        TokenizerError: If it is another, or there is none.
+    Loaded afresh: reading texts exactly switched off the other one's own limits, which must not be exported.
     """
     from transformers import AutoTokenizer
 
-    side = load_side(name, revision=options.revision, trust_remote_code=options.trust_remote_code)
-    if side.fingerprint != fingerprint:
-        raise TokenizerError(
-            f"student {name}: its tokenizer or chat template is not the one {shards} was aligned with (fingerprint"
-            f" {side.fingerprint[:12]}, aligned {fingerprint[:12]}); run `sra-data align --student {name}` into the"
-            " same folder, or choose the aligned student"
-        )
-    # loaded afresh: reading texts exactly switched off this one's own limits, which must not be exported
     return AutoTokenizer.from_pretrained(side.name, revision=side.revision, trust_remote_code=options.trust_remote_code)
 
 

@@ -1,22 +1,31 @@
 """What every method is: tensors in, loss terms out; and the one place where methods are registered.
 
-A method reads the student's hidden states and the cached words of the teacher and returns the step's loss. It opens no
-file, knows no device and draws no random number outside its constructor. What goes in and out stands in
-`sra_train/contract.py`. To add a method, write one file with its options and a class under ``@register("name")``, and
-import it in ``sra_train/methods/__init__.py``; what several methods share stands in `methods/terms`.
+A method reads the student's hidden states and the cached words of its teachers and returns the step's loss. It opens
+no file, knows no device, draws no random number outside its constructor and makes no host wait for a device. What goes
+in and out stands in `sra_train/contract.py`. To add a method, write one file with its options and a class under
+``@register("name")``, and import it in ``sra_train/methods/__init__.py``; what several methods share stands in
+`methods/terms`.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import ClassVar, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 from pydantic import BaseModel
 from torch import nn
 
 from sra_data.errors import ConfigError
-from sra_train.contract import Batch, CacheNeeds, LossTerms, StepTotals, StudentNeeds, StudentOutput
+from sra_train.contract import (
+    Batch,
+    CacheNeeds,
+    KnowledgeNeeds,
+    LossTerms,
+    StepTotals,
+    StudentNeeds,
+    StudentOutput,
+)
 
 
 class Method(nn.Module, ABC):
@@ -25,10 +34,15 @@ class Method(nn.Module, ABC):
     name: ClassVar[str]
     options_type: ClassVar[type[BaseModel]]
 
+    @classmethod
+    @abstractmethod
+    def knowledge_needs(cls, options: Any) -> KnowledgeNeeds | None:
+        """What the method wants to know of each teacher when it is built; None: it has no teacher."""
+
     @property
     @abstractmethod
-    def needs(self) -> CacheNeeds:
-        """What the reader must load."""
+    def needs(self) -> tuple[CacheNeeds, ...]:
+        """What the reader must load of each teacher, in order; empty for a method without a teacher."""
 
     @property
     @abstractmethod

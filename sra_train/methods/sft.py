@@ -1,13 +1,22 @@
-"""SFT: cross entropy only, the yardstick of every distillation method. The teacher's pages are not opened."""
+"""SFT: cross entropy only, the yardstick of every distillation method. No teacher's pages are opened."""
 
 from __future__ import annotations
 
 from pydantic import BaseModel, ConfigDict
 
-from sra_train.contract import Batch, CacheNeeds, LossTerms, MethodSetting, StepTotals, StudentNeeds, StudentOutput
+from sra_train.contract import (
+    Batch,
+    CacheNeeds,
+    KnowledgeNeeds,
+    LossTerms,
+    MethodSetting,
+    StepTotals,
+    StudentNeeds,
+    StudentOutput,
+)
 from sra_train.methods.base import Method, register
-from sra_train.methods.terms.cross_entropy import CrossEntropyTerm, LabelledRows, count_labels
-from sra_train.methods.terms.head_loss import RowGroup, head_losses
+from sra_train.methods.terms.cross_entropy import count_labels
+from sra_train.methods.terms.head_terms import head_terms
 
 
 class SFTOptions(BaseModel):
@@ -27,9 +36,13 @@ class SFT(Method):
         self.options = options
         self.last_layer = setting.student.num_layers
 
+    @classmethod
+    def knowledge_needs(cls, options: SFTOptions) -> KnowledgeNeeds | None:
+        return None
+
     @property
-    def needs(self) -> CacheNeeds:
-        return CacheNeeds()
+    def needs(self) -> tuple[CacheNeeds, ...]:
+        return ()
 
     @property
     def student_needs(self) -> StudentNeeds:
@@ -37,13 +50,12 @@ class SFT(Method):
 
     def forward(self, output: StudentOutput, batch: Batch, totals: StepTotals) -> LossTerms:
         """The cross entropy of one micro-batch."""
-        rows = LabelledRows.all_of(batch)
         scale = 1 / max(totals.labels, 1)
-        term = CrossEntropyTerm(rows.targets, rows.coefficients(batch, scale))
-        total, [[losses]] = head_losses(output.head, [RowGroup(rows.states(output.hidden[self.last_layer]), [term])])
-        ce_sum = rows.sums(losses, batch)
+        found = head_terms(output.head, output.hidden[self.last_layer], batch, ce_factor=scale, taught=None)
+        ce_sum = found.ce_sum
+        assert ce_sum is not None
         return LossTerms(
-            total=total,
+            total=found.total,
             terms={"ce": (batch.weight * ce_sum).sum() * scale},
             per_example={"ce_sum": ce_sum, "labels": count_labels(batch).to(ce_sum.dtype)},
         )

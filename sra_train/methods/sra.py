@@ -1,10 +1,11 @@
 """SRA: span representations, their geometry and their distributions, beside cross entropy (docs/method.md, section 5).
 
-    L = alpha CE + (1 - alpha) (L_cos + lambda_geo L_geo + L_KD)
+    L = alpha CE + (1 - alpha) sum_j lambda_j (L_cos + lambda_geo L_geo + L_KD) of teacher j
 
-This file holds the options and puts the terms together; each term stands alone in its own file of `terms/`: spans.py,
-cosine.py, geometry.py, distributions.py, cross_entropy.py. Every term is a sum over the examples of this micro-batch
-divided by the totals of the GLOBAL step. Rows of weight 0 have no span and no label here, so they reach no term.
+This file holds the options and puts the terms together: `SpanTeacher` those of one teacher, `SRA` all of them. Each
+term stands alone in its own file of `terms/`: spans.py, cosine.py, geometry.py, distributions.py, cross_entropy.py.
+Every term is a sum over the examples of this micro-batch divided by the totals of the GLOBAL step, whether a teacher
+has the example or not: one that it lacks adds nothing to its terms.
 
 Every contradiction between options is a `ConfigError` of one line, raised while the configuration is read: before a
 model is loaded.
@@ -15,7 +16,6 @@ Shapes: B examples, N student tokens, P teacher positions, K spans, S real spans
 from __future__ import annotations
 
 import math
-import re
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -27,66 +27,30 @@ from sra_data.errors import ConfigError
 from sra_train.contract import (
     Batch,
     CacheNeeds,
+    KnowledgeNeeds,
     LossTerms,
     MethodSetting,
     ModelShape,
+    RowKind,
     StepTotals,
     StudentNeeds,
     StudentOutput,
-    TeacherKnowledge,
+    TeacherBatch,
+    TeacherSetting,
 )
 from sra_train.methods.base import Method, register
 from sra_train.methods.terms.cosine import cosine_loss
-from sra_train.methods.terms.cross_entropy import CrossEntropyTerm, LabelledRows, count_labels, sum_per_example
+from sra_train.methods.terms.cross_entropy import count_labels, sum_per_example
 from sra_train.methods.terms.divergence import Divergence
 from sra_train.methods.terms.geometry import geometry_loss
-from sra_train.methods.terms.head_loss import HeadTerm, RowGroup, head_losses, product_dtype
+from sra_train.methods.terms.head_loss import HeadTerm, product_dtype
+from sra_train.methods.terms.head_terms import HeadTerms, TaughtRows, head_terms
 from sra_train.methods.terms.kd import Distillation, KDPosition, KDSource, KDVocabulary
-from sra_train.methods.terms.spans import Pooling, SpanRows, SpanStates
+from sra_train.methods.terms.layers import LayerPair, MappedLayers, check_layer_pairs, map_layers, orthogonal_projector
+from sra_train.methods.terms.spans import Pooling, SpanStates
+from sra_train.methods.terms.teachers import by_teacher, weighted_sum
 
-Layer = int | Literal["last"]
-
-
-class LayerPair(BaseModel):
-    """A student's layer that learns from a teacher's; written ``12:24`` or ``12:24:0.5`` (with its weight) too.
-
-    Layers count as in Hugging Face's `hidden_states`: 1 is the first block's output, ``last`` the last layer's after
-    the final norm.
-    """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    student: Layer = "last"
-    teacher: Layer = "last"
-    weight: float = 1.0
-
-    @model_validator(mode="before")
-    @classmethod
-    def from_text(cls, value: Any) -> Any:
-        """Read the short form."""
-        if not isinstance(value, str):
-            return value
-        layer = r"(last|\d+)"
-        match = re.fullmatch(rf"{layer}:{layer}(?::([0-9.eE+-]+))?", value.strip())
-        if match is None:
-            raise ConfigError(
-                f"layer_pairs: {value!r} is no pair of layers; write student:teacher or student:teacher:weight, "
-                "such as last:last or 6:12:0.5"
-            )
-        student, teacher, weight = match.groups()
-        return {"student": _layer(student), "teacher": _layer(teacher), "weight": float(weight or 1.0)}
-
-    @model_validator(mode="after")
-    def check(self) -> LayerPair:
-        """Refuse layers without attention and weights that are none."""
-        for side, layer in (("student", self.student), ("teacher", self.teacher)):
-            if layer != "last" and layer < 1:
-                raise ConfigError(
-                    f"layer_pairs: {side} layer {layer}; they count from 1 (layer 0, the embeddings, has no attention)"
-                )
-        if not self.weight > 0:
-            raise ConfigError(f"layer_pairs: weight {self.weight} must be positive; leave the pair out instead")
-        return self
+TERMS = ("cos", "geo", "kd")
 
 
 class SRAOptions(BaseModel):
@@ -125,76 +89,62 @@ class SRAOptions(BaseModel):
                 raise ConfigError(f"{name}={value}: must be a finite number that is not negative{remedy}")
         if not 0 < self.temperature < math.inf:
             raise ConfigError(f"temperature={self.temperature}: must be a positive finite number")
-        self._check_layer_pairs()
+        check_layer_pairs(self.layer_pairs)
         return self
 
-    def _check_layer_pairs(self) -> None:
-        if not self.layer_pairs:
-            raise ConfigError("layer_pairs is empty; name at least one pair, such as last:last")
-        pairs = [(pair.student, pair.teacher) for pair in self.layer_pairs]
-        for student, teacher in pairs:
-            if pairs.count((student, teacher)) > 1:
-                raise ConfigError(f"layer_pairs: {student}:{teacher} is named twice; add up the weights in one pair")
-        total = sum(pair.weight for pair in self.layer_pairs)
-        if abs(total - 1) > 1e-6:
-            weights = ", ".join(f"{pair.weight:g}" for pair in self.layer_pairs)
-            raise ConfigError(f"layer_pairs: the weights {weights} sum to {total:g}; they must sum to 1")
+    @property
+    def kd_pools(self) -> bool:
+        """Whether distributions are taught at centres of mass."""
+        return self.kd and self.kd_position == "center_of_mass"
+
+    @property
+    def kd_reads_head(self) -> bool:
+        """Whether the teacher's distributions come from its head."""
+        return self.kd and self.kd_source == "head"
 
 
 @dataclass(frozen=True)
-class MappedLayers:
-    """One layer pair with ``last`` resolved."""
+class Taught:
+    """What one teacher adds to a micro-batch."""
 
-    student: int
-    teacher: int
-    weight: float
+    total: Tensor  # scalar with gradient, cross entropy included where it was asked for
+    ce_sum: Tensor | None  # [B] nats
+    values: dict[str, Tensor]  # the terms that are on, of each example [B], without their coefficients
+    counts: dict[str, Tensor]
 
 
-@register("sra")
-class SRA(Method):
-    """Span representation alignment; its parameters are one projector W [D_s, D_t] per layer pair (with L_cos)."""
+class SpanTeacher(nn.Module):
+    """The terms of one teacher; its parameters are one projector W [D_s, D_t] per layer pair (with L_cos)."""
 
-    options_type = SRAOptions
-
-    def __init__(self, options: SRAOptions, setting: MethodSetting) -> None:
-        """Refuses layers a model does not have, and a KD term without the teacher's knowledge (ConfigError)."""
+    def __init__(self, options: SRAOptions, student: ModelShape, setting: TeacherSetting, *, seed: int) -> None:
+        """Refuses layers a model does not have, and knowledge of the teacher that is not there (ConfigError)."""
         super().__init__()
-        if setting.teacher is None:
-            raise ConfigError("method=sra: the shards hold no teacher's pages; run `sra-data cache-teacher`")
-        self.options = options
-        self.student, self.teacher = setting.student, setting.teacher
-        self.pairs = [
-            MappedLayers(
-                _resolve(pair.student, self.student, "student"),
-                _resolve(pair.teacher, self.teacher, "teacher"),
-                pair.weight,
-            )
-            for pair in options.layer_pairs
-        ]
+        self.options, self.name, self.weight = options, setting.name, setting.weight
+        self.last_layers = student.num_layers, setting.shape.num_layers
+        self.pairs = map_layers(options.layer_pairs, student=student, teacher=setting.shape, name=setting.name)
         self.last_pair = max(self.pairs, key=lambda pair: (pair.student, pair.teacher))
         self.projectors = nn.ParameterList(
-            _orthogonal(self.student.hidden_size, self.teacher.hidden_size, setting.seed + place)
-            for place in range(len(self.pairs) if options.cos else 0)
+            orthogonal_projector(student.hidden_size, setting.shape.hidden_size, seed=seed + place)
+            for place in range(len(self._cos_pairs))
         )
-        self.distillation = Distillation(options, _knowledge(setting)) if options.kd else None
+        vocabulary = student.vocabulary_size
+        self.distillation = (
+            Distillation(options, setting.knowledge, student_vocabulary=vocabulary) if options.kd else None
+        )
 
     @property
     def _cos_pairs(self) -> list[MappedLayers]:
         return self.pairs if self.options.cos else []
 
     @property
-    def _kd_pools(self) -> bool:
-        return self.options.kd and self.options.kd_position == "center_of_mass"
-
-    @property
-    def _pooled_layers(self) -> tuple[set[int], set[int]]:
+    def pooled_layers(self) -> tuple[set[int], set[int]]:
         """Student's and teacher's layers whose spans are pooled."""
         pairs = [*self._cos_pairs, *([self.last_pair] if self.options.geo else [])]
         student, teacher = {pair.student for pair in pairs}, {pair.teacher for pair in pairs}
-        if self._kd_pools:
-            student.add(self.student.num_layers)
+        if self.options.kd_pools:
+            student.add(self.last_layers[0])
             if self.options.kd_source == "head":  # the top k were taken at the pooled state already
-                teacher.add(self.teacher.num_layers)
+                teacher.add(self.last_layers[1])
         return student, teacher
 
     @property
@@ -209,59 +159,51 @@ class SRA(Method):
 
     @property
     def needs(self) -> CacheNeeds:
-        options = self.options
-        hidden = set(self._pooled_layers[1])
-        if options.kd and options.kd_source == "head":
-            hidden.add(self.teacher.num_layers)
-        attention = self._salience_layers | (self._pooled_layers[1] if options.pooling == "attention" else set())
+        """What is read of the teacher's pages."""
+        options, pooled = self.options, self.pooled_layers[1]
+        hidden = pooled | ({self.last_layers[1]} if options.kd_reads_head else set())
+        attention = self._salience_layers | (pooled if options.pooling == "attention" else set())
         top_k = options.kd and options.kd_source == "top_k"
+        centers = RowKind(
+            "kd_source=top_k with kd_position=center_of_mass", "set kd_position=boundary or kd_source=head"
+        )
         return CacheNeeds(
-            layers=tuple(sorted(hidden | attention)),
-            hidden=bool(hidden),
-            attention=bool(attention),
-            top_k=top_k,
-            log_tail_temperatures=(options.temperature,) if top_k else (),
-            head=options.kd and options.kd_source == "head",
-            token_rows=self._token_rows,
-            span_rows="kd_source=top_k with kd_position=center_of_mass" if top_k and self._kd_pools else "",
+            hidden=tuple(sorted(hidden)),
+            attention=tuple(sorted(attention)),
+            temperatures=(options.temperature,) if top_k else (),
+            tokens=self._reads_tokens(),
+            centers=centers if top_k and options.kd_pools else None,
         )
 
-    @property
-    def _token_rows(self) -> str:
+    def _reads_tokens(self) -> RowKind | None:
         """The option that reads single tokens of the teacher; pooled spans serve where there is none."""
-        if self.options.kd and not self._kd_pools:
-            return "kd_position=boundary"
-        pools_otherwise = self.options.pooling != "attention" and bool(self._pooled_layers[1])
-        return f"pooling={self.options.pooling}" if pools_otherwise else ""
+        if self.options.kd and not self.options.kd_pools:
+            return RowKind("kd_position=boundary", "set kd_position=center_of_mass")
+        if self.options.pooling != "attention" and self.pooled_layers[1]:
+            return RowKind(f"pooling={self.options.pooling}", "set pooling=attention")
+        return None
 
-    @property
-    def student_needs(self) -> StudentNeeds:
-        pooled = self._pooled_layers[0]
-        return StudentNeeds(
-            layers=tuple(sorted(pooled | {self.student.num_layers})),
-            attention_layers=tuple(sorted(pooled)) if self.options.pooling == "attention" else (),
-        )
-
-    def forward(self, output: StudentOutput, batch: Batch, totals: StepTotals) -> LossTerms:
-        """The loss of one micro-batch.
-
-        Raises:
-            ShardError: If the batch lacks a column of the cache that the options read.
-        """
+    def forward(
+        self, output: StudentOutput, batch: Batch, pages: TeacherBatch, totals: StepTotals, *, with_labels: bool
+    ) -> Taught:
+        """What this teacher adds; `with_labels`: the cross entropy comes along, in the same pass over the head."""
         options = self.options
-        spans = SpanStates(output, batch, pooling=options.pooling, salience_power=options.salience_power)
+        spans = SpanStates(output, batch, pages, pooling=options.pooling, salience_power=options.salience_power)
+        share = (1 - options.alpha) * self.weight / max(totals.examples, 1)
         with torch.autocast(batch.weight.device.type, enabled=False):
             cos, geo = self._cos(spans), self._geo(spans)
-        head_total, ce_sum, kd = self._head_terms(spans, totals)
-        share = (1 - self.options.alpha) / max(totals.examples, 1)
-        spans_total = (batch.weight * (cos + self.options.lambda_geo * geo)).sum() * share
-        per_example = {"ce_sum": ce_sum, "labels": count_labels(batch).to(ce_sum.dtype)}
-        terms = {"ce": (batch.weight * ce_sum).sum() / max(totals.labels, 1)}
-        for name, values in (("cos", cos), ("geo", geo), ("kd", kd)):
-            if getattr(self.options, name):
-                per_example[name] = values.detach()
-                terms[name] = (batch.weight * values.detach()).sum() / max(totals.examples, 1)
-        return LossTerms(head_total + spans_total, terms, per_example, spans.counts())
+        weights = self._span_weights(spans)
+        found = self._head_terms(spans, weights, totals, share, with_labels=with_labels)
+        values = {"cos": cos.detach(), "geo": geo.detach()}
+        if found is not None and found.taught is not None:
+            rows = pages.span_rows
+            divergences = weights[rows.example, rows.span] * found.taught
+            values["kd"] = sum_per_example(divergences, rows.example, len(batch.weight))
+        total = (batch.weight * (cos + options.lambda_geo * geo)).sum() * share
+        if found is not None:
+            total = found.total + total
+        on = {name: values[name] for name in TERMS if getattr(options, name)}
+        return Taught(total, None if found is None else found.ce_sum, on, spans.counts())
 
     def _cos(self, spans: SpanStates) -> Tensor:
         """L_cos of each example, over the layer pairs [B]."""
@@ -281,86 +223,113 @@ class SRA(Method):
         pair = self.last_pair
         return geometry_loss(spans.student(pair.student), spans.teacher(pair.teacher), spans.salience(pair.teacher))
 
-    def _head_terms(self, spans: SpanStates, totals: StepTotals) -> tuple[Tensor, Tensor, Tensor]:
-        """What the student's head says: the differentiable sum of CE and KD, CE sums [B] and L_KD [B]."""
-        batch, head = spans.batch, spans.output.head
-        states = spans.output.hidden[self.student.num_layers]
-        ce_factor = self.options.alpha / max(totals.labels, 1)
-        order = columns = None
-        groups: list[RowGroup] = []
-        fused: LabelledRows | None = None
-        kd_rows = None
-        if self.distillation is not None:
-            kd_rows = spans.rows(self._span_weights(spans))
-            kd_factor = (1 - self.options.alpha) / max(totals.examples, 1)
-            order, columns = self.distillation.student_order(head.vocabulary_size)
-            coefficients = batch.weight[kd_rows.example] * kd_rows.weights * kd_factor
-            terms: list[HeadTerm] = [self._kd_term(spans, kd_rows, coefficients, product_dtype(states))]
-            if self._kd_pools:
-                pooled = spans.student(self.student.num_layers)[kd_rows.example, kd_rows.span]
-                groups.append(RowGroup(pooled, terms, self.distillation.student_columns(head.vocabulary_size)))
-            else:
-                fused = LabelledRows.at(batch, kd_rows.student_positions)
-                terms.append(_cross_entropy(fused, batch, ce_factor, columns))
-                groups.append(RowGroup(fused.states(states), terms))
-        plain = LabelledRows.all_of(batch, without=None if fused is None else fused.positions)
-        groups.append(RowGroup(plain.states(states), [_cross_entropy(plain, batch, ce_factor, columns)]))
-        total, values = head_losses(head, groups, dtype=product_dtype(states), order=order)
-        ce_sum = plain.sums(values[-1][0], batch)
-        if fused is not None:
-            ce_sum = ce_sum + fused.sums(values[0][1], batch)
-        if kd_rows is None:
-            return total, ce_sum, spans.nothing()
-        return total, ce_sum, sum_per_example(kd_rows.weights * values[0][0], kd_rows.example, len(batch.weight))
+    def _head_terms(
+        self, spans: SpanStates, weights: Tensor, totals: StepTotals, share: float, *, with_labels: bool
+    ) -> HeadTerms | None:
+        """What the student's head says; None where nothing is asked of it."""
+        if self.distillation is None and not with_labels:
+            return None
+        hidden = spans.output.hidden[self.last_layers[0]]
+        return head_terms(
+            spans.output.head,
+            hidden,
+            spans.batch,
+            ce_factor=self.options.alpha / max(totals.labels, 1) if with_labels else None,
+            taught=self._taught_rows(spans, weights, share, product_dtype(hidden), with_labels=with_labels),
+        )
 
-    def _kd_term(self, spans: SpanStates, rows: SpanRows, coefficients: Tensor, dtype: torch.dtype) -> HeadTerm:
-        """The distributions taught at `rows`."""
-        assert self.distillation is not None
+    def _taught_rows(
+        self, spans: SpanStates, weights: Tensor, share: float, dtype: torch.dtype, *, with_labels: bool
+    ) -> TaughtRows | None:
+        """The distributions taught at the spans; `weights` [B, K] say how much each counts in its example."""
+        if self.distillation is None:
+            return None
+        rows, pools = spans.pages.span_rows, self.options.kd_pools
+        at = rows.example, rows.span
+        coefficients = spans.batch.weight[rows.example] * weights[at] * share
+        ids = None if with_labels else self.distillation.ids_read
+        term: HeadTerm
         if self.options.kd_source == "top_k":
-            return self.distillation.top_k_term(
-                spans.batch, rows.example, rows.teacher_positions, coefficients, spans.output.head.vocabulary_size
-            )
-        layer = self.teacher.num_layers
-        if self._kd_pools:
-            states = spans.teacher(layer)[rows.example, rows.span]
+            term = self.distillation.top_k_term(spans.pages, rows, coefficients)
         else:
-            states = spans.teacher_hidden(layer)[rows.example, rows.teacher_positions]
-        return self.distillation.head_term(states.to(dtype), coefficients, dtype)
+            layer = self.last_layers[1]
+            last = rows.example, rows.teacher_positions
+            states = spans.teacher(layer)[at] if pools else spans.teacher_hidden(layer)[last]
+            term = self.distillation.head_term(states.to(dtype), coefficients, dtype, ids_alone=ids is not None)
+        return TaughtRows(
+            term=term,
+            rows=rows,
+            other_labels=spans.pages.other_labels,
+            pooled=self._longer_spans(spans) if pools else None,
+            ids=ids,
+        )
+
+    def _longer_spans(self, spans: SpanStates) -> Tensor:
+        """The student's states of spans of several tokens [S', D_s]; one token's pooled state is its own."""
+        rows = spans.pages.span_rows
+        longer = slice(rows.num_single, None)
+        return spans.student(self.last_layers[0])[rows.example[longer], rows.span[longer]]
 
     def _span_weights(self, spans: SpanStates) -> Tensor:
         """How much each span's divergence counts within its example [B, K]."""
         mask = spans.mask.to(spans.batch.weight.dtype)
+        if not self.options.kd or self.options.kd_reduction == "sum":
+            return mask
         if self.options.kd_reduction == "salience":
             return spans.salience(self.last_pair.teacher)
-        if self.options.kd_reduction == "mean":
-            return mask / mask.sum(1, keepdim=True).clamp_min(1)
-        return mask
+        return mask / mask.sum(1, keepdim=True).clamp_min(1)
 
 
-def _cross_entropy(rows: LabelledRows, batch: Batch, factor: float, columns: Tensor | None) -> CrossEntropyTerm:
-    """The term over `rows`; `columns` [V] say where an id stands in the head's order."""
-    targets = rows.targets if columns is None else columns[rows.targets]
-    return CrossEntropyTerm(targets, rows.coefficients(batch, factor))
+@register("sra")
+class SRA(Method):
+    """Span representation alignment with one teacher or several."""
 
+    options_type = SRAOptions
 
-def _layer(text: str) -> Layer:
-    return "last" if text == "last" else int(text)
+    def __init__(self, options: SRAOptions, setting: MethodSetting) -> None:
+        """Refuses what `SpanTeacher` refuses, and to be without a teacher (ConfigError)."""
+        super().__init__()
+        if not setting.teachers:
+            raise ConfigError("method=sra: the shards hold no teacher's pages; run `sra-data cache-teacher`")
+        self.options, self.last_layer = options, setting.student.num_layers
+        self.teachers: Any = nn.ModuleList(  # of SpanTeacher
+            SpanTeacher(options, setting.student, teacher, seed=setting.seed) for teacher in setting.teachers
+        )
 
+    @classmethod
+    def knowledge_needs(cls, options: SRAOptions) -> KnowledgeNeeds:
+        return KnowledgeNeeds(head=options.kd_reads_head)
 
-def _resolve(layer: Layer, shape: ModelShape, side: str) -> int:
-    found = shape.num_layers if layer == "last" else layer
-    if found > shape.num_layers:
-        raise ConfigError(f"layer_pairs: {side} layer {found}; the {side} has layers 1 to {shape.num_layers}")
-    return found
+    @property
+    def needs(self) -> tuple[CacheNeeds, ...]:
+        return tuple(teacher.needs for teacher in self.teachers)
 
+    @property
+    def student_needs(self) -> StudentNeeds:
+        pooled = set.union(*(teacher.pooled_layers[0] for teacher in self.teachers))
+        return StudentNeeds(
+            layers=tuple(sorted(pooled | {self.last_layer})),
+            attention_layers=tuple(sorted(pooled)) if self.options.pooling == "attention" else (),
+        )
 
-def _orthogonal(rows: int, columns: int, seed: int) -> nn.Parameter:
-    """A projector [rows, columns] with orthogonal rows or columns, the same for the same seed on any machine."""
-    generator = torch.Generator().manual_seed(seed)
-    return nn.Parameter(nn.init.orthogonal_(torch.empty(rows, columns), generator=generator))
+    def forward(self, output: StudentOutput, batch: Batch, totals: StepTotals) -> LossTerms:
+        """The loss of one micro-batch.
 
-
-def _knowledge(setting: MethodSetting) -> TeacherKnowledge:
-    if setting.knowledge is None:
-        raise ConfigError("kd=true: the shards hold no shared vocabulary and head; run `sra-data cache-teacher`")
-    return setting.knowledge
+        Raises:
+            ShardError: If the batch lacks a column of the cache that the options read.
+        """
+        found: list[Taught] = [
+            teacher(output, batch, pages, totals, with_labels=place == 0)
+            for place, (teacher, pages) in enumerate(zip(self.teachers, batch.teachers, strict=True))
+        ]
+        ce_sum = found[0].ce_sum
+        assert ce_sum is not None
+        shares = {teacher.name: teacher.weight for teacher in self.teachers}
+        per_example = weighted_sum(shares, [one.values for one in found])
+        terms = {name: (batch.weight * values).sum() / max(totals.examples, 1) for name, values in per_example.items()}
+        return LossTerms(
+            total=sum((one.total for one in found[1:]), start=found[0].total),
+            terms={"ce": (batch.weight * ce_sum).sum() / max(totals.labels, 1), **terms},
+            per_example={"ce_sum": ce_sum, "labels": count_labels(batch).to(ce_sum.dtype), **per_example},
+            counts=by_teacher(shares, [one.counts for one in found]),
+        )

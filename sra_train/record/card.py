@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from sra_train.config import TrainConfig
+from sra_train.record.provenance import ShardFacts
 
 EVALUATIONS_SHOWN = 12
 
@@ -15,8 +16,7 @@ def model_card(
     *,
     config: TrainConfig,
     student: str,
-    teacher: str,
-    data: str,
+    facts: ShardFacts,
     roots: Mapping[str, str],
     versions: Mapping[str, str],
     records: Sequence[Mapping[str, Any]],
@@ -27,7 +27,8 @@ def model_card(
 
     Args:
         config: Of the run.
-        student, teacher, data: In words, from the manifest.
+        student: Hub id or folder.
+        facts: Of the shards.
         roots: Seals of the folders that were read.
         versions: Of the libraries.
         records: Lines of metrics.jsonl.
@@ -36,7 +37,7 @@ def model_card(
     """
     training = config.training
     method = config.method.model_dump(mode="json")
-    student, teacher = short_name(student), short_name(teacher)
+    student, teachers = short_name(student), teachers_in_words(facts)
     lines = [
         "---",
         "library_name: transformers",
@@ -46,16 +47,18 @@ def model_card(
         "- sra",
         "---",
         "",
-        f"# {student}, taught by {teacher}",
+        f"# {student}, taught by {teachers}" if facts.teachers else f"# {student}, fine-tuned",
         "",
-        f"`{student}` learned from the cached words of `{teacher}` with the method `{config.method.name}`;"
-        " the two have different tokenizers, and the teacher was not needed while training.",
+        f"`{student}` learned from the cached words of {teachers} with the method `{config.method.name}`;"
+        " no teacher was needed while training."
+        if facts.teachers
+        else f"`{student}` learned from the data alone with the method `{config.method.name}`.",
         "",
         "| | |",
         "|---|---|",
         f"| Student | {student} |",
-        f"| Teacher | {teacher} |",
-        f"| Data | {data} |",
+        f"| Taught by | {teachers or 'nobody'} |",
+        f"| Data | {facts.data} |",
         f"| Method | {', '.join(f'{name}={value}' for name, value in method.items())} |",
         f"| Training | {training.epochs} epochs, batch {training.batch_size}, learning rate {training.learning_rate:g},"
         f" {training.schedule}, warm-up {training.warmup:g}, weight decay {training.weight_decay:g},"
@@ -76,6 +79,13 @@ def model_card(
 def short_name(model: str) -> str:
     """A Hub id as it is; of a folder its own name, because where it lay says nothing to others."""
     return Path(model).name if Path(model).is_dir() or Path(model).is_absolute() else model
+
+
+def teachers_in_words(facts: ShardFacts) -> str:
+    """Their models, and their weights where there are several."""
+    if len(facts.teachers) == 1:
+        return f"`{short_name(facts.teachers[0].model)}`"
+    return " and ".join(f"`{short_name(one.model)}` ({one.weight:g})" for one in facts.teachers)
 
 
 def lora_in_words(config: TrainConfig) -> str:

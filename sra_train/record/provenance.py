@@ -1,8 +1,4 @@
-"""What the shards say of themselves: whose words they hold, for which tokenizer, and what a method may know of them.
-
-Everything is read from the manifest and the small files beside the parts; nothing here opens a model. Also: the
-versions and the git state a run is recorded with.
-"""
+"""What a run is recorded with: whose words the shards hold and for which tokenizer, versions, and the git state."""
 
 from __future__ import annotations
 
@@ -13,116 +9,48 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
-from sra_data.errors import ShardError
-from sra_data.models.output_head import OutputHead
-from sra_data.shards.store import FolderReader, ShardSet
-from sra_data.shards.vocabulary import load_vocabulary
-from sra_train.contract import ModelShape, TeacherKnowledge
+from sra_train.data.sources import Sources
 
 LIBRARIES = ("torch", "transformers", "accelerate", "safetensors", "numpy", "pyarrow", "peft")
 
 
 @dataclass(frozen=True)
+class TeacherFacts:
+    """One teacher: its folder, what the model is called, and its share of what is distilled."""
+
+    folder: str
+    model: str
+    weight: float
+
+
+@dataclass(frozen=True)
 class ShardFacts:
-    """Names and sizes from the manifest.
+    """Names from the manifest, as a run and its card record them.
 
     Attributes:
-        student: Hub id or folder the alignment was made for.
-        student_revision: Of the Hub repository.
-        student_tokenizer: Fingerprint of the tokenizer that cut the student's ids.
-        teacher: In words.
-        data: The corpus in words.
+        side: name of the student's side.
+        tokenizer: fingerprint of the tokenizer that cut it.
+        teachers: folder, model and weight of each teacher.
+        data: the corpus in words.
     """
 
-    student: str
-    student_revision: str | None
-    student_tokenizer: str
-    teacher: str
+    side: str
+    tokenizer: str
+    teachers: tuple[TeacherFacts, ...]
     data: str
 
     @classmethod
-    def read(cls, shards: ShardSet, alignment: FolderReader) -> ShardFacts:
-        """From the sections of the corpus and the alignment."""
-        student, corpus = alignment.facts["student"], shards.corpus.facts
-        source = corpus.get("source") or ["unnamed"]
+    def read(cls, sources: Sources) -> ShardFacts:
+        """From the sections of what a run reads."""
+        source = sources.shards.corpus.facts.get("source") or ["unnamed"]
         return cls(
-            student=student["name"],
-            student_revision=student.get("revision"),
-            student_tokenizer=student["tokenizer"],
-            teacher=corpus["teacher"]["name"],
+            side=sources.side_name,
+            tokenizer=sources.side.facts["tokenizer"],
+            teachers=tuple(TeacherFacts(one.name, one.model, one.weight) for one in sources.teachers),
             data=", ".join(source) if isinstance(source, list) else str(source),
         )
-
-
-def choose_alignment(shards: ShardSet, *, student: str | None, name: str | None) -> FolderReader:
-    """The alignment a run reads: the named one, the only one, or the one made for `student`.
-
-    Args:
-        shards: The folder.
-        student: Hub id or folder of the student, where the user named one.
-        name: Of the alignment (or its start), where the user named one.
-
-    Raises:
-        ShardError: If there is none, or several fit.
-    """
-    sections = {known: shards.manifest.section(f"alignments/{known}") or {} for known in shards.manifest.alignments}
-    if name is not None or student is None or len(sections) < 2:
-        return shards.alignment(name)
-    wanted = str(Path(student).resolve()) if Path(student).is_dir() else student
-    fitting = [known for known, facts in sections.items() if facts.get("student", {}).get("name") == wanted]
-    if len(fitting) != 1:
-        listed = ", ".join(fitting or sections)
-        raise ShardError(
-            f"{shards.path}: {len(fitting)} alignments were made for {student}; choose one with"
-            f" --set student.alignment=NAME ({listed}), or run `sra-data align --student {student}`"
-        )
-    return shards.alignment(fitting[0])
-
-
-def teacher_shape(shards: ShardSet) -> ModelShape:
-    """Layers and hidden size of the teacher, from what it was cached with.
-
-    Raises:
-        ShardError: If the pages are missing or unfinished.
-    """
-    facts = shards.teacher.facts
-    return ModelShape(num_layers=int(facts["num_layers"]), hidden_size=int(facts["hidden_size"]))
-
-
-def teacher_knowledge(shards: ShardSet, alignment: FolderReader) -> TeacherKnowledge:
-    """The teacher's output head and the vocabulary both sides share.
-
-    Raises:
-        ShardError: If a file is missing or damaged.
-    """
-    shared = load_vocabulary(alignment.folder)
-    return TeacherKnowledge(
-        shared_student_ids=long_tensor(shared.student_ids),
-        shared_teacher_ids=long_tensor(shared.teacher_ids),
-        head=teacher_head(shards),
-        teacher_to_student=long_tensor(shared.student_of_teacher),
-        end_of_sequence=shared.end_of_sequence,
-    )
-
-
-def teacher_head(shards: ShardSet) -> OutputHead:
-    """The teacher's head in float32, with its family's scaling and soft-cap."""
-    stored, metadata = shards.head()
-    tensors = {name: torch.from_numpy(np.array(tensor.float32())) for name, tensor in stored.items()}
-    return OutputHead.from_state(tensors, dict(metadata))
-
-
-def long_tensor(values: np.ndarray) -> torch.Tensor:
-    """int64 of its own memory."""
-    return torch.from_numpy(values.astype(np.int64))
-
-
-def failed_examples(shards: ShardSet) -> frozenset[str]:
-    """Examples on which the teacher gave NaN or infinity; their pages hold nothing to learn from."""
-    return frozenset(shards.teacher.facts.get("failed_examples", ()))
 
 
 def recorded_versions() -> dict[str, str]:

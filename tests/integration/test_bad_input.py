@@ -88,23 +88,29 @@ def test_a_folder_that_cannot_be_written_is_refused(pair, tmp_path) -> None:
     assert (tmp_path / "file").read_text() == "a file where a folder should be"
 
 
-def test_shards_of_another_corpus_or_teacher_are_refused_with_the_difference(pair, tmp_path) -> None:
+def test_shards_of_another_corpus_are_refused_and_another_teacher_only_adds(pair, tmp_path) -> None:
     out = tmp_path / "shards"
     assert align(pair, write_examples(tmp_path / "one.jsonl", 3), out).exit_code == 0
     before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
     refused(align(pair, write_examples(tmp_path / "two.jsonl", 4), out), "shards", "other inputs")
-    refused(align((pair[1], pair[1]), tmp_path / "one.jsonl", out), "shards", "teacher")
     assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == before
+    assert align((pair[1], pair[1]), tmp_path / "one.jsonl", out).exit_code == 0
+    del before[out / "manifest.json"]
+    assert {path: path.read_bytes() for path in before} == before
 
 
-def test_a_teacher_with_other_weights_is_refused_by_a_cache_begun_with_the_first(pair, tmp_path) -> None:
+def test_a_teacher_with_other_weights_does_not_go_on_with_the_pages_of_the_first(pair, tmp_path) -> None:
     from tests.model_zoo import tiny_model
 
     teacher, out = shutil.copytree(pair[0], tmp_path / "teacher"), tmp_path / "shards"
     assert align((teacher, pair[1]), write_examples(tmp_path / "one.jsonl", 3), out).exit_code == 0
     assert sra_data("cache-teacher", out).exit_code == 0
+    before = {path: path.read_bytes() for path in (out / "teachers").rglob("*") if path.is_file()}
     tiny_model("llama", seed=9, vocab_size=403, max_position_embeddings=256).save_pretrained(teacher)
-    refused(sra_data("cache-teacher", out), "teacher", "other inputs")
+    assert sra_data("cache-teacher", out).exit_code == 0
+    assert len(list((out / "teachers").iterdir())) == 2
+    assert {path: path.read_bytes() for path in before} == before
+    refused(sra_data("cache-teacher", out, "--top-k", 3), "teachers/teacher-", "other inputs", "top k: had 64, got 3")
 
 
 def test_caching_without_shards_is_refused(tmp_path) -> None:
@@ -117,7 +123,7 @@ def test_caching_without_shards_is_refused(tmp_path) -> None:
     [
         (("--layers", "9"), ("--layers 9", "1 to 3")),
         (("--top-k", "100000"), ("--top-k 100000",)),
-        (("--hidden-dtype", "int3"), ("--hidden-dtype int3", "bf16")),
+        (("--side", "nowhere"), ("no side nowhere", "--side NAME")),
         (("--temperatures", "warm"), ("--temperatures warm",)),
     ],
 )
@@ -125,4 +131,11 @@ def test_options_that_cannot_be_are_refused(flags: tuple[str, ...], words: tuple
     out = tmp_path / "shards"
     assert align(pair, write_examples(tmp_path / "one.jsonl", 3), out).exit_code == 0
     refused(sra_data("cache-teacher", out, *flags), *words)
-    assert not list(out.glob("teacher/*.parquet"))
+    assert not (out / "teachers").exists()
+
+
+def test_a_choice_that_there_is_not_is_wrong_usage(tmp_path) -> None:
+    answer = sra_data("cache-teacher", tmp_path, "--hidden-dtype", "int3")
+    assert answer.exit_code == 2
+    assert "int3" in answer.error
+    assert "int8" in answer.error

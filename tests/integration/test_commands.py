@@ -61,7 +61,7 @@ def test_a_student_is_trained_after_the_teacher_is_deleted(pair, tmp_path) -> No
 
 def test_training_fails_in_one_line_without_the_teachers_pages(shards, tmp_path) -> None:
     copy = shutil.copytree(shards, tmp_path / "shards")
-    shutil.rmtree(copy / "teacher")
+    shutil.rmtree(copy / "teachers")
     answer = sra_train("run", copy, "--output-dir", tmp_path / "run", *RUN)
     assert answer.exit_code == 1
     assert "teacher" in answer.error
@@ -73,7 +73,8 @@ def test_training_fails_in_one_line_without_the_teachers_pages(shards, tmp_path)
 def test_training_refuses_an_unfinished_cache(shards, tmp_path) -> None:
     copy = shutil.copytree(shards, tmp_path / "shards")
     manifest = json.loads((copy / "manifest.json").read_text())
-    manifest["teacher"]["root"] = None
+    (section,) = manifest["teachers"].values()
+    section["root"] = None
     (copy / "manifest.json").write_text(json.dumps(manifest))
     answer = sra_train("run", copy, "--output-dir", tmp_path / "run", *RUN)
     assert answer.exit_code == 1
@@ -84,17 +85,18 @@ def test_training_refuses_an_unfinished_cache(shards, tmp_path) -> None:
 def test_the_first_row_holds_the_distribution_over_the_first_response_token(shards, pair) -> None:
     teacher = AutoModelForCausalLM.from_pretrained(pair[0]).eval()
     with ShardSet.open(shards) as opened:
-        for row in range(3):
-            corpus, said = opened.corpus.read([row])[0], opened.teacher.read([row])[0]
-            first = int(corpus.teacher_response_spans[0, 0])
-            positions = response_positions(corpus.teacher_response_spans)
+        name = opened.choose_teacher()
+        sides = opened.side(opened.side_of_teacher(name)).read(range(3))
+        for side, said in zip(sides, opened.teacher(name).read(range(3)), strict=True):
+            first = int(side.response_spans[0, 0])
+            positions = response_positions(side.response_spans)
             assert positions[0] == first - 1
             with torch.no_grad():
-                logits = teacher(torch.from_numpy(corpus.teacher_ids[None].astype(np.int64))).logits[0]
-            expected = logits.log_softmax(-1)[first - 1, corpus.teacher_ids[first]]
+                logits = teacher(torch.from_numpy(side.ids[None].astype(np.int64))).logits[0]
+            expected = logits.log_softmax(-1)[first - 1, side.ids[first]]
             assert said.next_log_prob[0] == pytest.approx(float(expected), abs=1e-5)
             # The text of the token that row r-1 predicts begins where the response begins.
-            assert corpus.teacher_ends[first - 1] <= corpus.response_ranges[0, 0] < corpus.teacher_ends[first]
+            assert side.ends[first - 1] <= side.response_ranges[0, 0] < side.ends[first]
 
 
 def test_a_second_run_of_each_command_does_nothing_again(shards, pair, tmp_path) -> None:
@@ -107,7 +109,7 @@ def test_a_second_run_of_each_command_does_nothing_again(shards, pair, tmp_path)
 def test_verify_finds_nothing_wrong_and_then_a_flipped_bit(shards, tmp_path) -> None:
     copy = shutil.copytree(shards, tmp_path / "shards")
     assert sra_data("verify", copy).exit_code == 0
-    part = copy / "teacher" / "part-00000.parquet"
+    (part,) = copy.glob("teachers/*/part-00000.parquet")
     content = bytearray(part.read_bytes())
     content[len(content) // 3] ^= 4
     part.write_bytes(content)

@@ -1,91 +1,98 @@
-"""Law: the same batch through a live teacher and through a float32 cache gives the same five numbers."""
+"""Law: the same batch through live teachers and through float32 caches gives the same five numbers."""
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from torch import nn
 from transformers import AutoModelForCausalLM
 
 from sra_data.models.output_head import OutputHead
-from sra_data.shards.store import ShardSet
-from sra_train.config import StudentConfig
-from sra_train.contract import Batch, MethodSetting
-from sra_train.data.collate import collate
-from sra_train.data.reader import RowReader, row_table
-from sra_train.data.staging import StagingPool
-from sra_train.methods.base import method_type
-from sra_train.record.provenance import teacher_knowledge, teacher_shape
-from sra_train.student import StudentModel, load_student, model_shape
+from sra_data.shards.schema import response_positions
+from sra_train.contract import TeacherBatch
+from sra_train.data.knowledge import teacher_head
+from sra_train.data.sources import TeacherSource
 from tests.integration.command_lines import sra_data, write_examples, write_pair
+from tests.integration.lessons import FIVE, Lesson, lesson
+from tests.model_zoo import tiny_model
+from tests.tokenizer_zoo import train_sentencepiece_bpe
 
-FIVE = ("ce_sum", "labels", "cos", "geo", "kd")
 EXAMPLES = 6
+OPTIONS = [{}, {"kd_vocabulary": "rest"}, {"kd_position": "boundary"}, {"pooling": "mean"}]
+
+
+@dataclass(frozen=True)
+class World:
+    """Shards of two teachers, with other widths and tokenizers, and the models."""
+
+    teacher: Path
+    second: Path
+    student: Path
+    shards: Path
 
 
 @pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, Path]:
+def world(tmp_path_factory: pytest.TempPathFactory) -> World:
     folder = tmp_path_factory.mktemp("world")
     teacher, student = write_pair(folder)
+    second, tokenizer = folder / "second", train_sentencepiece_bpe()
+    sizes = {"vocab_size": len(tokenizer) + 2, "hidden_size": 48, "max_position_embeddings": 256}
+    tiny_model("llama", seed=5, num_hidden_layers=2, **sizes).save_pretrained(second)
+    tokenizer.save_pretrained(second)
     data, out = write_examples(folder / "train.jsonl", EXAMPLES), folder / "shards"
-    arguments = ("--teacher", teacher, "--student", student, "--data", data, "--out", out)
+    arguments = ("--teacher", teacher, "--teacher", second, "--student", student, "--data", data, "--out", out)
     assert sra_data("align", *arguments).exit_code == 0
-    assert sra_data("cache-teacher", out, "--hidden-dtype", "fp32").exit_code == 0
-    return teacher, student, out
+    for one in (teacher, second):
+        answer = sra_data("cache-teacher", out, "--teacher", one, "--hidden-dtype", "fp32")
+        assert answer.exit_code == 0, answer.error
+    return World(teacher, second, student, out)
 
 
-def live_batch(batch: Batch, shards: ShardSet, teacher: torch.nn.Module, layer: int) -> Batch:
-    """The same batch with hidden states and attention from the eager model itself, one example at a time."""
-    hidden, attention = torch.zeros_like(batch.teacher_hidden[layer]), torch.zeros_like(batch.teacher_attention[layer])
-    for row in range(EXAMPLES):
-        ids = torch.from_numpy(shards.corpus.read([row])[0].teacher_ids[None].astype(np.int64))
+def live(pages: TeacherBatch, source: TeacherSource, teacher: nn.Module) -> TeacherBatch:
+    """The same part of the batch with what the eager model itself says, one example at a time."""
+    hidden = {layer: torch.zeros_like(states) for layer, states in pages.hidden.items()}
+    attention = {layer: torch.zeros_like(weights) for layer, weights in pages.attention.items()}
+    for row, side in enumerate(source.side.read(range(EXAMPLES))):
+        ids = torch.from_numpy(side.ids[None].astype(np.int64))
         with torch.no_grad():
             said = teacher(ids, output_hidden_states=True, output_attentions=True)
-        places = batch.teacher_token_index[row][batch.teacher_position_mask[row]]
-        weights = said.attentions[layer - 1][0, :, -1].sum(0)
-        hidden[row, : len(places)] = said.hidden_states[layer][0, places]
-        attention[row, : len(places)] = (weights / weights.sum())[places]
-    return replace(batch, teacher_hidden={layer: hidden}, teacher_attention={layer: attention})
+        places = torch.from_numpy(response_positions(side.response_spans).astype(np.int64))
+        for layer, states in hidden.items():
+            states[row, : len(places)] = said.hidden_states[layer][0, places]
+        for layer, weights in attention.items():
+            query = said.attentions[layer - 1][0, :, -1].sum(0)
+            weights[row, : len(places)] = (query / query.sum())[places]
+    return replace(pages, hidden=hidden, attention=attention)
 
 
-@pytest.mark.parametrize("options", [{}, {"kd_vocabulary": "rest"}, {"kd_position": "boundary"}, {"pooling": "mean"}])
-def test_offline_equals_online(world, options: dict[str, str]) -> None:
-    teacher_folder, student_folder, out = world
-    kind = method_type("sra")
-    with ShardSet.open(out) as shards:
-        alignment = shards.alignment()
-        model = load_student(str(student_folder), StudentConfig())
-        setting = MethodSetting(model_shape(model), teacher_shape(shards), teacher_knowledge(shards, alignment), seed=3)
-        student = StudentModel(model, kind(kind.options_type(**options), setting)).eval()
-        reader = RowReader(shards, alignment, student.method.needs, with_text=False)
-        rows = list(range(EXAMPLES))
-        batch = collate(
-            reader(rows), needs=student.method.needs, temperatures=(1.0, 2.0), staging=StagingPool(pinned=False).take()
-        )
-        teacher = AutoModelForCausalLM.from_pretrained(teacher_folder, attn_implementation="eager").eval()
-        layer = max(batch.teacher_hidden)
-        totals = row_table(shards, alignment).totals(np.array(rows))
-        with torch.no_grad():
-            offline = student(batch, totals)["per_example"]
-            online = student(with_attention(live_batch, batch, shards, teacher, layer), totals)["per_example"]
-        knowledge = teacher_knowledge(shards, alignment)
-    assert knowledge.head is not None
-    live_head = OutputHead.from_model(teacher)
-    torch.testing.assert_close(knowledge.head.weight, live_head.weight.detach())
-    assert offline.keys() == online.keys() >= set(FIVE)
-    for name in FIVE:
+def assert_equal(taught: Lesson, folders: list[Path], names: tuple[str, ...]) -> None:
+    models = [AutoModelForCausalLM.from_pretrained(one, attn_implementation="eager").eval() for one in folders]
+    parts = zip(taught.batch.teachers, taught.sources.teachers, models, strict=True)
+    offline = taught.per_example()
+    online = taught.per_example(replace(taught.batch, teachers=tuple(live(*part) for part in parts)))
+    assert offline.keys() == online.keys() >= set(names)
+    for name in names:
         torch.testing.assert_close(offline[name], online[name], atol=1e-5, rtol=1e-5)
-    assert all(float(offline[name].abs().sum()) > 0 for name in FIVE)
+        assert float(offline[name].abs().sum()) > 0
+    for source, model in zip(taught.sources.teachers, models, strict=True):
+        stored = teacher_head(taught.sources, source.name)
+        torch.testing.assert_close(stored.weight, OutputHead.from_model(model).weight.detach())
 
 
-def with_attention(make, batch: Batch, shards: ShardSet, teacher: torch.nn.Module, layer: int) -> Batch:
-    """`make` the live batch; where the method reads no attention there is none to replace."""
-    if batch.teacher_attention:
-        return make(batch, shards, teacher, layer)
-    filled = replace(
-        batch, teacher_attention={layer: torch.zeros_like(batch.teacher_position_mask, dtype=torch.float32)}
-    )
-    return replace(make(filled, shards, teacher, layer), teacher_attention={})
+@pytest.mark.parametrize("options", OPTIONS)
+def test_offline_equals_online(world: World, options: dict[str, str]) -> None:
+    with lesson(world.shards, world.student, range(EXAMPLES), teachers=[world.teacher], **options) as taught:
+        assert_equal(taught, [world.teacher], FIVE)
+
+
+@pytest.mark.parametrize("options", OPTIONS)
+def test_offline_equals_online_with_two_teachers(world: World, options: dict[str, str]) -> None:
+    teachers = [world.teacher, f"{world.second}:0.25"]
+    with lesson(world.shards, world.student, range(EXAMPLES), teachers=teachers, **options) as taught:
+        names = [source.name for source in taught.sources.teachers]
+        of_each = tuple(f"{term}[{name}]" for term in ("cos", "geo", "kd") for name in names)
+        assert_equal(taught, [world.teacher, world.second], FIVE + of_each)

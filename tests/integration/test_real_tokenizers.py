@@ -10,6 +10,7 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
+from sra_data.shards.schema import side_text
 from sra_data.shards.store import ShardSet
 from tests.integration.command_lines import sra_data, sra_train
 
@@ -49,7 +50,8 @@ def test_dolly_from_text_to_student(teacher_name: str, shared_folder: Path, tmp_
     assert answer.exit_code == 0, answer.error
     aligned = json.loads(answer.output)
     assert aligned["num_examples"] == 41
-    assert aligned["cut"]["student_overlong_truncated"] == 1  # the model's own positions are the limit
+    (cut,) = [side["cut"] for side in aligned["sides"] if side["side"].startswith("student")]
+    assert cut["overlong_truncated"] == 1  # the model's own positions are the limit
     answer = sra_data("cache-teacher", out, "--top-k", 8)
     assert answer.exit_code == 0, answer.error
     answer = sra_train("run", out, "--output-dir", tmp_path / "run", "--max-steps", 2, "--batch-size", 4,
@@ -65,11 +67,13 @@ def spans_cover_the_same_text(out: Path, student: Path) -> None:
     """On real text: a span's pieces, decoded by the student's own tokenizer, spell the teacher's stretch of text."""
     tokenizer = AutoTokenizer.from_pretrained(student)
     with ShardSet.open(out) as shards:
-        alignment = shards.alignment()
-        for row in range(5):
-            corpus, aligned = shards.corpus.read([row])[0], alignment.read([row])[0]
+        own, others = shards.choose_student(), shards.choose_teacher_side()
+        pair = shards.pair(student=own, teacher=others)
+        folders = (shards.corpus, shards.side(own), shards.side(others), pair)
+        for example, student_side, teacher_side, aligned in zip(*(one.read(range(5)) for one in folders), strict=True):
             assert len(aligned.student_spans) > 5
+            text = side_text(teacher_side, example)
             for (s_start, s_stop), (t_start, t_stop) in zip(aligned.student_spans, aligned.teacher_spans, strict=True):
-                begin = corpus.teacher_ends[t_start - 1] if t_start else 0
-                text = corpus.text[begin : corpus.teacher_ends[t_stop - 1]]
-                assert tokenizer.decode(aligned.student_ids[s_start:s_stop]).strip() == text.strip()
+                begin = teacher_side.ends[t_start - 1] if t_start else 0
+                stretch = text[begin : teacher_side.ends[t_stop - 1]]
+                assert tokenizer.decode(student_side.ids[s_start:s_stop]).strip() == stretch.strip()

@@ -6,23 +6,15 @@ import json
 import shutil
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 
-from sra_data.shards.store import Manifest, ShardSet
-from sra_train.config import StudentConfig
-from sra_train.contract import MethodSetting
-from sra_train.data.collate import collate
-from sra_train.data.reader import RowReader, row_table
-from sra_train.data.staging import StagingPool
-from sra_train.methods.base import method_type
-from sra_train.record.provenance import teacher_knowledge, teacher_shape
-from sra_train.student import StudentModel, load_student, model_shape
+from sra_data.shards.store import FolderReader, ShardSet
 from tests.integration.command_lines import sra_data, sra_train, write_examples, write_pair
-from tests.integration.test_offline_equals_online import FIVE
+from tests.integration.lessons import FIVE, lesson
 
 EXAMPLES = 8
+SHORT = ("--max-steps", 2, "--set", "tracking.plots=false")
 
 
 @pytest.fixture(scope="module")
@@ -44,23 +36,13 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, Path]:
 
 def per_example(student: Path, out: Path, options: dict[str, object]) -> dict[str, torch.Tensor]:
     """The method's numbers of every example, one batch of them all."""
-    kind = method_type("sra")
-    with ShardSet.open(out) as shards:
-        alignment = shards.alignment()
-        model = load_student(str(student), StudentConfig())
-        setting = MethodSetting(model_shape(model), teacher_shape(shards), teacher_knowledge(shards, alignment), seed=3)
-        module = StudentModel(model, kind(kind.options_type(**options), setting)).eval()
-        rows = list(range(EXAMPLES))
-        needs = module.method.needs
-        batch = collate(
-            RowReader(shards, alignment, needs, with_text=False)(rows),
-            needs=needs,
-            temperatures=(1.0, 2.0),
-            staging=StagingPool(pinned=False).take(),
-            granularity=shards.teacher.facts["granularity"],
-        )
-        with torch.no_grad():
-            return module(batch, row_table(shards, alignment).totals(np.array(rows)))["per_example"]
+    with lesson(out, student, range(EXAMPLES), **options) as taught:
+        return taught.per_example()
+
+
+def the_only(shards: ShardSet, group: str) -> FolderReader:
+    (name,) = shards.manifest.names(group)
+    return shards.teacher(name) if group == "teachers" else shards.alignment(name)
 
 
 @pytest.mark.parametrize(
@@ -89,18 +71,38 @@ def test_the_top_k_at_the_centre_of_mass_are_the_heads_distribution_there(world)
 
 def test_pages_by_span_name_their_alignment_and_hold_one_row_a_span(world) -> None:
     _, by_token, by_span = world
-    section = Manifest.load(by_span).sealed("teacher")
     with ShardSet.open(by_span) as shards, ShardSet.open(by_token) as tokens:
-        alignment = shards.alignment()
-        assert section["fingerprint"]["alignment"] == alignment.root
-        assert (section["granularity"], section["alignment"]) == ("span", alignment.section)
-        assert shards.teacher.index.num_positions.tolist() == alignment.index.num_spans.tolist()
-        assert shards.teacher.schema.column("next_log_prob") is None
-        assert shards.teacher.index.num_positions.sum() < tokens.teacher.index.num_positions.sum()
+        alignment, pages, other = (
+            the_only(shards, "alignments"),
+            the_only(shards, "teachers"),
+            the_only(tokens, "teachers"),
+        )
+        assert pages.facts["made_from"][alignment.section] == alignment.root
+        assert (pages.facts["granularity"], pages.facts["alignment"]) == ("span", alignment.section)
+        assert pages.index.num_positions.tolist() == alignment.index.num_spans.tolist()
+        assert pages.schema.column("next_log_prob") is None
+        assert pages.index.num_positions.sum() < other.index.num_positions.sum()
+        section = pages.facts
     assert section["faithfulness"]["cache"]["relative_error"] < 1e-5
     assert "next_log_prob_difference" not in section["faithfulness"]["cache"]
     assert sra_data("verify", by_span, "--deep").exit_code == 0
-    assert sra_data("cache-teacher", by_span, "--hidden-dtype", "fp32").error.count("granularity: had span") == 1
+
+
+def test_pages_by_token_stand_beside_pages_by_span_and_one_is_named(world, tmp_path: Path) -> None:
+    student, _, by_span = world
+    shards = tmp_path / "shards"
+    shutil.copytree(by_span, shards)
+    assert sra_data("cache-teacher", shards, "--hidden-dtype", "fp32").exit_code == 0
+    with ShardSet.open(shards) as opened:
+        kinds = {opened.teacher(name).facts["granularity"]: name for name in opened.manifest.names("teachers")}
+    arguments = ("--student", student, "--epochs", 1, "--batch-size", 4, "--set", "method.kd_position=boundary")
+    refused = sra_train("run", shards, "--output-dir", tmp_path / "out", *arguments)
+    assert "2 teachers (there are" in refused.error
+    assert "choose one with --teacher NAME" in refused.error
+    answer = sra_train("run", shards, "--output-dir", tmp_path / "out", *arguments, "--teacher", kinds["token"])
+    assert answer.exit_code == 0, answer.error
+    reads = sra_train("run", shards, "--output-dir", tmp_path / "other", *arguments, "--teacher", kinds["span"])
+    assert "kd_position=boundary reads single tokens" in reads.error
 
 
 def test_a_whole_run_trains_from_pages_by_span(world, tmp_path: Path) -> None:
@@ -136,7 +138,7 @@ def test_top_k_at_the_centre_of_mass_is_refused_on_pages_by_token(world, tmp_pat
     arguments = ("--student", student, "--output-dir", tmp_path / "out", "--batch-size", 4)
     answer = sra_train("run", by_token, *arguments, "--set", "method.kd_source=top_k")
     assert answer.exit_code == 1
-    assert "set kd_position=boundary or kd_source=head, or delete" in answer.error
+    assert "set kd_position=boundary or kd_source=head, or run `sra-data cache-teacher" in answer.error
     assert "--granularity span`" in answer.error
 
 
@@ -150,13 +152,17 @@ def test_another_students_spans_are_refused_and_the_flag_chooses(world, tmp_path
     arguments = ("--teacher", teacher, "--student", other, "--data", data, "--dev-share", 0, "--out", shards)
     assert sra_data("align", *arguments).exit_code == 0
     answer = sra_train("run", shards, "--student", other, "--output-dir", tmp_path / "out", "--batch-size", 4)
-    assert "train the other student, or delete the folder" in answer.error
-    shutil.rmtree(shards / "teacher")
-    options = ("--hidden-dtype", "fp32", "--granularity", "span")
-    assert "several alignments" in sra_data("cache-teacher", shards, *options).error
-    assert sra_data("cache-teacher", shards, *options, "--student", other).exit_code == 0
+    assert "train the other student, or run `sra-data cache-teacher" in answer.error
+    options = ("--hidden-dtype", "fp32", "--granularity", "span", "--json")
+    assert "2 students (there are" in sra_data("cache-teacher", shards, *options).error
+    name = json.loads(sra_data("cache-teacher", shards, *options, "--student", other).output)["section"]
     with ShardSet.open(shards) as opened:
-        assert opened.teacher.facts["alignment"].startswith("alignments/other-")
+        pages = opened.manifest.sealed(name)
+        # the other student has the teacher's tokenizer, so the two are one side
+        assert pages["alignment"] == f"alignments/{pages['side']}~{pages['side']}"
+    chosen = ("--student", other, "--teacher", name.removeprefix("teachers/"))
+    answer = sra_train("run", shards, *chosen, "--output-dir", tmp_path / "out", "--batch-size", 4, *SHORT)
+    assert answer.exit_code == 0, answer.error
 
 
 @pytest.mark.parametrize(
@@ -165,7 +171,7 @@ def test_another_students_spans_are_refused_and_the_flag_chooses(world, tmp_path
         (("--granularity", "span", "--no-attention"), "--granularity span: a span's centre of mass needs attention"),
         (("--granularity", "span", "--hidden-dtype", "none"), "--hidden-dtype none leaves no centre of mass"),
         (("--student", "x"), "--student x: pages by token serve every student"),
-        (("--granularity", "span", "--student", "x"), "no alignment x"),
+        (("--granularity", "span", "--student", "x"), "no student x"),
     ],
 )
 def test_flags_that_contradict_are_refused(world, flags: tuple[str, ...], message: str) -> None:

@@ -13,7 +13,10 @@ import torch
 
 from sra_train.config import load_config
 from sra_train.record.tracking import read_metrics
+from tests.synthetic_shards import ALIGNMENT, STUDENT, TEACHERS
 from tests.training_runs import Interrupting, losses, train, weights
+
+TEACHER = TEACHERS[0]
 
 
 def test_a_run_ends_in_a_folder_that_hugging_face_loads_and_that_generates(made, tmp_path) -> None:
@@ -48,8 +51,14 @@ def test_the_run_records_what_it_was_made_of(made, tmp_path) -> None:
     summary = train(made, tmp_path / "out")
     record = json.loads((tmp_path / "out" / "run.json").read_text())
     manifest = json.loads((made.shards / "manifest.json").read_text())
-    assert record["roots"]["corpus"] == manifest["corpus"]["root"]
-    assert record["roots"]["teacher"] == manifest["teacher"]["root"]
+    assert record["roots"] == {
+        "corpus": manifest["corpus"]["root"],
+        f"sides/{STUDENT}": manifest["sides"][STUDENT]["root"],
+        f"sides/{TEACHER}": manifest["sides"][TEACHER]["root"],
+        f"alignments/{ALIGNMENT}": manifest["alignments"][ALIGNMENT]["root"],
+        f"teachers/{TEACHER}": manifest["teachers"][TEACHER]["root"],
+    }
+    assert record["facts"]["teachers"] == [{"folder": TEACHER, "model": "synthetic teacher", "weight": 1.0}]
     assert record["versions"]["torch"] == version("torch")
     assert load_config(tmp_path / "out" / "config.yaml").training.precision == "no"
     assert summary.steps == summary.total_steps
@@ -67,7 +76,8 @@ def test_training_lowers_the_loss_and_the_best_step_is_exported(made, tmp_path) 
 def test_sft_never_opens_the_teachers_pages(still, tmp_path) -> None:
     alone = tmp_path / "shards"
     shutil.copytree(still.shards, alone)
-    shutil.rmtree(alone / "teacher")
+    for folder in ("teachers", "alignments", f"sides/{TEACHER}"):
+        shutil.rmtree(alone / folder)
     summary = train(still, tmp_path / "out", data__shards=str(alone), method__name="sft")
     assert summary.metrics["bits_per_byte"] > 0
 

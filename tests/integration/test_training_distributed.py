@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 
 from tests.conftest import REPOSITORY
 from tests.synthetic_shards import SyntheticShards, make_shards
-from tests.training_runs import losses, train, weights
+from tests.training_runs import EPSILON, losses, train, weights
 
 RANK = Path(__file__).with_name("training_rank.py")
 SECONDS_TO_FINISH = 300
@@ -33,6 +33,7 @@ def options(made: SyntheticShards, out: Path, **changes: object) -> dict[str, ob
         "training.epochs": 1,
         "training.batch_size": 4,
         "training.learning_rate": 3e-3,
+        "training.epsilon": EPSILON,
         "tracking.plots": False,
     }
     return plain | {name.replace("__", "."): value for name, value in changes.items()}
@@ -82,6 +83,17 @@ def test_two_processes_learn_what_one_learns(still, tmp_path) -> None:
     close(weights(tmp_path / "one"), weights(tmp_path / "two"))
     exported = [load_file(tmp_path / name / "model" / "model.safetensors") for name in ("one", "two")]
     close(*exported)
+
+
+@pytest.mark.slow
+def test_two_processes_learn_from_two_teachers_what_one_does_though_a_rank_may_have_rows_of_one_only(tmp_path) -> None:
+    two = make_shards(tmp_path / "two", num_teachers=2, num_skipped_by_second=8)
+    teachers = [two.teachers[0], f"{two.teachers[1]}:0.25"]
+    train(two, tmp_path / "one", training__epochs=1, training__batch_size=4, data__teachers=teachers)
+    chosen = options(two, tmp_path / "both", training__micro_batch_size=1, data__teachers=teachers)
+    assert launch(2, chosen) == 0
+    assert losses(tmp_path / "both") == pytest.approx(losses(tmp_path / "one"), rel=5e-5)
+    close(weights(tmp_path / "one"), weights(tmp_path / "both"))
 
 
 @pytest.mark.slow

@@ -31,8 +31,7 @@ def development(still, tmp_path_factory) -> Path:
         rows = [row for row in shards.corpus.read(range(len(shards.corpus))) if row.split == "dev"]
     lines = []
     for row in rows:
-        border = int(row.response_ranges[0, 0])
-        lines.append(json.dumps({"id": row.id, "prompt": row.text[:border], "response": row.text[border:]}))
+        lines.append(json.dumps({"id": row.id, "prompt": row.prompt, "response": row.response}))
     file.write_text("\n".join(lines) + "\n")
     return file
 

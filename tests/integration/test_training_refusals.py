@@ -61,7 +61,7 @@ def test_missing_pages_and_columns_are_refused_with_the_command(tmp_path) -> Non
         train(made, tmp_path / "out", method__kd_source="top_k", method__kd_position="boundary")
     with pytest.raises(ShardError, match=r"reads .*hidden\.1.*`sra-data cache-teacher .* --layers 1,3"):
         train(made, tmp_path / "out", method__layer_pairs=["1:1:0.5", "last:last:0.5"])
-    shutil.rmtree(made.shards / "teacher")
+    shutil.rmtree(made.shards / "teachers")
     with pytest.raises(ShardError, match="sra-data cache-teacher"):
         train(made, tmp_path / "out")
     assert not (tmp_path / "out").exists()

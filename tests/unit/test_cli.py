@@ -8,6 +8,9 @@ import time
 from pathlib import Path
 
 import pytest
+import typer
+
+from sra_data.cli import app
 
 PROGRAMS = ("sra_data.cli", "sra_train.cli")
 
@@ -53,3 +56,12 @@ def test_known_error_is_one_line_and_exit_1(tmp_path: Path) -> None:
     assert done.stderr.count("\n") == 1
     assert "nowhere" in done.stderr
     assert not (tmp_path / "nowhere").exists()
+
+
+@pytest.mark.parametrize("command", ["inspect", "list", "report"])
+def test_help_keeps_its_words(command: str) -> None:
+    """What stands in square brackets is markup to the one who prints the help, and is lost."""
+    shown = typer.main.get_command(app)
+    assert isinstance(shown, typer.core.TyperGroup)
+    for parameter in shown.commands[command].params:
+        assert "[" not in (getattr(parameter, "help", None) or "")

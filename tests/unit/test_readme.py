@@ -11,7 +11,7 @@ import pytest
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
-MAPPED_FOLDERS = ("sra_data", "sra_train", "pipelines", "tests", "benchmarks")
+MAPPED_FOLDERS = ("sra_data", "sra_train", "pipelines", "tests", "benchmarks", "docs")
 MADE_BY_RUNNING = {"demo-output", "shards", "runs", "build", "dist"}
 
 
@@ -91,7 +91,7 @@ def test_the_picture_is_what_the_tokenizers_do(shared_folder: Path) -> None:
     sides = {"student": "gpt2", "teacher": "tinyllama-1.1b"}
     for side, name in sides.items():
         tokenizer = SideTokenizer.load(str(shared_folder / "tokenizers" / name))
-        batch = tokenizer.encode([text], response_ranges=ranges, is_chat=False, side=side)  # type: ignore[arg-type]
+        batch = tokenizer.encode([text], response_ranges=ranges, is_chat=False)
         tokens[side] = (tokenizer, batch)
     segments = segments_for(student_texts=[text], student_ranges=ranges, teacher_texts=[text], teacher_ranges=ranges)
     offsets = {side: batch.offsets for side, (_, batch) in tokens.items()}

@@ -12,9 +12,7 @@ from sra_data.spans.alignment import SpanTable, TokenOffsets
 from sra_data.spans.ragged import Ragged
 from sra_data.spans.vocabulary import SharedVocabulary
 from sra_data.stages.align.batches import SideBatch
-from sra_data.stages.align.counts import PairCounts, SideCounts
-
-LARGEST_SHOWN = 5  # tokens of one side in the n:m histogram; more are counted as "5+"
+from sra_data.stages.align.counts import LARGEST_SHOWN, PairCounts, SideCounts
 
 
 def count_side(counts: SideCounts, batch: SideBatch) -> None:

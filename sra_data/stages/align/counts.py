@@ -11,6 +11,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Self
 
+LARGEST_SHOWN = 5  # tokens of one side in the n:m histogram; more are counted as "5+"
+
 
 class Sums:
     """Numbers and counters that add up, whatever they count."""

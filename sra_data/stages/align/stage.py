@@ -75,7 +75,7 @@ def align_with(options: AlignOptions, reporter: Reporter, tokenizers: Tokenizers
     work = Work.planned(options, tokenizers, shards)
     sources = open_sources(options)
     plan = scan(sources, on_invalid=options.on_invalid, dev_share=options.hashed_dev_share, reporter=reporter)
-    plans, units = work.begin(plan)
+    plans, units = work.begin(plan, sources)
 
     worker = AlignWorker(
         shards=shards,
@@ -92,7 +92,7 @@ def align_with(options: AlignOptions, reporter: Reporter, tokenizers: Tokenizers
 
     still_missing = missing - {unit.part for unit in chosen}
     if not still_missing:
-        work.seal(plan, sources, made=bool(chosen))
+        work.seal(list(plans), made=bool(chosen))
     return summarise(
         shards=shards,
         plan=plan,

@@ -6,9 +6,7 @@ a second model with a known tokenizer finds the side that is there.
 
 from __future__ import annotations
 
-import hashlib
 import json
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -23,6 +21,7 @@ from sra_data.shards.store import (
     Plan,
     Unit,
     begin,
+    folder_name,
     has_file,
     model_name,
     record_pairs,
@@ -98,47 +97,47 @@ class Work:
                 asked.append(Asked(tokenizers[teacher], tokenizers[student], one.name, other.name, pair.name))
         return cls(options, shards, sides, pairs, asked)
 
-    def begin(self, plan: CorpusPlan) -> tuple[dict[str, Plan], list[Unit]]:
+    def begin(self, plan: CorpusPlan, sources: Sequence[Source]) -> tuple[dict[str, Plan], list[Unit]]:
         """Write the plans that are not there; returns them by section, and the units with the places of today's scan.
 
         Raises:
             ShardError: A folder was begun from other inputs.
         """
-        bare = [Unit(unit.part, unit.start, unit.stop) for unit in plan.units]
-        plans = {"corpus": begin(self.shards, "corpus", {"corpus": plan.fingerprint}, lambda: plan.units)}
+        facts = {"source": [one.describe() for one in sources], "num_dev": plan.num_dev, "left_out": plan.left_out}
+        inputs = {"corpus": plan.fingerprint}
+        plans = {"corpus": begin(self.shards, "corpus", inputs, lambda: plan.units, facts=facts)}
         units = _with_hints(plans["corpus"].units, plan.units, self.shards)
+        bare = [Unit(unit.part, unit.start, unit.stop) for unit in units]
         for name, side in self.sides.items():
             section = f"sides/{name}"
-            inputs = {"corpus": plan.fingerprint, **side_inputs(side)}
-            plans[section] = begin(self.shards, section, inputs, lambda: bare)
+            described = {**inputs, **side_inputs(side)}
+            plans[section] = begin(self.shards, section, described, lambda: bare, facts=self._side_facts(side))
         for name, pair in self.pairs.items():
-            section = f"alignments/{name}"
-            inputs = {"corpus": plan.fingerprint, "left": pair.left, "right": pair.right, **asdict(pair.options)}
-            bases = dict.fromkeys((f"sides/{pair.left}", f"sides/{pair.right}"))
-            plans[section] = begin(
-                self.shards, section, inputs, lambda: bare, files=(VOCABULARY,), made_from=tuple(bases)
-            )
-            if not has_file(self.shards / section, VOCABULARY):
-                save_vocabulary(self.shards / section, pair.stored_vocabulary())
+            plans[f"alignments/{name}"] = self._begin_pair(pair, inputs, bare)
         record_pairs(self.shards, [asked.to_json() for asked in self.asked])
         return plans, units
 
-    def seal(self, plan: CorpusPlan, sources: Sequence[Source], *, made: bool) -> None:
+    def _begin_pair(self, pair: Pair, inputs: Mapping[str, Any], units: Sequence[Unit]) -> Plan:
+        section, options = f"alignments/{pair.name}", asdict(pair.options)
+        plan = begin(
+            self.shards,
+            section,
+            {**inputs, "left": pair.left, "right": pair.right, **options},
+            lambda: units,
+            files=(VOCABULARY,),
+            made_from=tuple(dict.fromkeys((f"sides/{pair.left}", f"sides/{pair.right}"))),
+            facts={"options": options, "shared_ids": len(pair.vocabulary)},
+        )
+        if not has_file(self.shards / section, VOCABULARY):
+            save_vocabulary(self.shards / section, pair.stored_vocabulary())
+        return plan
+
+    def seal(self, sections: Sequence[str], *, made: bool) -> None:
         """Seal every folder of this call that is not sealed or has new parts (`made`)."""
-        facts: dict[str, dict[str, Any]] = {
-            "corpus": {
-                "source": [source.describe() for source in sources],
-                "num_dev": plan.num_dev,
-                "left_out": plan.left_out,
-            }
-        }
-        facts |= {f"sides/{name}": self._side_facts(side) for name, side in self.sides.items()}
-        for name, pair in self.pairs.items():
-            facts[f"alignments/{name}"] = {"options": asdict(pair.options), "shared_ids": len(pair.vocabulary)}
-        for section, found in facts.items():
+        for section in sections:
             known = Manifest.load(self.shards).section(section) or {}
             if made or known.get("root") is None:
-                seal(self.shards, section, found)
+                seal(self.shards, section)
 
     def _side_facts(self, side: Side) -> dict[str, Any]:
         tokenizer = side.tokenizer
@@ -172,8 +171,7 @@ def side_inputs(side: Side) -> dict[str, Any]:
 
 def side_name(tokenizer: str, inputs: Mapping[str, Any]) -> str:
     """``<tokenizer>-<8 hex>``: other lengths for one tokenizer give another folder beside the first."""
-    stem = re.sub(r"[^A-Za-z0-9._]+", "-", Path(split_revision(tokenizer)[0]).name).strip("-.") or "tokenizer"
-    return f"{stem}-{hashlib.sha256(_inputs_key(inputs).encode()).hexdigest()[:8]}"
+    return folder_name(split_revision(tokenizer)[0], dict(inputs), otherwise="tokenizer")
 
 
 def _inputs_key(inputs: Mapping[str, Any]) -> str:

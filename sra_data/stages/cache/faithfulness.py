@@ -13,7 +13,7 @@ Legend: P positions (or spans), D hidden size, V vocabulary.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -24,8 +24,9 @@ from sra_data.errors import ShardError
 from sra_data.models.output_head import OutputHead
 from sra_data.shards.schema import TeacherRow
 from sra_data.teacher.batching import plan_batches
-from sra_data.teacher.capture import Captured, CaptureOptions, Example, TeacherCapture
+from sra_data.teacher.capture import Captured, Example, TeacherCapture
 from sra_data.teacher.loading import LoadedTeacher
+from sra_data.teacher.spec import CaptureOptions
 
 Floats = NDArray[np.float32]
 
@@ -49,9 +50,7 @@ class Distance:
     """Sums of one comparison against the live teacher; `values` are the means."""
 
     is_normal: dict[int, NDArray[np.bool_]]  # layer -> [D], channels that are no outliers
-    squares: dict[str, float] = field(
-        default_factory=lambda: dict.fromkeys(("all", "live", "normal", "live_normal"), 0.0)
-    )
+    squares: dict[str, float] = field(default_factory=lambda: dict.fromkeys(SUMS, 0.0))
     cosines: list[float] = field(default_factory=list)
     divergences: list[float] = field(default_factory=list)
     log_probs: list[float] = field(default_factory=list)
@@ -112,13 +111,7 @@ def measure(
     Returns:
         {"examples", "positions", "cache": {...}, "control": {...}, "shuffled": {...}}; see `Distance.values`.
     """
-    options = CaptureOptions(
-        layers=stored.layers,
-        hidden_dtype="fp32" if stored.hidden_dtype != "none" else "none",
-        attention=stored.attention,
-        top_k=0,
-        granularity=stored.granularity,
-    )
+    options = replace(stored, hidden_dtype="fp32" if stored.keeps_states else "none", top_k=0, temperatures=())
     capture = TeacherCapture(teacher.model, options)
     try:
         live: dict[int, Captured] = {}
@@ -129,7 +122,7 @@ def measure(
     finally:
         capture.close()
     ordered = [live[index] for index in range(len(examples))]
-    normal = {layer: _normal_channels(ordered, layer) for layer in options.layers if options.hidden_dtype != "none"}
+    normal = {layer: _normal_channels(ordered, layer) for layer in options.layer_numbers if options.keeps_states}
     others: dict[str, list[Any]] = {"cache": list(cached), "control": alone, "shuffled": [*cached[1:], *cached[:1]]}
     found: dict[str, Any] = {
         "examples": len(examples),

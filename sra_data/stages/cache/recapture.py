@@ -1,4 +1,4 @@
-"""Asking the teacher again: what it says now about some examples, encoded as the folder of shards stores it.
+"""Asking a teacher again: what it says now about some examples, encoded as the folder of shards stores it.
 
 Everything the pages were made with (model, revision, adapter, dtype, layers, int8's channel scales, batch budget) is
 read from the manifest, so that what differs is the teacher or the machine, never the options.
@@ -7,84 +7,60 @@ read from the manifest, so that what differs is the teacher or the machine, neve
 from __future__ import annotations
 
 from collections.abc import Sequence
-
-import torch
+from dataclasses import replace
 
 from sra_data.errors import ShardError
-from sra_data.shards.schema import CorpusRow, TeacherRow
+from sra_data.options import recorded, restored
+from sra_data.shards.schema import TeacherRow
 from sra_data.shards.store import ShardSet
 from sra_data.stages.cache.unit import CacheWorker, UnitSettings
-from sra_data.teacher.capture import CaptureOptions
+from sra_data.teacher.loading import load, settled
+from sra_data.teacher.spec import CaptureOptions, TeacherSpec
 
 
 def recapture(
-    shards: ShardSet,
-    rows: Sequence[CorpusRow],
-    *,
-    device: str | None = None,
-    trust_remote_code: bool = False,
-    allow_pickle: bool = False,
+    shards: ShardSet, teacher: str, numbers: Sequence[int], how: TeacherSpec = TeacherSpec()
 ) -> list[TeacherRow]:
-    """What the teacher that the manifest names says now about corpus rows.
+    """What a teacher says now about some rows.
 
     Args:
-        shards: with sealed pages of the teacher.
-        rows: of its corpus, whole.
-        device: torch device; a GPU where there is one.
-        trust_remote_code: run code that comes with the model.
-        allow_pickle: read .bin weights.
+        shards: the folder.
+        teacher: name of its pages, which are sealed.
+        numbers: of the rows.
+        how: to open it: device, trust and the like; what the pages know themselves is theirs.
 
     Raises:
         ModelError: If the teacher is not to be had.
         ShardError: If its weights or configuration are not those the pages were made with.
     """
-    settings = settings_of_pages(
-        shards,
-        device=device or ("cuda" if torch.cuda.is_available() else "cpu"),
-        trust_remote_code=trust_remote_code,
-        allow_pickle=allow_pickle,
-    )
-    teacher = settings.load()
-    known = shards.teacher.facts["fingerprint"]["teacher"]
-    if teacher.fingerprint != known:
+    settings = settings_of_pages(shards, teacher, how)
+    loaded = load(settings.teacher)
+    known = shards.teacher(teacher).facts["fingerprint"]["teacher"]
+    if loaded.fingerprint != known:
         raise ShardError(
-            f"{shards.teacher.folder}: made with a teacher of fingerprint {known[:12]}, {teacher.name} now has "
-            f"{teacher.fingerprint[:12]}; put that model back, or delete the folder and run `sra-data cache-teacher`"
+            f"{settings.folder}: made with a teacher of fingerprint {known[:12]}, {loaded.name} now has "
+            f"{loaded.fingerprint[:12]}; put that model back, or delete the folder and run `sra-data cache-teacher`"
         )
-    worker = CacheWorker(settings, teacher)
+    worker = CacheWorker(settings, loaded)
     try:
-        return worker.say(rows)
+        return worker.say(numbers)
     finally:
         worker.close()
 
 
-def settings_of_pages(
-    shards: ShardSet, *, device: str, trust_remote_code: bool = False, allow_pickle: bool = False
-) -> UnitSettings:
-    """The settings that the teacher's pages were made with, as far as they are its pages' own."""
-    facts = shards.teacher.facts
-    inputs = facts["fingerprint"]
+def settings_of_pages(shards: ShardSet, teacher: str, how: TeacherSpec = TeacherSpec()) -> UnitSettings:
+    """The settings that a teacher's pages were made with, as far as they are its pages' own."""
+    pages = shards.teacher(teacher)
+    facts, inputs = pages.facts, pages.facts["fingerprint"]
+    numbers = recorded(restored(TeacherSpec, inputs))
+    spec = replace(how, name=facts["name"], revision=facts["revision"], adapter=facts["adapter"], **numbers)
     return UnitSettings(
         shards=shards.path,
-        teacher=facts["name"],
-        revision=facts["revision"],
-        adapter=facts["adapter"],
-        quantization=inputs["quantization"],
-        dtype=inputs["dtype"],
-        device=device,
-        trust_remote_code=trust_remote_code,
-        allow_pickle=allow_pickle,
-        capture=CaptureOptions(
-            layers=tuple(inputs["layers"]),
-            hidden_dtype=inputs["hidden_dtype"],
-            attention=inputs["attention"],
-            top_k=inputs["top_k"],
-            temperatures=tuple(inputs["temperatures"]),
-            num_samples=inputs["num_samples"],
-            seed=inputs["seed"] or 0,
-            granularity=inputs["granularity"],
-        ),
-        alignment=facts.get("alignment"),
+        section=pages.section,
+        teacher=settled(spec),
+        capture=restored(CaptureOptions, inputs),
+        side=facts["side"],
+        alignment=facts["alignment"] and facts["alignment"].removeprefix("alignments/"),
         hidden_size=inputs["hidden_size"],
         vocabulary_size=inputs["vocabulary_size"],
         batch_tokens=inputs["batch_tokens"],

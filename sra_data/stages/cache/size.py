@@ -1,4 +1,4 @@
-"""How many bytes the teacher's pages take: one arithmetic for `estimate` and for refusing a disk that is too small.
+"""How many bytes a teacher's pages take: one arithmetic for `estimate` and for refusing a disk that is too small.
 
 Values are counted as their codecs make them, before zstd: hidden states and attention are stored so, ids and
 log-probabilities come out smaller. So the number is an upper bound, a few percent above what is written.
@@ -10,14 +10,14 @@ import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from sra_data.errors import ModelError, ShardError
-from sra_data.shards.reader import FolderReader
-from sra_data.shards.store import FolderSchema, Unit, cut_row_groups
+from sra_data.shards.schema import SideRow
+from sra_data.shards.store import FolderReader, FolderSchema, Unit, cut_row_groups
+from sra_data.stages.cache.examples import ExampleReader
 from sra_data.terminal import bytes_in_words
 
 BYTES_OF_DTYPE = {"fp32": 4, "bf16": 2, "fp16": 2}
@@ -30,7 +30,7 @@ CHUNK_BYTES = 150  # a column of a row group: page header and its line of the fo
 
 @dataclass(frozen=True)
 class PagesSize:
-    """Bytes of (a part of) the teacher's folder.
+    """Bytes of (a part of) a teacher's folder.
 
     Attributes:
         num_positions: cached positions; spans, where pages are by span.
@@ -56,24 +56,17 @@ def bytes_per_position(schema: FolderSchema) -> float:
 
 
 def pages_size(
-    schema: FolderSchema,
-    corpus: FolderReader,
-    units: Sequence[Unit],
-    *,
-    bytes_of_files: int,
-    counts: NDArray[np.int32] | None = None,
+    schema: FolderSchema, examples: ExampleReader, units: Sequence[Unit], *, bytes_of_files: int
 ) -> PagesSize:
-    """The size of the pages of some units of a corpus.
+    """The size of the pages of some units.
 
     Args:
         schema: columns of the teacher's parts.
-        corpus: whose index says how many positions there are.
+        examples: whose index says how many rows each has.
         units: those to be written.
         bytes_of_files: see `files_size`; 0 where the files are there already.
-        counts: [examples] rows of each example's values: its positions where None, else its spans.
     """
-    index = corpus.index
-    counts = index.num_positions if counts is None else counts
+    index, counts = examples.side.index, examples.num_rows
     num_positions = num_rows = num_groups = 0
     for unit in units:
         rows = slice(unit.start, unit.stop)
@@ -93,7 +86,7 @@ def files_size(*, hidden_size: int, vocabulary_size: int, dtype: str, num_ids: i
         hidden_size: D.
         vocabulary_size: V, of the head.
         dtype: the teacher's.
-        num_ids: ids that occur in the corpus.
+        num_ids: ids that occur on the side.
         is_tied: whether the embeddings are the head's rows and are not stored again.
     """
     bytes_of_vector = hidden_size * BYTES_OF_DTYPE[dtype]
@@ -101,12 +94,12 @@ def files_size(*, hidden_size: int, vocabulary_size: int, dtype: str, num_ids: i
 
 
 def refuse_small_disk(folder: Path, size: PagesSize) -> None:
-    """Refuse to start what the disk cannot hold.
+    """Refuse to start what the disk cannot hold; the folder need not be there yet.
 
     Raises:
         ShardError: With the bytes needed and free.
     """
-    free = shutil.disk_usage(folder).free
+    free = shutil.disk_usage(next(place for place in (folder, *folder.parents) if place.exists())).free
     if size.num_bytes * DISK_ROOM > free:
         raise ShardError(
             f"{folder}: the teacher's pages need {bytes_in_words(size.num_bytes)}, the disk has {bytes_in_words(free)} "
@@ -115,21 +108,21 @@ def refuse_small_disk(folder: Path, size: PagesSize) -> None:
 
 
 def ids_that_occur(
-    corpus: FolderReader, units: Sequence[Unit], *, vocabulary_size: int, teacher: str
+    side: FolderReader, units: Sequence[Unit], *, vocabulary_size: int, teacher: str
 ) -> NDArray[np.int32]:
-    """All teacher ids of the corpus, ascending; read part by part.
+    """All ids of a side, ascending; read part by part.
 
     Raises:
         ModelError: If one is beyond the teacher's vocabulary.
     """
     seen = np.zeros(max(vocabulary_size, 1), bool)
     for unit in units:
-        rows: list[Any] = corpus.read(range(unit.start, unit.stop), ["teacher_ids"])
+        rows: list[SideRow] = side.read(range(unit.start, unit.stop), ["ids"])
         for row in rows:
-            if len(row.teacher_ids) and int(row.teacher_ids.max()) >= len(seen):
+            if len(row.ids) and int(row.ids.max()) >= len(seen):
                 raise ModelError(
-                    f"teacher {teacher}: its vocabulary has {len(seen)} ids, example {row.id} holds id "
-                    f"{int(row.teacher_ids.max())}; use the model whose tokenizer the corpus was aligned with"
+                    f"teacher {teacher}: its vocabulary has {len(seen)} ids, example {row.id} of {side.section} holds "
+                    f"id {int(row.ids.max())}; use the model whose tokenizer the side is of"
                 )
-            seen[row.teacher_ids] = True
+            seen[row.ids] = True
     return np.flatnonzero(seen).astype(np.int32)

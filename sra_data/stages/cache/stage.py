@@ -1,9 +1,9 @@
-"""`cache-teacher`: the teacher reads the corpus once, and what it says is written down.
+"""`cache-teacher`: a teacher reads its side of the corpus once, and what it says is written down.
 
-The order: inputs are checked and their fingerprint compared with what is there; what has to be found by trying (batch
-tokens, int8's channel scales) is found once and kept in the plan (`run.py`); missing units are done (`unit.py`), in
-this process or a pool; when no unit is missing the folder is sealed and its faithfulness measured. A rerun does exactly
-what is missing.
+The order: which teacher and which side is settled (`choose.py`); the inputs' fingerprint is compared with what is
+there; what has to be found by trying (batch tokens, int8's channel scales) is found once and kept in the plan
+(`run.py`); missing units are done (`unit.py`), in this process or a pool; when no unit is missing the folder is sealed
+and its faithfulness measured. A rerun does exactly what is missing.
 """
 
 from __future__ import annotations
@@ -11,25 +11,37 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable
 from contextlib import ExitStack
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from sra_data.engines.local import Work, run_units
-from sra_data.errors import ShardError
+from sra_data.errors import ConfigError, ShardError
 from sra_data.models.decoder import input_embeddings
 from sra_data.models.output_head import OutputHead
 from sra_data.shards.codecs import EncodedTensor
-from sra_data.shards.manifest import Manifest, Plan, Unit
-from sra_data.shards.reader import FolderReader
-from sra_data.shards.store import begin, missing_units, record, save_embeddings, save_head, seal
+from sra_data.shards.heads import EMBEDDINGS, HEAD
+from sra_data.shards.store import (
+    FolderReader,
+    Manifest,
+    Plan,
+    ShardSet,
+    Unit,
+    begin,
+    has_file,
+    missing_units,
+    notes_of,
+    record,
+    save_embeddings,
+    save_head,
+    seal,
+)
 from sra_data.stages.cache.faithfulness import measure, refuse_unfaithful
-from sra_data.stages.cache.options import CacheOptions, check_options, choose_units
-from sra_data.stages.cache.run import FILES, SECTION, CacheRun, identify_teacher
+from sra_data.stages.cache.options import CacheOptions, check_options
+from sra_data.stages.cache.run import FILES, CacheRun
 from sra_data.stages.cache.size import refuse_small_disk
-from sra_data.stages.cache.summary import CacheSummary, facts_of, notes_of, summarise
-from sra_data.stages.cache.unit import COLUMNS, CacheWorker, MakeWorker, examples_of, refuse_failed
+from sra_data.stages.cache.summary import CacheSummary, facts_at_beginning, facts_at_end, summarise
+from sra_data.stages.cache.unit import CacheWorker, MakeWorker, refuse_failed
 from sra_data.stages.sampling import sample_rows
 from sra_data.terminal import Reporter, bytes_in_words
 
@@ -39,38 +51,59 @@ FAITHFULNESS_EXAMPLES = 16
 
 
 def cache_teacher(options: CacheOptions, reporter: Reporter) -> CacheSummary:
-    """Do what is missing of the teacher's pages.
+    """Do what is missing of a teacher's pages.
 
     Raises:
         ConfigError: For options that cannot be carried out.
         ModelError: For a teacher that cannot be loaded or captured as asked.
-        ShardError: Where there is no sealed corpus, the folder was made from other inputs, or the disk is too small.
+        ShardError: Where there is no sealed side of the teacher's, its folder was made from other inputs, or the disk
+            is too small.
     """
-    shards = Path(options.shards)
-    corpus = Manifest.load(shards).sealed("corpus")
     check_options(options)
-    run = CacheRun(options, shards, corpus, identify_teacher(options, corpus), reporter)
-    plan = begin(shards, SECTION, run.fingerprint(), run.corpus_units, files=FILES)
-    folder = shards / SECTION
-    missing = choose_units(missing_units(folder, plan), options.units, len(plan.units))
-    refuse_small_disk(folder, run.size_of(missing))
-    write_files(run)
-    do_units(run, missing)
-    if missing_units(folder, plan):
+    with ShardSet.open(options.shards) as shards:
+        run = CacheRun(options, shards, reporter)
+        run.refuse_other_inputs()
+        run.find()
+        if not run.had:
+            run.refuse_impossible()
+        made_from = run.chosen.made_from
+        plan = begin(
+            shards.path,
+            run.section,
+            run.fingerprint(),
+            run.units,
+            files=FILES,
+            made_from=made_from,
+            facts=facts_at_beginning(run),
+        )
+        missing = choose_units(missing_units(run.folder, plan), options.units, len(plan.units))
+        refuse_small_disk(run.folder, run.size_of(missing))
+        write_files(run)
+        do_units(run, missing)
+        if not missing_units(run.folder, plan):
+            finish(run, plan, is_new=bool(missing))
         return summarise(run, plan, num_done=len(missing))
-    known = Manifest.load(shards).section(SECTION) or {}
-    if missing or known.get("root") is None or "faithfulness" not in known:
-        _refuse_failures(folder, plan, options.max_failed)
-        seal(shards, SECTION, facts_of(run, plan))
-        measure_faithfulness(run)
-    return summarise(run, plan, num_done=len(missing))
+
+
+def choose_units(missing: list[Unit], units: str | None, num_units: int) -> list[Unit]:
+    """The missing units within "a:b" of the plan (all where None).
+
+    Raises:
+        ConfigError: If it is no range of the plan.
+    """
+    if units is None:
+        return missing
+    start, colon, stop = units.partition(":")
+    if not colon or not start.isdigit() or not stop.isdigit() or not int(start) < int(stop) <= num_units:
+        raise ConfigError(f"--units {units}: give a:b with a < b, within the plan's 0:{num_units}")
+    return [unit for unit in missing if int(start) <= unit.part < int(stop)]
 
 
 def do_units(run: CacheRun, missing: list[Unit]) -> None:
     """The missing units, with a live line."""
     if not missing:
         return
-    total = sum(_tokens_of(run, unit) for unit in missing)
+    total = sum(int(run.examples.num_tokens[unit.start : unit.stop].sum()) for unit in missing)
     with ExitStack() as stack, run.reporter.task("cache-teacher", total=total, unit="tokens") as task:
         num_bytes = num_positions = 0
         make_worker = _make_worker(run, stack)
@@ -82,14 +115,8 @@ def do_units(run: CacheRun, missing: list[Unit]) -> None:
                 0,
                 units=f"{number}/{len(missing)}",
                 bytes_per_token=f"{num_bytes / max(num_positions, 1):,.0f}",
-                disk_free=bytes_in_words(shutil.disk_usage(run.shards).free),
+                disk_free=bytes_in_words(shutil.disk_usage(run.folder).free),
             )
-
-
-def _tokens_of(run: CacheRun, unit: Unit) -> int:
-    numbers = run.corpus.index
-    part = slice(unit.start, unit.stop)
-    return int(numbers.num_tokens[part][numbers.num_positions[part] > 0].sum())
 
 
 def _make_worker(run: CacheRun, stack: ExitStack) -> Callable[[], Work]:
@@ -107,15 +134,14 @@ def _make_worker(run: CacheRun, stack: ExitStack) -> Callable[[], Work]:
 
 def write_files(run: CacheRun) -> None:
     """The output head, and the input embeddings of the ids that occur, where they are not there yet."""
-    folder = run.shards / SECTION
-    if not (folder / "head.receipt.json").is_file():
+    if not has_file(run.folder, HEAD):
         tensors, metadata = OutputHead.from_model(run.teacher.model).state()
-        save_head(folder, {name: _stored(tensor) for name, tensor in tensors.items()}, metadata)
-    if not (folder / "embeddings.receipt.json").is_file():
+        save_head(run.folder, {name: _stored(tensor) for name, tensor in tensors.items()}, metadata)
+    if not has_file(run.folder, EMBEDDINGS):
         embeddings = input_embeddings(run.teacher.model)
         ids = run.ids_that_occur
         weight = None if embeddings.is_tied else _stored(embeddings.weight.detach()[ids.tolist()])
-        save_embeddings(folder, ids, weight, {"scale": repr(embeddings.scale)})
+        save_embeddings(run.folder, ids, weight, {"scale": repr(embeddings.scale)})
 
 
 def _stored(tensor: Any) -> Any:
@@ -125,30 +151,36 @@ def _stored(tensor: Any) -> Any:
     return tensor.contiguous().cpu().numpy()
 
 
+def finish(run: CacheRun, plan: Plan, *, is_new: bool) -> None:
+    """Seal the folder and measure its faithfulness, where that was not done after its last unit."""
+    known = Manifest.load(run.shards.path).section(run.section) or {}
+    if is_new or known.get("root") is None or "faithfulness" not in known:
+        failed = [name for note in notes_of(run.folder, plan) for name in note["failed"]]
+        refuse_failed(failed, run.options.max_failed)
+        seal(run.shards.path, run.section, facts_at_end(run, plan))
+        measure_faithfulness(run)
+
+
 def measure_faithfulness(run: CacheRun) -> None:
     """Compare sampled rows with the live teacher; keep the numbers; unseal where they are too far apart."""
-    with FolderReader(run.shards, SECTION, corpus=run.corpus) as reader:
-        failed = set(reader.facts.get("failed_examples", []))
+    shards = run.shards.path
+    with FolderReader(shards, run.section, side=run.examples.side) as reader:
+        failed = set(reader.facts["failed_examples"])
         sampled = sample_rows(reader.index.num_positions, FAITHFULNESS_EXAMPLES)
         rows = [int(row) for row in sampled if reader.index.id_of(int(row)) not in failed]
         if not rows:
-            record(run.shards, SECTION, faithfulness={"examples": 0})
+            record(shards, run.section, faithfulness={"examples": 0})
             return
-        examples = examples_of(run.corpus.read(rows, COLUMNS), rows, run.alignment)
         found = measure(
             run.teacher,
             run.settings.capture,
-            examples,
+            run.examples.read(rows),
             reader.read(rows),
             batch_tokens=run.settings.batch_tokens,
         )
-    record(run.shards, SECTION, faithfulness=found)
+    record(shards, run.section, faithfulness=found)
     try:
-        refuse_unfaithful(found, hidden_dtype=run.settings.capture.hidden_dtype, where=str(run.shards / SECTION))
+        refuse_unfaithful(found, hidden_dtype=run.settings.capture.hidden_dtype, where=str(run.folder))
     except ShardError:
-        record(run.shards, SECTION, root=None)
+        record(shards, run.section, root=None)
         raise
-
-
-def _refuse_failures(folder: Path, plan: Plan, max_failed: int) -> None:
-    refuse_failed([name for note in notes_of(folder, plan) for name in note["failed"]], max_failed)

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
-from sra_data.shards.manifest import Manifest, Plan, Receipt
-from sra_data.shards.store import missing_units
+from sra_data.options import recorded
+from sra_data.shards.store import Manifest, Plan, notes_of, state_of
 from sra_data.stages.cache.faithfulness import describe as describe_faithfulness
-from sra_data.stages.cache.run import FILES, SECTION, CacheRun
+from sra_data.stages.cache.run import CacheRun
 from sra_data.terminal import bytes_in_words
 
 
@@ -20,6 +19,8 @@ class CacheSummary:
     Attributes:
         shards: the folder.
         teacher: the teacher's name.
+        section: "teachers/<name>", where its pages are.
+        side: name of the side it read.
         root: the sealed root, None while units are missing.
         num_units, num_done, num_missing: of the plan; done now; still missing.
         num_examples, num_tokens, num_positions: cached in all; by span, positions are spans.
@@ -31,6 +32,8 @@ class CacheSummary:
 
     shards: str
     teacher: str
+    section: str
+    side: str
     root: str | None
     num_units: int
     num_done: int
@@ -50,7 +53,7 @@ class CacheSummary:
         row = "span" if self.granularity == "span" else "position"
         examples = f"{self.num_examples:,} examples, {self.num_positions:,} {row}s"
         lines = [
-            f"{self.shards}/teacher: {examples} of {self.teacher}",
+            f"{self.shards}/{self.section}: {examples} of {self.teacher}",
             f"{bytes_in_words(self.num_bytes)} on disk, {self.bytes_per_position:,.0f} bytes a {row}",
             f"units: {self.num_done} done now, {self.num_missing} missing, of {self.num_units}",
         ]
@@ -65,23 +68,23 @@ class CacheSummary:
 
 def summarise(run: CacheRun, plan: Plan, *, num_done: int) -> CacheSummary:
     """The numbers of the whole folder."""
-    folder = run.shards / SECTION
-    notes = notes_of(folder, plan)
-    section = Manifest.load(run.shards).section(SECTION) or {}
-    part_bytes = sum(path.stat().st_size for path in folder.glob("part-*.parquet"))
+    notes, state = notes_of(run.folder, plan), state_of(run.shards.path, run.section)
+    section = Manifest.load(run.shards.path).section(run.section) or {}
     positions = sum(note["positions"] for note in notes)
     return CacheSummary(
-        shards=str(run.shards),
+        shards=str(run.shards.path),
         teacher=run.identity.name,
+        section=run.section,
+        side=run.settings.side,
         root=section.get("root"),
-        num_units=len(plan.units),
+        num_units=state.num_units,
         num_done=num_done,
-        num_missing=len(missing_units(folder, plan)),
+        num_missing=state.num_units - state.num_done,
         num_examples=sum(note["examples"] for note in notes),
         num_tokens=sum(note["tokens"] for note in notes),
         num_positions=positions,
-        num_bytes=part_bytes + sum((folder / name).stat().st_size for name in FILES),
-        bytes_per_position=part_bytes / max(positions, 1),
+        num_bytes=state.num_bytes,
+        bytes_per_position=state.num_part_bytes / max(positions, 1),
         num_failed=sum(len(note["failed"]) for note in notes),
         num_splits=sum(note["splits"] for note in notes),
         granularity=run.settings.capture.granularity,
@@ -89,30 +92,28 @@ def summarise(run: CacheRun, plan: Plan, *, num_done: int) -> CacheSummary:
     )
 
 
-def facts_of(run: CacheRun, plan: Plan) -> dict[str, Any]:
-    """What the manifest says about the teacher's pages beside their root."""
+def facts_at_beginning(run: CacheRun) -> dict[str, Any]:
+    """What the manifest says of the teacher from the beginning on."""
     settings = run.settings
-    notes = notes_of(run.shards / SECTION, plan)
+    kept = recorded(settings.capture)
+    del kept["granularity"]  # sealing says it
     return {
         "name": run.identity.name,
         "revision": run.identity.revision,
-        "adapter": settings.adapter,
+        "adapter": settings.teacher.adapter,
+        "side": settings.side,
+        "alignment": None if settings.alignment is None else f"alignments/{settings.alignment}",
         "num_layers": run.identity.num_layers,
-        "layers": list(settings.capture.layers),
         "hidden_size": settings.hidden_size,
         "vocabulary_size": settings.vocabulary_size,
-        "hidden_dtype": settings.capture.hidden_dtype,
-        "attention": settings.capture.attention,
-        "top_k": settings.capture.top_k,
-        "temperatures": list(settings.capture.temperatures) if settings.capture.top_k else [],
-        "num_samples": settings.capture.num_samples,
-        "alignment": settings.alignment,
-        "failed_examples": [name for note in notes for name in note["failed"]],
-        "num_splits": sum(note["splits"] for note in notes),
+        **kept,
     }
 
 
-def notes_of(folder: Path, plan: Plan) -> list[dict[str, Any]]:
-    """The notes of all parts that are done."""
-    missing = {unit.part for unit in missing_units(folder, plan)}
-    return [Receipt.load(folder, unit.part).notes for unit in plan.units if unit.part not in missing]
+def facts_at_end(run: CacheRun, plan: Plan) -> dict[str, Any]:
+    """What is known of the teacher's pages once all are there."""
+    notes = notes_of(run.folder, plan)
+    return {
+        "failed_examples": [name for note in notes for name in note["failed"]],
+        "num_splits": sum(note["splits"] for note in notes),
+    }

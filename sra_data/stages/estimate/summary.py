@@ -47,7 +47,7 @@ class EstimateSummary:
     """Bytes, hours and the verdict.
 
     Attributes:
-        shards, teacher: folder and teacher.
+        shards, teacher, side: folder, teacher, and the side it would read.
         num_layers, hidden_size, vocabulary_size: the teacher's.
         num_examples, num_tokens, num_positions: the teacher would read and cache; by span, positions are spans.
         row: "position" or "span".
@@ -65,6 +65,7 @@ class EstimateSummary:
 
     shards: str
     teacher: str
+    side: str
     num_layers: int
     hidden_size: int
     vocabulary_size: int

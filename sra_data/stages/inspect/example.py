@@ -5,14 +5,17 @@ This module finds out what there is to show; `text.py` shows it on a terminal, `
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from sra_data.shards.schema import AlignmentRow, CorpusRow
+from sra_data.shards.schema import SPECIAL, ExampleRow, SideRow, side_text
+from sra_data.shards.store import PairSpans
+
+NOWHERE = (0, 0)  # the tokens of a response that a side does not have
 
 
 @dataclass(frozen=True)
@@ -47,6 +50,9 @@ class Inspection:
     """Everything there is to show of one example.
 
     Attributes:
+        student: Name of the student's side; `teacher` of the teacher's, `alignment` of theirs.
+        status: "ok", or why the pair has no spans here, sides named by what they do.
+        text: As the teacher reads it.
         turns: For each response its columns, in order.
         covered: Share of the response's characters that lie in spans (of the teacher's text).
     """
@@ -54,9 +60,10 @@ class Inspection:
     row: int
     id: str
     split: str
-    teacher_status: str
-    student_status: str
+    status: str
     student: str
+    teacher: str
+    alignment: str
     text: str
     prompt: str
     turns: list[list[Column]]
@@ -70,54 +77,95 @@ class Inspection:
         return asdict(self)
 
 
-def make_inspection(*, row: int, student: str, corpus: CorpusRow, alignment: AlignmentRow) -> Inspection:
-    """Cut an example's text into the pieces of both sides and line up the spans."""
-    student_text = corpus.text if alignment.student_text is None else alignment.student_text
-    sides = {
-        "student": cut_pieces(student_text, _array(alignment.student_ids), _array(alignment.student_ends)),
-        "teacher": cut_pieces(corpus.text, corpus.teacher_ids, corpus.teacher_ends),
-    }
-    student_spans, teacher_spans = _array(alignment.student_spans), _array(alignment.teacher_spans)
+@dataclass(frozen=True)
+class ReadSide:
+    """An example as one side reads it: the side's name, its row and the text its characters count in."""
+
+    name: str
+    row: SideRow
+    text: str
+
+    @classmethod
+    def of(cls, name: str, row: SideRow, example: ExampleRow) -> ReadSide:
+        """With the text from the example where the side keeps none of its own."""
+        return cls(name, row, side_text(row, example))
+
+    def pieces(self) -> list[Piece]:
+        """One for every token."""
+        return cut_pieces(self.text, self.row.ids, self.row.ends, self.row.kinds)
+
+    @property
+    def prompt(self) -> str:
+        """The text before the first response; all of it where there is none."""
+        ranges = self.row.response_ranges
+        return self.text[: int(ranges[0, 0])] if len(ranges) else self.text
+
+    def turns(self, token_spans: NDArray[np.int32]) -> dict[int, tuple[int, int]]:
+        """Which tokens each response is, by the number of its message."""
+        spans = [(int(start), int(stop)) for start, stop in token_spans]
+        return dict(zip(self.row.response_turns.tolist(), spans, strict=True))
+
+
+def make_inspection(
+    *,
+    row: int,
+    example: ExampleRow,
+    student: ReadSide,
+    teacher: ReadSide,
+    alignment: str,
+    spans: PairSpans,
+    status: str,
+) -> Inspection:
+    """Cut an example's text into the pieces of both sides and line up the spans.
+
+    Args:
+        row: its number.
+        example: as the user gave it; `student` and `teacher` as the sides read it.
+        alignment: of the two, by its name; `spans` from there.
+        status: of the pair, in the words to show.
+    """
     turns = line_up(
-        student_pieces=sides["student"],
-        teacher_pieces=sides["teacher"],
-        student_responses=_array(alignment.label_spans),
-        teacher_responses=corpus.teacher_response_spans,
-        student_spans=student_spans,
-        teacher_spans=teacher_spans,
+        student_pieces=student.pieces(),
+        teacher_pieces=teacher.pieces(),
+        student_turns=student.turns(student.row.label_spans),
+        teacher_turns=teacher.turns(teacher.row.response_spans),
+        student_spans=spans.student_spans,
+        teacher_spans=spans.teacher_spans,
     )
-    ranges = corpus.response_ranges
-    characters = int((ranges[:, 1] - ranges[:, 0]).sum()) if len(ranges) else 0
+    ranges = teacher.row.response_ranges
+    characters = int((ranges[:, 1] - ranges[:, 0]).sum())
     inside = sum(
         len(piece.text) for turn in turns for column in turn if column.number is not None for piece in column.teacher
     )
     return Inspection(
         row=row,
-        id=corpus.id,
-        split=corpus.split,
-        teacher_status=corpus.status,
-        student_status=alignment.status,
-        student=student,
-        text=corpus.text,
-        prompt=corpus.text[: int(ranges[0, 0])] if len(ranges) else corpus.text,
+        id=example.id,
+        split=example.split,
+        status=status,
+        student=student.name,
+        teacher=teacher.name,
+        alignment=alignment,
+        text=teacher.text,
+        prompt=teacher.prompt if len(ranges) else student.prompt,
         turns=turns,
-        num_teacher_tokens=len(corpus.teacher_ids),
-        num_student_tokens=len(_array(alignment.student_ids)),
-        num_spans=len(student_spans),
+        num_teacher_tokens=len(teacher.row.ids),
+        num_student_tokens=len(student.row.ids),
+        num_spans=len(spans.student_spans),
         covered=min(1.0, inside / characters) if characters else 0.0,
     )
 
 
-def cut_pieces(text: str, ids: NDArray[np.int32], ends: NDArray[np.int32]) -> list[Piece]:
-    """One piece for every token; special tokens (end 0) have no text.
+def cut_pieces(text: str, ids: NDArray[np.int32], ends: NDArray[np.int32], kinds: NDArray[np.uint8]) -> list[Piece]:
+    """One piece for every token; special tokens have no text.
 
     Tokens that share one end are parts of one character: the first carries the text, the others their place.
     """
     pieces: list[Piece] = []
-    parts = {int(end): int(count) for end, count in zip(*np.unique(ends, return_counts=True), strict=True)}
+    shared = np.unique(ends[kinds != SPECIAL], return_counts=True)
+    parts = {int(end): int(count) for end, count in zip(*shared, strict=True)}
     before, part = 0, 0
-    for token, (token_id, end) in enumerate(zip(ids.tolist(), ends.tolist(), strict=True)):
-        if end == 0:
+    for token, (token_id, end, kind) in enumerate(zip(ids.tolist(), ends.tolist(), kinds.tolist(), strict=True)):
+        if kind == SPECIAL:
             pieces.append(Piece("", token, special_id=token_id))
             continue
         part = part + 1 if end == before else 1
@@ -130,23 +178,25 @@ def line_up(
     *,
     student_pieces: Sequence[Piece],
     teacher_pieces: Sequence[Piece],
-    student_responses: NDArray[np.int32],
-    teacher_responses: NDArray[np.int32],
+    student_turns: Mapping[int, tuple[int, int]],
+    teacher_turns: Mapping[int, tuple[int, int]],
     student_spans: NDArray[np.int32],
     teacher_spans: NDArray[np.int32],
 ) -> list[list[Column]]:
     """Columns of every response: its spans in order, and between them the response's tokens that are in no span.
 
     Args:
-        student_responses: [R, 2] token spans of the student's labels.
-        teacher_responses: [R', 2] token spans of the teacher's responses (R' differs where a template left out a turn).
+        student_turns: token spans of the student's responses, by message; a template may leave one out.
+        teacher_turns: those of the teacher's.
         student_spans: [K, 2].
         teacher_spans: [K, 2].
     """
     turns: list[list[Column]] = []
     next_student = next_teacher = span = 0
-    pairs = _paired(student_responses, teacher_responses, student_spans, teacher_spans)
-    for (student_start, student_stop), (teacher_start, teacher_stop) in pairs:
+    for turn in sorted({*student_turns, *teacher_turns}):
+        (student_start, student_stop), (teacher_start, teacher_stop) = (
+            side.get(turn, NOWHERE) for side in (student_turns, teacher_turns)
+        )
         columns: list[Column] = []
         next_student, next_teacher = max(student_start, next_student), max(teacher_start, next_teacher)
         while span < len(student_spans) and teacher_spans[span][0] < teacher_stop:
@@ -162,31 +212,3 @@ def line_up(
 
 def _unmatched(student: Sequence[Piece], teacher: Sequence[Piece]) -> list[Column]:
     return [Column(None, list(student), list(teacher))] if student or teacher else []
-
-
-def _paired(
-    student: NDArray[np.int32],
-    teacher: NDArray[np.int32],
-    student_spans: NDArray[np.int32],
-    teacher_spans: NDArray[np.int32],
-) -> list[tuple[tuple[int, int], tuple[int, int]]]:
-    """Responses of both sides that stand beneath each other.
-
-    Equal in number: in order. Otherwise by the spans they share; a response without a partner stands alone.
-    """
-    students = [(int(start), int(stop)) for start, stop in student]
-    teachers = [(int(start), int(stop)) for start, stop in teacher]
-    if len(students) == len(teachers):
-        return list(zip(students, teachers, strict=True))
-    pairs = []
-    for start, stop in teachers:
-        shared = (teacher_spans[:, 0] >= start) & (teacher_spans[:, 0] < stop)
-        first = int(student_spans[shared][0, 0]) if shared.any() else -1
-        partner = next((span for span in students if span[0] <= first < span[1]), (0, 0))
-        pairs.append((partner, (start, stop)))
-    return pairs
-
-
-def _array(values: NDArray[np.int32] | None) -> NDArray[np.int32]:
-    assert values is not None, "the reader was asked for every column"
-    return values

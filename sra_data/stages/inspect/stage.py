@@ -12,7 +12,7 @@ from rich.console import Console
 
 from sra_data.errors import ShardError
 from sra_data.shards.store import Index, ShardSet
-from sra_data.stages.inspect.example import Inspection, make_inspection
+from sra_data.stages.inspect.example import Inspection, ReadSide, make_inspection
 from sra_data.stages.inspect.html import page
 from sra_data.stages.inspect.text import print_inspection
 from sra_data.terminal import Reporter
@@ -25,13 +25,17 @@ class InspectOptions:
     Attributes:
         example: Row number in the shards, or an id.
         shards: The folder that `align` wrote.
-        student: Name of the alignment, where there are several.
+        teacher: Which side is the teacher's: its name, the start of it, or a model's; the only one where None.
+        student: Which side is the student's, likewise.
+        alignment: Which alignment of the two, where there are several.
         html: File to write the page to, or None.
     """
 
     example: str
     shards: str = "shards"
+    teacher: str | None = None
     student: str | None = None
+    alignment: str | None = None
     html: str | None = None
 
 
@@ -39,14 +43,25 @@ def inspect(options: InspectOptions, reporter: Reporter) -> Inspection:
     """Find an example in the shards; write the page if one is asked for.
 
     Raises:
-        ShardError: No shards, no such example or alignment, or a page that cannot be written.
+        ShardError: No shards, no such example, side or alignment, or a page that cannot be written.
     """
-    with ShardSet.open(options.shards, need_teacher=False) as shards:
-        reader = shards.alignment(options.student)
+    with ShardSet.open(options.shards) as shards:
+        pair = shards.choose_pair(teacher=options.teacher, student=options.student, name=options.alignment)
         row = find_row(options.example, shards.corpus.index)
-        corpus, alignment = shards.corpus.read([row])[0], reader.read([row])[0]
-        name = reader.section.removeprefix("alignments/")
-    inspection = make_inspection(row=row, student=name, corpus=corpus, alignment=alignment)
+        example = shards.corpus.read([row])[0]
+        student, teacher = (
+            ReadSide.of(name, shards.side(name).read([row])[0], example) for name in (pair.student, pair.teacher)
+        )
+        spans = pair.read([row])[0]
+    inspection = make_inspection(
+        row=row,
+        example=example,
+        student=student,
+        teacher=teacher,
+        alignment=pair.name,
+        spans=spans,
+        status=pair.in_roles(spans.status),
+    )
     if options.html:
         save_html(inspection, Path(options.html))
         reporter.line(f"wrote {options.html}")

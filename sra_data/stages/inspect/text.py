@@ -18,6 +18,8 @@ from rich.cells import cell_len, chop_cells
 from rich.console import Console
 from rich.text import Text
 
+from sra_data.shards.schema import OK
+from sra_data.shards.store import options_of
 from sra_data.stages.inspect.example import Column, Inspection, Piece
 
 SPAN_STYLES = ("black on #a6e3a1", "black on #89b4fa", "black on #f9e2af", "black on #cba6f7", "black on #94e2d5")
@@ -56,12 +58,14 @@ def plain_lines(inspection: Inspection, width: int = 0) -> list[str]:
 
 def heading(inspection: Inspection) -> list[str]:
     """What example this is and how much of it is covered."""
-    status = "" if inspection.student_status == "ok" else f" · {inspection.student_status}"
+    options = options_of(inspection.alignment)
+    aligned = f" · aligned by {options}" if options else ""
+    status = "" if inspection.status == OK else f" · {inspection.status}"
     return [
         f"row {inspection.row} · id {inspection.id} · {inspection.split}{status}",
-        f"student {inspection.student}: {inspection.num_student_tokens} tokens · teacher: "
+        f"student {inspection.student}: {inspection.num_student_tokens} tokens · teacher {inspection.teacher}: "
         f"{inspection.num_teacher_tokens} tokens · {inspection.num_spans} spans · "
-        f"{100 * inspection.covered:.1f} % of the response's characters in spans",
+        f"{100 * inspection.covered:.1f} % of the response's characters in spans{aligned}",
     ]
 
 

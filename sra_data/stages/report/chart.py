@@ -67,7 +67,7 @@ class Chart:
 
     Attributes:
         name: stem of its PNG.
-        section: of the page: corpus, alignment or pages.
+        section: id of the section of the page.
         title: what it shows, in a few words.
         caption: how to read it.
         draw: draws it into empty axes.
@@ -87,7 +87,7 @@ class Chart:
         with rc_context(SETTINGS):
             nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
             self._figure(title=None).savefig(buffer, format="svg", transparent=True, metadata=nothing)
-        return for_a_page(buffer.getvalue(), label=self.title, prefix=self.name)
+        return for_a_page(buffer.getvalue(), label=self.title, prefix=re.sub(r"[^\w-]", "-", self.name))
 
     def save_png(self, folder: Path) -> Path:
         """As a picture, in the light scheme."""

@@ -6,29 +6,19 @@ indexes (some 40 bytes an example) are held whole, as everywhere.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from sra_data.errors import ShardError
-from sra_data.shards.manifest import Plan, Receipt, part_path
-from sra_data.shards.part import PartFile
 from sra_data.shards.reader import FolderReader
-from sra_data.shards.schema import OK, AlignmentRow, TeacherRow
-from sra_data.shards.store import ShardSet
-from sra_data.stages.align.counts import AlignCounts
-from sra_data.stages.sampling import sample_rows
+from sra_data.shards.store import PairReader, Plan, ShardSet, notes_of, options_of, sides_of
+from sra_data.stages.align.counts import PairCounts, SideCounts
+from sra_data.stages.report.choice import Shown, ShownPair, choose
+from sra_data.stages.report.sample import Floats, PagesSample, read_sample
 from sra_data.terminal import Reporter
-
-Floats = NDArray[np.float64]
-
-ROWS_AT_ONCE = 64
-TAIL_EDGES = np.logspace(-8, 0, 161)  # tail mass of a position
-PLACES = 20  # of a response, from its first span to its last
-SHARES = np.linspace(0.0, 1.0, 51)  # of a response's spans, heaviest first
-HARDEST = 8
 
 
 @dataclass(frozen=True)
@@ -37,77 +27,97 @@ class CorpusFacts:
 
     Attributes:
         facts: its section of the manifest.
-        splits: split -> (examples, tokens, positions), of those that are ok.
-        statuses: examples by status.
-        lengths: tokens of each example that is ok; `positions` those to cache.
+        splits: split -> (examples, bytes of their responses).
     """
 
     facts: dict[str, Any]
+    splits: dict[str, tuple[int, int]]
+
+    @property
+    def num_examples(self) -> int:
+        """In all splits."""
+        return sum(examples for examples, _ in self.splits.values())
+
+
+@dataclass(frozen=True)
+class SideFacts:
+    """One side.
+
+    Attributes:
+        name: of its folder; `facts` its section of the manifest.
+        teaches: whether it is a teacher's side of a pair that is shown; `learns` likewise.
+        counts: sums over its receipts.
+        splits: split -> (examples, tokens, positions), of those that are ok.
+        lengths: tokens of each example that is ok; `positions` those to cache.
+    """
+
+    name: str
+    facts: dict[str, Any]
+    teaches: bool
+    learns: bool
+    counts: SideCounts
     splits: dict[str, tuple[int, int, int]]
-    statuses: dict[str, int]
     lengths: NDArray[np.int32]
     positions: NDArray[np.int32]
 
 
 @dataclass(frozen=True)
 class AlignmentFacts:
-    """One alignment.
+    """One alignment, seen from the student.
 
     Attributes:
         name: of its folder; `facts` its section of the manifest.
-        counts: sums over its receipts.
-        lengths: student tokens of each example that is ok on both sides.
-        spans_per_student_token, spans_per_teacher_token: of the responses of each of these examples.
+        student, teacher: names of the sides; `models` the (teacher, student) models it was made for.
+        counts: sums over its receipts, left and right as in its name.
+        sizes: spans by "student's tokens:teacher's tokens".
+        student_tokens, teacher_tokens: of the responses; `student_shared`, `teacher_shared` of them have a counterpart.
+        spans_per_student_token, spans_per_teacher_token: of the responses of each example that is ok on both sides.
     """
 
     name: str
     facts: dict[str, Any]
-    counts: AlignCounts
-    lengths: NDArray[np.int32]
+    student: str
+    teacher: str
+    models: list[tuple[str, str]]
+    counts: PairCounts
+    sizes: dict[str, int]
+    student_tokens: int
+    teacher_tokens: int
+    student_shared: int
+    teacher_shared: int
     spans_per_student_token: Floats
     spans_per_teacher_token: Floats
 
-
-@dataclass
-class PagesSample:
-    """What was read of the teacher's pages.
-
-    Attributes:
-        num_examples, num_positions: read.
-        tails: temperature -> positions by tail mass, counts between TAIL_EDGES.
-        losses: example id -> (split, nats a token).
-        salience: [PLACES] sums of a span's share of its response's mass, times the number of spans; `placed` spans.
-        concentration: [len(SHARES)] sums over `concentrated` examples: mass of the heaviest share of spans.
-        response_mass: sum over `attended` examples of the attention that falls on cached positions.
-    """
-
-    num_examples: int = 0
-    num_positions: int = 0
-    tails: dict[float, NDArray[np.int64]] = field(default_factory=dict)
-    losses: dict[str, tuple[str, float]] = field(default_factory=dict)
-    salience: Floats = field(default_factory=lambda: np.zeros(PLACES))
-    placed: NDArray[np.int64] = field(default_factory=lambda: np.zeros(PLACES, np.int64))
-    concentration: Floats = field(default_factory=lambda: np.zeros(len(SHARES)))
-    concentrated: int = 0
-    response_mass: float = 0.0
-    attended: int = 0
+    @property
+    def title(self) -> str:
+        """Student's side~teacher's side, and the options behind where they are not the usual ones."""
+        options = options_of(self.name)
+        return f"{self.student}~{self.teacher}" + (f"~{options}" if options else "")
 
 
 @dataclass(frozen=True)
 class PagesFacts:
-    """The teacher's pages.
+    """One teacher's pages.
 
     Attributes:
-        facts: their section of the manifest.
+        name: of their folder; `facts` their section of the manifest.
         num_positions: cached; spans where they were pooled before storing.
         bytes_by_column: on disk, with the files beside the parts under their names.
+        alignment: whose spans attention is shown by, its name; None for none.
         sample: what was read of them.
     """
 
+    name: str
     facts: dict[str, Any]
     num_positions: int
     bytes_by_column: dict[str, int]
+    alignment: str | None
     sample: PagesSample
+
+    @property
+    def title(self) -> str:
+        """Its name."""
+        return self.name
 
     @property
     def row(self) -> str:
@@ -121,161 +131,107 @@ class ReportFacts:
 
     shards: str
     corpus: CorpusFacts
-    alignment: AlignmentFacts | None
-    pages: PagesFacts | None
+    sides: list[SideFacts]
+    alignments: list[AlignmentFacts]
+    pages: list[PagesFacts]
     missing: list[str]
 
 
-def gather(shards: ShardSet, *, student: str | None, sample: int, reporter: Reporter) -> ReportFacts:
-    """Read what a report shows.
+def gather(
+    shards: ShardSet, *, teacher: str | None = None, student: str | None = None, sample: int, reporter: Reporter
+) -> ReportFacts:
+    """Read what a report shows: everything that is sealed, or only what has to do with a teacher or student.
 
     Raises:
-        ShardError: If the corpus is missing, or `student` names no alignment or one of several.
+        ShardError: If the corpus is missing, `teacher` or `student` names nothing or several, or something is damaged.
     """
-    missing: list[str] = []
-    corpus = _corpus(shards.corpus)
-    aligned, alignment, pages = None, None, None
-    if student is None and not shards.alignments:
-        missing.append("No alignment yet: run `sra-data align`.")
-    else:
-        name = shards.alignment(student).section.removeprefix("alignments/")
-        aligned = shards.alignments[name]
-        alignment = _alignment(name, aligned, shards.corpus)
-    try:
-        pages = _pages(shards, aligned, sample, reporter)
-    except ShardError as error:
-        if shards.manifest.section("teacher") is not None and shards.manifest.content["teacher"].get("root"):
-            raise  # the pages are there, and damaged or another corpus's
-        missing.append(f"The teacher's pages: {error}.")
-    return ReportFacts(str(shards.path), corpus, alignment, pages, missing)
-
-
-def _corpus(reader: FolderReader) -> CorpusFacts:
-    index = reader.index
-    splits = {}
-    for split in index.words["split"][1]:
-        rows = index.in_split(split) & index.is_ok
-        splits[split] = (int(rows.sum()), int(index.num_tokens[rows].sum()), int(index.num_positions[rows].sum()))
-    is_ok = index.is_ok
-    return CorpusFacts(reader.facts, splits, index.status_counts(), index.num_tokens[is_ok], index.num_positions[is_ok])
-
-
-def _alignment(name: str, reader: FolderReader, corpus: FolderReader) -> AlignmentFacts:
-    counts = AlignCounts()
-    for unit in Plan.load(reader.folder).units:
-        notes = Receipt.load(reader.folder, unit.part).notes
-        if notes:
-            counts.add(AlignCounts.from_json(notes))
-    index = reader.index
-    is_ok = index.is_ok & corpus.index.is_ok
-    spans = index.num_spans[is_ok]
-    return AlignmentFacts(
-        name,
-        reader.facts,
-        counts,
-        index.num_student_tokens[is_ok],
-        spans / np.maximum(index.num_labels[is_ok], 1),
-        spans / np.maximum(corpus.index.num_positions[is_ok], 1),
+    shown = choose(shards, teacher=teacher, student=student)
+    pairs = [(shards.pair(student=one.student, teacher=one.teacher, name=one.name), one) for one in shown.pairs]
+    pages = [_pages(shards, name, [pair for pair, _ in pairs], sample, reporter) for name in shown.teachers]
+    return ReportFacts(
+        str(shards.path),
+        _corpus(shards.corpus),
+        sorted((_side(shards, name, shown) for name in shown.sides), key=lambda side: not side.teaches),
+        [_alignment(shards, pair, one) for pair, one in pairs],
+        pages,
+        shown.missing,
     )
 
 
-def _pages(shards: ShardSet, aligned: FolderReader | None, sample: int, reporter: Reporter) -> PagesFacts:
-    reader = shards.teacher
-    sizes: dict[str, int] = {}
-    plan = Plan.load(reader.folder)
-    for unit in plan.units:
-        receipt = Receipt.load(reader.folder, unit.part)
-        with PartFile(
-            part_path(reader.folder, unit.part), row_groups=receipt.row_groups, footer=receipt.footer
-        ) as part:
-            for name, size in part.bytes_by_column().items():
-                sizes[name] = sizes.get(name, 0) + size
-    for name in plan.files:
-        sizes[name] = (reader.folder / name).stat().st_size
-    num_positions = int(reader.index.num_positions.sum())
-    return PagesFacts(reader.facts, num_positions, sizes, _sample(shards, aligned, sample, reporter))
+# --------------------------------------------------------------------------- corpus, sides, alignments
 
 
-# --------------------------------------------------------------------------- the teacher's pages, sampled
+def _corpus(reader: FolderReader) -> CorpusFacts:
+    index, splits = reader.index, {}
+    for split in index.words["split"][1]:
+        rows = index.in_split(split)
+        splits[split] = (int(rows.sum()), int(index.num_bytes[rows].sum()))
+    return CorpusFacts(reader.facts, splits)
 
 
-def _sample(shards: ShardSet, aligned: FolderReader | None, sample: int, reporter: Reporter) -> PagesSample:
-    found = PagesSample()
-    reader = shards.teacher
-    failed = set(reader.facts.get("failed_examples", []))
-    rows = [row for row in sample_rows(reader.index.num_positions, sample) if reader.index.id_of(row) not in failed]
-    is_dev = shards.corpus.index.in_split("dev")
-    columns, layer = _columns(reader)
-    with reporter.task("report", total=len(rows), unit="examples") as task:
-        for start in range(0, len(rows), ROWS_AT_ONCE):
-            chosen = rows[start : start + ROWS_AT_ONCE]
-            said: list[TeacherRow] = reader.read(chosen, columns)
-            spans: list[AlignmentRow | None] = [None] * len(chosen)
-            if layer is not None and aligned is not None:
-                spans = aligned.read(chosen, ["teacher_spans"])
-            for row, teacher, alignment in zip(chosen, said, spans, strict=True):
-                _add_log_probs(found, teacher, reader.facts, "dev" if is_dev[row] else "train")
-                if layer is not None and alignment is not None and alignment.status == OK:
-                    _add_attention(found, teacher, layer, alignment.teacher_spans)
-            found.num_examples += len(chosen)
-            found.num_positions += int(reader.index.num_positions[chosen].sum())
-            task.advance(len(chosen))
-    return found
+def _side(shards: ShardSet, name: str, shown: Shown) -> SideFacts:
+    reader, corpus = shards.side(name), shards.corpus.index
+    index, splits = reader.index, {}
+    for split in corpus.words["split"][1]:
+        rows = corpus.in_split(split) & index.is_ok
+        splits[split] = (int(rows.sum()), int(index.num_tokens[rows].sum()), int(index.num_positions[rows].sum()))
+    return SideFacts(
+        name,
+        reader.facts,
+        any(pair.teacher == name for pair in shown.pairs),
+        any(pair.student == name for pair in shown.pairs),
+        SideCounts.total(notes_of(reader.folder, Plan.load(reader.folder))),
+        splits,
+        index.num_tokens[index.is_ok],
+        index.num_positions[index.is_ok],
+    )
 
 
-def _columns(reader: FolderReader) -> tuple[list[str], int | None]:
-    """The light columns there are, and the last layer with attention."""
-    names = [column.name for column in reader.schema.columns]
-    layers = sorted(int(name.removeprefix("attention.")) for name in names if name.startswith("attention."))
-    wanted: list[str] = [name for name in ("log_tails", "next_log_prob") if name in names]
-    if layers:
-        wanted.append(f"attention.{layers[-1]}")
-    if layers and reader.schema.granularity == "token":
-        wanted.append("positions")
-    return wanted, layers[-1] if layers else None
+def _alignment(shards: ShardSet, pair: PairReader, shown: ShownPair) -> AlignmentFacts:
+    counts = PairCounts.total(notes_of(pair.reader.folder, Plan.load(pair.reader.folder)))
+    by_role = dict(zip(pair.roles, ("left", "right"), strict=True))
+    student, teacher = (shards.side(name).index for name in (pair.student, pair.teacher))
+    is_ok = pair.index.is_ok
+    spans = pair.index.num_spans[is_ok]
+    of_student = by_role["student"] == "left"
+    return AlignmentFacts(
+        name=pair.name,
+        facts=pair.reader.facts,
+        student=pair.student,
+        teacher=pair.teacher,
+        models=shown.models,
+        counts=counts,
+        sizes={size if of_student else ":".join(reversed(size.split(":"))): n for size, n in counts.sizes.items()},
+        student_tokens=getattr(counts, f"{by_role['student']}_tokens"),
+        teacher_tokens=getattr(counts, f"{by_role['teacher']}_tokens"),
+        student_shared=getattr(counts, f"{by_role['student']}_shared"),
+        teacher_shared=getattr(counts, f"{by_role['teacher']}_shared"),
+        spans_per_student_token=spans / np.maximum(student.num_labels[is_ok], 1),
+        spans_per_teacher_token=spans / np.maximum(teacher.num_positions[is_ok], 1),
+    )
 
 
-def _add_log_probs(found: PagesSample, row: TeacherRow, facts: dict[str, Any], split: str) -> None:
-    if row.log_tails is not None:
-        for temperature, tails in zip(facts["temperatures"], row.log_tails, strict=True):
-            mass = np.clip(np.exp(tails.astype(np.float64)), TAIL_EDGES[0], TAIL_EDGES[-1])
-            before = found.tails.get(temperature, np.zeros(len(TAIL_EDGES) - 1, np.int64))
-            found.tails[temperature] = before + np.histogram(mass, TAIL_EDGES)[0]
-    if row.next_log_prob is not None:
-        known = row.next_log_prob[~np.isnan(row.next_log_prob)]
-        if len(known):
-            found.losses[row.id] = (split, float(-known.astype(np.float64).mean()))
+# --------------------------------------------------------------------------- the teachers' pages
 
 
-def _add_attention(found: PagesSample, row: TeacherRow, layer: int, spans: NDArray[np.int32]) -> None:
-    attention = row.attention[layer].astype(np.float64)
-    found.response_mass += float(attention.sum())
-    found.attended += 1
-    mass = attention if row.positions is None else mass_of_spans(attention, row.positions, spans)
-    if len(mass) != len(spans) or len(mass) < 2 or not mass.sum() > 0:
-        return
-    share = mass / mass.sum()
-    place = (np.arange(len(share)) * PLACES) // len(share)
-    found.salience += np.bincount(place, share * len(share), minlength=PLACES)
-    found.placed += np.bincount(place, minlength=PLACES)
-    found.concentration += concentration(share)
-    found.concentrated += 1
+def _pages(shards: ShardSet, name: str, pairs: Sequence[PairReader], sample: int, reporter: Reporter) -> PagesFacts:
+    reader = shards.teacher(name)
+    aligned = _spans_for(shards, reader, pairs)
+    return PagesFacts(
+        name=name,
+        facts=reader.facts,
+        num_positions=int(reader.index.num_positions.sum()),
+        bytes_by_column=reader.bytes_by_column(),
+        alignment=None if aligned is None else aligned.name,
+        sample=read_sample(shards, reader, aligned, sample, reporter),
+    )
 
 
-def mass_of_spans(attention: Floats, positions: NDArray[np.int32], spans: NDArray[np.int32]) -> Floats:
-    """[K] attention summed over each span.
-
-    Args:
-        attention: [P], of the cached positions.
-        positions: [P], their token indices, ascending.
-        spans: [K, 2], half-open, in tokens.
-    """
-    sums = np.concatenate([[0.0], np.cumsum(attention)])
-    first, stop = np.searchsorted(positions, spans[:, 0]), np.searchsorted(positions, spans[:, 1])
-    return sums[stop] - sums[first]
-
-
-def concentration(share: Floats) -> Floats:
-    """[len(SHARES)] mass held by the heaviest share of the spans, whose shares [K] add up to 1."""
-    sums = np.concatenate([[0.0], np.cumsum(np.sort(share)[::-1])])
-    return np.interp(SHARES, np.arange(len(sums)) / len(share), sums)
+def _spans_for(shards: ShardSet, reader: FolderReader, pairs: Sequence[PairReader]) -> PairReader | None:
+    """The alignment whose spans attention is shown by: the pages' own, or the first that is shown of their side."""
+    side, own = str(reader.facts["side"]), reader.facts.get("alignment")
+    if own is None:
+        return next((pair for pair in pairs if pair.teacher == side), None)
+    name = str(own).rpartition("/")[2]
+    left, right = sides_of(name)
+    return shards.pair(student=right if left == side else left, teacher=side, name=name)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any, TypeVar
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -12,17 +14,12 @@ from numpy.typing import NDArray
 
 from sra_data.stages.align.counts import LARGEST_SHOWN
 from sra_data.stages.report.chart import COLOUR, Chart, logarithmic, percent, short_bytes, steps
-from sra_data.stages.report.facts import (
-    SHARES,
-    TAIL_EDGES,
-    AlignmentFacts,
-    CorpusFacts,
-    PagesFacts,
-    PagesSample,
-    ReportFacts,
-)
+from sra_data.stages.report.facts import AlignmentFacts, PagesFacts, ReportFacts, SideFacts
+from sra_data.stages.report.sample import SHARES, TAIL_EDGES, PagesSample
 
+COLOURS = ("one", "two", "three")
 NUM_BINS = 40
+ROOM_FOR_A_NAME = 0.14  # of a chart's height
 LONG_TAIL = 6.0  # the longest example over the median: beyond it lengths are shown on a logarithmic scale
 MEASURES = {
     "relative_error": "states",
@@ -33,54 +30,84 @@ MEASURES = {
 }
 
 
+Titled = TypeVar("Titled", AlignmentFacts, PagesFacts)
+
+
+@dataclass(frozen=True)
+class Place:
+    """A section of the page: its id, and which of several alignments or teachers it is about ("" for the only one)."""
+
+    section: str
+    title: str
+
+
 def charts_of(facts: ReportFacts) -> list[Chart]:
     """Every chart there are numbers for, in the order of the page."""
-    charts = list(_corpus_charts(facts.corpus, facts.alignment))
-    if facts.alignment is not None:
-        charts += _alignment_charts(facts.alignment)
-    if facts.pages is not None:
-        charts += _pages_charts(facts.pages)
+    charts = list(_side_charts(facts.sides))
+    for place, alignment in facts_by_place("alignment", facts.alignments):
+        charts += _placed(_alignment_charts(alignment), place)
+    for place, pages in facts_by_place("pages", facts.pages):
+        charts += _placed(_pages_charts(pages), place)
     return charts
 
 
-# --------------------------------------------------------------------------- corpus
+def facts_by_place(kind: str, shown: Sequence[Titled]) -> Iterator[tuple[Place, Titled]]:
+    """Each with its place on the page; only one of several needs a name of its own."""
+    for number, one in enumerate(shown, 1):
+        section = kind if number == 1 else f"{kind}-{number}"
+        yield Place(section, one.title if len(shown) > 1 else ""), one
 
 
-def _corpus_charts(corpus: CorpusFacts, alignment: AlignmentFacts | None) -> Iterator[Chart]:
-    series = [("teacher", corpus.lengths)] + ([] if alignment is None else [("student", alignment.lengths)])
+def _placed(charts: Iterable[Chart], place: Place) -> Iterator[Chart]:
+    for chart in charts:
+        name = f"{chart.name}-{place.title}" if place.title else chart.name
+        yield replace(chart, name=name, section=place.section)
+
+
+# --------------------------------------------------------------------------- sides
+
+
+def _side_charts(sides: Sequence[SideFacts]) -> Iterator[Chart]:
+    """Of all sides; a chart holds as many as there are colours."""
     yield from _lengths(
-        "corpus_lengths",
+        "side_lengths",
         "Length of the examples",
         "Prompt and response together, as each tokenizer cuts them. Examples that were skipped are left out.",
         "tokens of an example",
-        series,
+        [(side.name, side.lengths) for side in sides],
     )
     yield from _lengths(
-        "corpus_positions",
+        "side_positions",
         "Positions to cache",
         "The teacher's tokens of the responses, and the one before each: what its pages hold a row for.",
         "positions of an example",
-        [("teacher", corpus.positions)],
+        [(side.name, side.positions) for side in sides if side.teaches or not any(one.teaches for one in sides)],
     )
 
 
 def _lengths(
     name: str, title: str, caption: str, unit: str, series: list[tuple[str, NDArray[np.int32]]]
 ) -> Iterator[Chart]:
-    """A histogram for each side that has examples; none where no side has."""
+    """A histogram for each side that has examples, in as many charts as the colours ask for."""
     series = [(side, lengths) for side, lengths in series if len(lengths)]
+    if not series:
+        return
+    edges, is_log = length_edges(np.concatenate([lengths for _, lengths in series]))
 
-    def draw(axes: Axes) -> None:
-        edges, is_log = length_edges(np.concatenate([lengths for _, lengths in series]))
-        for (side, lengths), colour in zip(series, ("one", "two"), strict=False):
-            steps(axes, edges, np.histogram(lengths, edges)[0], colour, f"{side}, median {np.median(lengths):,.0f}")
+    def draw(axes: Axes, shown: Sequence[tuple[str, NDArray[np.int32]]]) -> None:
+        counts = [np.histogram(lengths, edges)[0] for _, lengths in shown]
+        for (side, lengths), found, colour in zip(shown, counts, COLOURS, strict=False):
+            steps(axes, edges, found, colour, f"{side}, median {np.median(lengths):,.0f}")
         if is_log:
             logarithmic(axes)
-        axes.set(xlabel=unit, ylabel="examples", ylim=(0, None))
-        axes.legend()
+        room = 1.05 + ROOM_FOR_A_NAME * len(shown)  # names of sides are long: they stand above the steps
+        axes.set(xlabel=unit, ylabel="examples", ylim=(0, room * max(found.max() for found in counts)))
+        axes.yaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.legend(loc="upper left")
 
-    if series:
-        yield Chart(name, "corpus", title, caption, draw)
+    for number, first in enumerate(range(0, len(series), len(COLOURS)), 1):
+        shown = series[first : first + len(COLOURS)]
+        yield Chart(f"{name}-{number}" if first else name, "sides", title, caption, partial(draw, shown=shown))
 
 
 def length_edges(lengths: NDArray[Any]) -> tuple[NDArray[Any], bool]:
@@ -103,7 +130,7 @@ def _alignment_charts(alignment: AlignmentFacts) -> Iterator[Chart]:
             "Tokens that make a span",
             "Share of all spans by the student's tokens (down) and the teacher's (across). 1:1 is a token both "
             "tokenizers cut the same way.",
-            lambda axes: _sizes(axes, alignment.counts.sizes),
+            lambda axes: _sizes(axes, alignment.sizes),
             height=3.7,
         )
         yield Chart(
@@ -238,7 +265,7 @@ def _bytes(axes: Axes, sizes: dict[str, int]) -> None:
 
 
 def _tails(axes: Axes, sample: PagesSample, row: str) -> None:
-    for (temperature, counts), colour in zip(sorted(sample.tails.items()), ("one", "two", "three"), strict=False):
+    for (temperature, counts), colour in zip(sorted(sample.tails.items()), COLOURS, strict=False):
         axes.plot(
             TAIL_EDGES[1:],
             np.cumsum(counts) / counts.sum(),

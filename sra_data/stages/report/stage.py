@@ -20,12 +20,14 @@ class ReportOptions:
     Attributes:
         shards: the folder.
         out: the page; its pictures go into a folder beside it, named after it.
-        student: the alignment's name or the start of it, where there are several.
+        teacher: only this teacher, or all of this side: a name, the start of one, or a model; all where None.
+        student: only the alignments of this side, likewise.
         sample: examples whose teacher's pages are read.
     """
 
     shards: str = "shards"
     out: str = "report.html"
+    teacher: str | None = None
     student: str | None = None
     sample: int = 2000
 
@@ -36,7 +38,7 @@ class ReportSummary:
 
     Attributes:
         page: the page; `pictures` the PNG files.
-        num_sampled: examples whose teacher's pages were read.
+        num_sampled: examples whose teacher's pages were read, of all teachers together.
         missing: what is not there yet, a sentence each.
     """
 
@@ -57,12 +59,14 @@ def report(options: ReportOptions, reporter: Reporter) -> ReportSummary:
 
     Raises:
         ConfigError: For options that cannot be carried out.
-        ShardError: If there is no sealed corpus, several alignments and no `student`, or something is damaged.
+        ShardError: If there is no sealed corpus, a name that fits nothing or several, or something is damaged.
     """
     if options.sample < 1:
         raise ConfigError(f"--sample {options.sample}: must be at least 1")
-    with ShardSet.open(options.shards, need_teacher=False) as shards:
-        facts = gather(shards, student=options.student, sample=options.sample, reporter=reporter)
+    with ShardSet.open(options.shards) as shards:
+        facts = gather(
+            shards, teacher=options.teacher, student=options.student, sample=options.sample, reporter=reporter
+        )
     out = Path(options.out)
     folder = out.with_name(f"{out.stem}-pictures")
     charts = charts_of(facts)
@@ -72,6 +76,5 @@ def report(options: ReportOptions, reporter: Reporter) -> ReportSummary:
         out.write_text(page(facts, charts), encoding="utf-8")
     except OSError as error:
         raise ShardError(f"{out}: cannot be written ({error.strerror}); name another file with --out") from error
-    return ReportSummary(
-        str(out), pictures, 0 if facts.pages is None else facts.pages.sample.num_examples, tuple(facts.missing)
-    )
+    num_sampled = sum(pages.sample.num_examples for pages in facts.pages)
+    return ReportSummary(str(out), pictures, num_sampled, tuple(facts.missing))

@@ -4,9 +4,9 @@
 * `SharedOrRestTerm`: both over the model's whole vocabulary; V and one outcome for all the rest.
 * `TopKTerm`: the teacher's cached top k with a counterpart, and one outcome for all the rest.
 
-The head's rows come in an order that puts V first (`head_losses(order=...)`) for the first two, in the student's own
-for the third. The rest of a distribution is a log-sum-exp over what is left, never 1 minus a sum: the difference of two
-numbers near 1 would be noise.
+The student's logits come in its own order of ids, and the first two pick V's columns out of them. The rest of a
+distribution is a log-sum-exp over what is left, never 1 minus a sum: the difference of two numbers near 1 would be
+noise.
 
 Shapes: R rows, r rows of a block, V shared ids, S and T the vocabularies of student and teacher, k top-k entries.
 """
@@ -46,8 +46,7 @@ class _TeacherHeadTerm(HeadTerm):
 
     def begin(self, start: int, stop: int) -> None:
         self.chunk_start = start
-        columns = len(self.teacher_head.weight)
-        self.teacher_logits = self.teacher_head.logits(self.teacher_states[start:stop], columns)
+        self.teacher_logits = self.teacher_head.logits(self.teacher_states[start:stop])
 
     def teacher_log_probs(self, start: int, stop: int, dtype: torch.dtype) -> Tensor:
         """Over the rows of the teacher's head, at the temperature."""
@@ -56,12 +55,28 @@ class _TeacherHeadTerm(HeadTerm):
 
 
 class SharedVocabularyTerm(_TeacherHeadTerm):
-    """Divergence between softmaxes over V; the teacher's head holds the rows of V only, in V's order."""
+    """Divergence between softmaxes over V; the teacher's head holds the rows of V only, in V's order.
+
+    `columns` [V] are the student's ids in the same order; None where its head holds the rows of V only, too.
+    """
+
+    def __init__(
+        self,
+        teacher_states: Tensor,
+        teacher_head: ChunkedHead,
+        coefficients: Tensor,
+        *,
+        columns: Tensor | None,
+        temperature: float,
+        kind: Divergence,
+    ) -> None:
+        super().__init__(teacher_states, teacher_head, coefficients, temperature=temperature, kind=kind)
+        self.columns = columns
 
     def evaluate(self, logits: Tensor, start: int, stop: int) -> tuple[Tensor, Tensor]:
-        shared = len(self.teacher_head.weight)
+        shared = logits.clone() if self.columns is None else logits.index_select(1, self.columns)
         values, gradient = divergence_and_gradient(
-            student_log_probs=torch.log_softmax(logits[:, :shared] / self.temperature, 1),
+            student_log_probs=torch.log_softmax(shared.div_(self.temperature), 1),
             teacher_log_probs=self.teacher_log_probs(start, stop, logits.dtype),
             kind=self.kind,
         )
@@ -72,18 +87,27 @@ class SharedVocabularyTerm(_TeacherHeadTerm):
 class TeacherOutcomes:
     """How the teacher's ids fall into V and the rest.
 
-    The head's rows are ordered: first V, then `num_doubles` other ids that spell a string of V too, then the rest.
-    `double_rounds` adds the doubles up: in each round, pairs (column of the double, column in V it belongs to), no
-    column of V twice in a round.
+    The teacher's head is ordered: first V, then D other ids that spell a string of V too ("doubles"), then the rest.
+    Doubles are added up in rounds, in none of which a column of V comes twice: `round_sizes` cuts the pairs (column of
+    the double, column in V it belongs to).
     """
 
     num_shared: int
-    num_doubles: int
-    double_rounds: Sequence[tuple[Tensor, Tensor]]
+    doubles: Tensor  # [D] int64
+    into: Tensor  # [D] int64
+    round_sizes: Sequence[int]
+
+    @property
+    def num_doubles(self) -> int:
+        """D."""
+        return len(self.doubles)
 
 
 class SharedOrRestTerm(_TeacherHeadTerm):
-    """Divergence over V and {rest}; both heads whole, V first."""
+    """Divergence over V and {rest}; both heads whole, the teacher's with V first.
+
+    `shared` [V] are the student's ids in V's order.
+    """
 
     def __init__(
         self,
@@ -91,35 +115,34 @@ class SharedOrRestTerm(_TeacherHeadTerm):
         teacher_head: ChunkedHead,
         coefficients: Tensor,
         *,
+        shared: Tensor,
         outcomes: TeacherOutcomes,
         temperature: float,
         kind: Divergence,
     ) -> None:
         super().__init__(teacher_states, teacher_head, coefficients, temperature=temperature, kind=kind)
+        self.shared = shared
         self.outcomes = outcomes
-        device = teacher_states.device
-        self.double_rounds = [(double.to(device), column.to(device)) for double, column in outcomes.double_rounds]
 
     def evaluate(self, logits: Tensor, start: int, stop: int) -> tuple[Tensor, Tensor]:
-        shared = self.outcomes.num_shared
         log_probs = torch.log_softmax(logits / self.temperature, 1)  # [r, S]
-        rest = _log_sum(log_probs[:, shared:])
+        shared = log_probs.index_select(1, self.shared)
+        rest = _log_sum(log_probs.index_fill_(1, self.shared, -torch.inf))
         values, slopes = divergence_and_gradient(
-            student_log_probs=torch.cat([log_probs[:, :shared], rest], 1),
+            student_log_probs=torch.cat([shared, rest], 1),
             teacher_log_probs=self._teacher_outcomes(start, stop, logits.dtype),
             kind=self.kind,
         )
         slopes.mul_(1 / self.temperature)
-        gradient = log_probs
-        gradient[:, shared:].sub_(rest).exp_().mul_(slopes[:, shared:])  # the rest's slope, by share of the rest
-        gradient[:, :shared] = slopes[:, :shared]
-        return values, gradient
+        gradient = log_probs.sub_(rest).exp_().mul_(slopes[:, -1:])  # the rest's slope, by share of the rest
+        return values, gradient.index_add_(1, self.shared, slopes[:, :-1])
 
     def _teacher_outcomes(self, start: int, stop: int, dtype: torch.dtype) -> Tensor:
         """Log-probabilities of V and the rest [r, V + 1]."""
         log_probs = self.teacher_log_probs(start, stop, dtype)
-        shared, doubles = self.outcomes.num_shared, self.outcomes.num_doubles
-        for double, column in self.double_rounds:
+        outcomes = self.outcomes
+        shared, doubles, sizes = outcomes.num_shared, outcomes.num_doubles, list(outcomes.round_sizes)
+        for double, column in zip(outcomes.doubles.split(sizes), outcomes.into.split(sizes), strict=True):
             log_probs[:, column] = torch.logaddexp(log_probs[:, column], log_probs[:, double])
         return torch.cat([log_probs[:, :shared], _log_sum(log_probs[:, shared + doubles :])], 1)
 

@@ -8,13 +8,14 @@ Shapes: R rows, V shared ids, S and T the vocabularies of student and teacher.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from sra_data.errors import ConfigError, ShardError
-from sra_train.contract import Batch, TeacherKnowledge
+from sra_train.contract import SpanRows, TeacherBatch, TeacherKnowledge
 from sra_train.methods.terms.distributions import (
     SharedOrRestTerm,
     SharedVocabularyTerm,
@@ -47,18 +48,30 @@ class DistillationOptions(Protocol):
 
 
 class Distillation(nn.Module):
-    """Makes the KD term of a batch."""
+    """Makes one teacher's KD term of a batch."""
 
     teacher_weight: Tensor | None
     teacher_bias: Tensor | None
+    doubles: Tensor | None  # see TeacherOutcomes
+    into: Tensor | None
 
-    def __init__(self, options: DistillationOptions, knowledge: TeacherKnowledge) -> None:
+    def __init__(self, options: DistillationOptions, knowledge: TeacherKnowledge, *, student_vocabulary: int) -> None:
+        """`student_vocabulary` is S, the rows of the student's head.
+
+        Raises:
+            ConfigError: If the options cannot be met with what is known of the teacher.
+        """
         super().__init__()
         self.options = options
-        self.vocabulary = VocabularyMap(knowledge, with_end_of_sequence=options.kd_position == "boundary")
-        self.outcomes: TeacherOutcomes | None = None
+        self.student_vocabulary = student_vocabulary
+        self.vocabulary = VocabularyMap(
+            knowledge,
+            student_vocabulary=student_vocabulary,
+            with_end_of_sequence=options.kd_position == "boundary",
+        )
         self._with_head = options.kd_source == "head"
-        weight = bias = None
+        self._round_sizes: Sequence[int] = ()
+        weight = bias = doubles = into = None
         if self._with_head:
             if knowledge.head is None:
                 raise ConfigError("kd_source=head: the shards hold no teacher's head; run `sra-data cache-teacher`")
@@ -66,67 +79,87 @@ class Distillation(nn.Module):
             self.scale, self.softcap = head.scale, head.softcap
             ids = self.vocabulary.teacher_ids
             if options.kd_vocabulary == "rest":
-                ids, self.outcomes = self.vocabulary.teacher_outcomes(head.vocabulary_size)
+                ids, outcomes = self.vocabulary.teacher_outcomes(head.vocabulary_size)
+                self._refuse_rest_without_ids(outcomes, head.vocabulary_size)
+                doubles, into, self._round_sizes = outcomes.doubles, outcomes.into, outcomes.round_sizes
             cut = head.restrict(ids)
             weight, bias = cut.weight, cut.bias
-        self.register_buffer("teacher_weight", weight, persistent=False)
-        self.register_buffer("teacher_bias", bias, persistent=False)
+        self._cast: dict[tuple[torch.device, torch.dtype], tuple[Tensor, Tensor | None]] = {}
+        for name, buffer in (("teacher_weight", weight), ("teacher_bias", bias), ("doubles", doubles), ("into", into)):
+            self.register_buffer(name, buffer, persistent=False)
 
-    def student_order(self, vocabulary_size: int) -> tuple[Tensor | None, Tensor | None]:
-        """Order of the student's head rows with V first [S] and its inverse; None where the ids' own order serves."""
-        if not self._with_head:
-            return None, None
-        if self.outcomes is not None and self.vocabulary.num_shared == vocabulary_size:
-            self._refuse_rest_without_ids(vocabulary_size)
-        return self.vocabulary.student_order(vocabulary_size)
+    @property
+    def ids_read(self) -> Tensor | None:
+        """The student's ids whose logits the term reads, if not all."""
+        is_part = self._with_head and self.options.kd_vocabulary == "renormalised"
+        return self.vocabulary.student_ids if is_part else None
 
-    def student_columns(self, vocabulary_size: int) -> int:
-        """How many columns of that order the head term reads."""
-        is_whole = not self._with_head or self.options.kd_vocabulary == "rest"
-        return vocabulary_size if is_whole else self.vocabulary.num_shared
+    def head_term(self, states: Tensor, coefficients: Tensor, dtype: torch.dtype, *, ids_alone: bool) -> HeadTerm:
+        """The teacher's distributions at `states` [R, D_t], from its head.
 
-    def head_term(self, states: Tensor, coefficients: Tensor, dtype: torch.dtype) -> HeadTerm:
-        """The teacher's distributions at `states` [R, D_t], from its head."""
-        assert self.teacher_weight is not None
-        bias = None if self.teacher_bias is None else self.teacher_bias.to(dtype)
-        head = ChunkedHead(self.teacher_weight.to(dtype), bias, scale=self.scale, softcap=self.softcap)
+        Args:
+            states: of the teacher.
+            coefficients: [R].
+            dtype: of the product.
+            ids_alone: Whether the student's head comes cut to `ids_read`.
+        """
+        weight, bias = self._teacher_head(dtype)
+        head = ChunkedHead(weight, bias, scale=self.scale, softcap=self.softcap)
         temperature, kind = self.options.temperature, self.options.kd_divergence
-        if self.outcomes is None:
-            return SharedVocabularyTerm(states, head, coefficients, temperature=temperature, kind=kind)
-        return SharedOrRestTerm(states, head, coefficients, outcomes=self.outcomes, temperature=temperature, kind=kind)
+        shared = self.vocabulary.student_ids
+        if self.doubles is None or self.into is None:
+            columns = None if ids_alone else shared
+            return SharedVocabularyTerm(states, head, coefficients, columns=columns, temperature=temperature, kind=kind)
+        outcomes = TeacherOutcomes(self.vocabulary.num_shared, self.doubles, self.into, self._round_sizes)
+        return SharedOrRestTerm(
+            states, head, coefficients, shared=shared, outcomes=outcomes, temperature=temperature, kind=kind
+        )
 
-    def top_k_term(
-        self, batch: Batch, example: Tensor, positions: Tensor, coefficients: Tensor, vocabulary_size: int
-    ) -> HeadTerm:
-        """The teacher's truncated distributions at rows (example, position) [R] of the cache."""
+    def _teacher_head(self, dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:
+        """Weight and bias in the dtype of the product, cast once a run."""
+        weight, bias = self.teacher_weight, self.teacher_bias
+        assert weight is not None
+        if weight.dtype == dtype:
+            return weight, bias
+        key = weight.device, dtype
+        if key not in self._cast:
+            self._cast = {key: (weight.to(dtype), None if bias is None else bias.to(dtype))}
+        return self._cast[key]
+
+    def top_k_term(self, teacher: TeacherBatch, rows: SpanRows, coefficients: Tensor) -> HeadTerm:
+        """The teacher's truncated distributions at the last position of each span.
+
+        Raises:
+            ShardError: If the batch lacks the columns.
+        """
         temperature = self.options.temperature
-        if batch.top_k_ids is None or batch.top_k_values is None:
+        if teacher.top_k_ids is None or teacher.top_k_values is None:
             raise ShardError(
-                "teacher's pages: no top-k columns; run `sra-data cache-teacher --top-k 64` into a new folder"
+                f"teacher {teacher.name}: its pages hold no top-k columns; run `sra-data cache-teacher --top-k 64` into"
+                " a new folder"
             )
-        tails = batch.log_tails or {}
-        if temperature not in tails:
-            known = ", ".join(f"{one:g}" for one in sorted(tails)) or "none"
+        if temperature not in teacher.log_tails:
+            known = ", ".join(f"{one:g}" for one in sorted(teacher.log_tails)) or "none"
             raise ShardError(
-                f"teacher's pages: no log tail at temperature={temperature:g} (cached: {known}); "
-                f"choose a cached one or run `sra-data cache-teacher --temperatures {temperature:g}` into a new folder"
+                f"teacher {teacher.name}: its pages hold no log tail at temperature={temperature:g} (cached: {known});"
+                f" choose a cached one or run `sra-data cache-teacher --temperatures {temperature:g}` into a new folder"
             )
+        at = rows.example, rows.teacher_positions
         outcomes = top_k_outcomes(
-            top_k_ids=batch.top_k_ids[example, positions].long(),
-            top_k_values=batch.top_k_values[example, positions],
-            log_tail=tails[temperature][example, positions],
+            top_k_ids=teacher.top_k_ids[at].long(),
+            top_k_values=teacher.top_k_values[at],
+            log_tail=teacher.log_tails[temperature][at],
             teacher_to_student=self.vocabulary.teacher_to_student,
-            student_vocabulary=vocabulary_size,
+            student_vocabulary=self.student_vocabulary,
             temperature=temperature,
         )
         return TopKTerm(outcomes, coefficients, temperature=temperature, kind=self.options.kd_divergence)
 
-    def _refuse_rest_without_ids(self, vocabulary_size: int) -> None:
+    def _refuse_rest_without_ids(self, outcomes: TeacherOutcomes, teacher_vocabulary: int) -> None:
         """A teacher with a rest against a student that has none would be infinitely far from it."""
-        assert self.outcomes is not None
-        assert self.teacher_weight is not None
-        if len(self.teacher_weight) > self.outcomes.num_shared + self.outcomes.num_doubles:
+        has_rest = teacher_vocabulary > outcomes.num_shared + outcomes.num_doubles
+        if outcomes.num_shared == self.student_vocabulary and has_rest:
             raise ConfigError(
-                f"kd_vocabulary=rest: all {vocabulary_size} ids of the student are shared, so its rest is empty while "
-                "the teacher's is not; set kd_vocabulary=renormalised"
+                f"kd_vocabulary=rest: all {self.student_vocabulary} ids of the student are shared, so its rest is empty"
+                " while the teacher's is not; set kd_vocabulary=renormalised"
             )

@@ -1,11 +1,10 @@
-"""Spans of a batch as states and weights: pooled on both sides once, for all terms of one forward.
+"""Spans of a batch as states and weights, for one teacher: pooled on both sides once, for all terms of one forward.
 
-Shapes: B examples, N student tokens, P teacher positions, K spans, S real spans of the batch, D_s / D_t hidden sizes.
+Shapes: B examples, N student tokens, P teacher positions, K spans, D_s / D_t hidden sizes.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -13,32 +12,20 @@ from torch import Tensor
 
 from sra_data.errors import ShardError
 from sra_data.spans.pooling import center_of_mass, salience, span_last, span_mass, span_mean
-from sra_train.contract import Batch, StudentOutput
+from sra_train.contract import Batch, StudentOutput, TeacherBatch
 
 Pooling = Literal["attention", "mean", "last"]
-
-
-@dataclass(frozen=True)
-class SpanRows:
-    """The real spans of a batch as rows [S]."""
-
-    example: Tensor
-    span: Tensor
-    weights: Tensor
-    student_positions: Tensor  # of the last token, into the flattened [B x N]
-    teacher_positions: Tensor  # of the last token, into P
 
 
 class SpanStates:
     """Pooled spans of both sides, made once for all terms of one forward."""
 
-    def __init__(self, output: StudentOutput, batch: Batch, *, pooling: Pooling, salience_power: float) -> None:
-        self.output, self.batch = output, batch
+    def __init__(
+        self, output: StudentOutput, batch: Batch, teacher: TeacherBatch, *, pooling: Pooling, salience_power: float
+    ) -> None:
+        self.output, self.batch, self.pages = output, batch, teacher
         self.pooling, self.salience_power = pooling, salience_power
-        real = batch.weight > 0
-        self.mask = batch.span_mask & real[:, None]  # [B, K]
-        self._student_ids = torch.where(real[:, None], batch.student_span_ids, -1)
-        self._teacher_ids = torch.where(real[:, None], batch.teacher_span_ids, -1)
+        self.mask = teacher.span_mask  # [B, K]
         self._pooled: dict[tuple[str, int], Tensor] = {}
         self._salience: dict[int, Tensor] = {}
         self._fallbacks: dict[str, Tensor] = {}
@@ -48,8 +35,8 @@ class SpanStates:
         if ("student", layer) not in self._pooled:
             attention = self.output.attention.get(layer)
             hidden = self.output.hidden[layer]
-            pooled = self._pool("student", hidden, self._student_ids, attention, self.batch.student_span_last)
-            self._pooled["student", layer] = pooled
+            ids, last = self.pages.student_span_ids, self.pages.student_span_last
+            self._pooled["student", layer] = self._pool("student", hidden, ids, attention, last)
         return self._pooled["student", layer]
 
     def teacher(self, layer: int) -> Tensor:
@@ -57,8 +44,8 @@ class SpanStates:
         if ("teacher", layer) not in self._pooled:
             attention = self._attention(layer) if self.pooling == "attention" else None
             hidden = self.teacher_hidden(layer)
-            pooled = self._pool("teacher", hidden, self._teacher_ids, attention, self.batch.teacher_span_last)
-            self._pooled["teacher", layer] = pooled
+            ids, last = self.pages.teacher_span_ids, self.pages.teacher_span_last
+            self._pooled["teacher", layer] = self._pool("teacher", hidden, ids, attention, last)
         return self._pooled["teacher", layer]
 
     def _pool(self, side: str, hidden: Tensor, ids: Tensor, attention: Tensor | None, last: Tensor) -> Tensor:
@@ -79,28 +66,16 @@ class SpanStates:
             if self.salience_power == 0:
                 mass = self.mask.to(self.batch.weight.dtype)
             else:
-                mass = span_mass(self._teacher_ids, self._attention(layer), self.mask.shape[1])
+                mass = span_mass(self.pages.teacher_span_ids, self._attention(layer), self.mask.shape[1])
             self._salience[layer] = salience(mass, self.mask, self.salience_power)
         return self._salience[layer]
 
     def teacher_hidden(self, layer: int) -> Tensor:
         """Cached states [B, P, D_t]."""
-        return _column(self.batch.teacher_hidden, layer, "hidden states")
+        return self._column(self.pages.hidden, layer, "hidden states")
 
     def _attention(self, layer: int) -> Tensor:
-        return _column(self.batch.teacher_attention, layer, "attention")
-
-    def rows(self, weights: Tensor) -> SpanRows:
-        """The real spans; `weights` [B, K] come along."""
-        example, span = self.mask.nonzero(as_tuple=True)
-        last = self.batch.student_span_last[example, span]
-        return SpanRows(
-            example=example,
-            span=span,
-            weights=weights[example, span],
-            student_positions=example * self.batch.labels.shape[1] + last,
-            teacher_positions=self.batch.teacher_span_last[example, span],
-        )
+        return self._column(self.pages.attention, layer, "attention")
 
     def nothing(self) -> Tensor:
         """Zeros [B]."""
@@ -108,14 +83,18 @@ class SpanStates:
 
     def counts(self) -> dict[str, Tensor]:
         """Events of this micro-batch."""
-        without = (self.batch.weight > 0) & ~self.mask.any(1)
-        return {"spans": self.mask.sum(), "examples_without_span": without.sum(), **self._fallbacks}
+        real, has_teacher = self.batch.weight > 0, self.pages.has_teacher
+        return {
+            "spans": self.mask.sum(),
+            "examples_without_span": (real & has_teacher & ~self.mask.any(1)).sum(),
+            "rows_without_teacher": (real & ~has_teacher).sum(),
+            **self._fallbacks,
+        }
 
-
-def _column(columns: dict[int, Tensor], layer: int, what: str) -> Tensor:
-    if layer not in columns:
-        raise ShardError(
-            f"teacher's pages: no {what} of layer {layer}, which the method reads; "
-            f"run `sra-data cache-teacher --layers {layer}` into a new folder"
-        )
-    return columns[layer]
+    def _column(self, columns: dict[int, Tensor], layer: int, what: str) -> Tensor:
+        if layer not in columns:
+            raise ShardError(
+                f"teacher {self.pages.name}: its pages hold no {what} of layer {layer}, which the method reads; "
+                f"run `sra-data cache-teacher --layers {layer}` into a new folder"
+            )
+        return columns[layer]

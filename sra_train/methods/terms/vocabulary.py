@@ -1,4 +1,6 @@
-"""The shared vocabulary as the KD terms use it: an order of each head's rows that puts V first.
+"""The shared vocabulary as the KD terms use it: pairs of ids, and an order of the teacher's head that puts V first.
+
+Everything is worked out when the method is built, on the CPU, and kept in buffers: no forward looks for an id.
 
 Shapes: V shared ids, S and T the vocabularies of student and teacher.
 """
@@ -14,13 +16,23 @@ from sra_train.methods.terms.distributions import TeacherOutcomes
 
 
 class VocabularyMap(nn.Module):
-    """Pairs of ids, with end-of-sequence as one more pair by role where `with_end_of_sequence`. All buffers."""
+    """Pairs of ids. All buffers."""
 
     student_ids: Tensor  # [V]
     teacher_ids: Tensor  # [V]
     teacher_to_student: Tensor  # [T'] the student's id of the same bytes, -1 without one
 
-    def __init__(self, knowledge: TeacherKnowledge, *, with_end_of_sequence: bool) -> None:
+    def __init__(self, knowledge: TeacherKnowledge, *, student_vocabulary: int, with_end_of_sequence: bool) -> None:
+        """Read the pairs.
+
+        Args:
+            knowledge: Of the teacher.
+            student_vocabulary: S, rows of the student's head.
+            with_end_of_sequence: Whether the two end-of-sequence ids are one more pair, by role.
+
+        Raises:
+            ConfigError: If nothing is shared, or an id is beyond the student's head.
+        """
         super().__init__()
         student_ids = knowledge.shared_student_ids.long()
         teacher_ids = knowledge.shared_teacher_ids.long()
@@ -38,25 +50,15 @@ class VocabularyMap(nn.Module):
             mapping[teacher_end] = student_end
         if not len(student_ids):
             raise ConfigError("kd=true: student and teacher share no vocabulary entry; set kd=false")
+        _refuse_beyond(student_ids, student_vocabulary)
         self.register_buffer("student_ids", student_ids, persistent=False)
         self.register_buffer("teacher_ids", teacher_ids, persistent=False)
         self.register_buffer("teacher_to_student", mapping, persistent=False)
-        self._orders: dict[tuple[int, torch.device], tuple[Tensor, Tensor]] = {}
 
     @property
     def num_shared(self) -> int:
         """V."""
         return len(self.student_ids)
-
-    def student_order(self, vocabulary_size: int) -> tuple[Tensor, Tensor]:
-        """The student's ids with V first [S], and the column of each id in that order [S]."""
-        key = (vocabulary_size, self.student_ids.device)
-        if key not in self._orders:
-            order = _shared_first(self.student_ids, vocabulary_size)
-            columns = torch.empty_like(order)
-            columns[order] = torch.arange(vocabulary_size, device=order.device)
-            self._orders = {key: (order, columns)}
-        return self._orders[key]
 
     def teacher_map(self, vocabulary_size: int) -> Tensor:
         """`teacher_to_student` over the head's rows [T]: padding rows beyond the tokenizer's ids map to nothing."""
@@ -82,8 +84,8 @@ class VocabularyMap(nn.Module):
             if turn == len(rounds):
                 rounds.append([])
             rounds[turn].append((self.num_shared + place, into))
-        tensors = [(torch.tensor([a for a, _ in pairs]), torch.tensor([b for _, b in pairs])) for pairs in rounds]
-        return order, TeacherOutcomes(self.num_shared, len(doubles), tensors)
+        pairs = torch.tensor([pair for one in rounds for pair in one], dtype=torch.int64).reshape(-1, 2)
+        return order, TeacherOutcomes(self.num_shared, pairs[:, 0], pairs[:, 1], [len(one) for one in rounds])
 
 
 def _teacher_to_student(knowledge: TeacherKnowledge, student_ids: Tensor, teacher_ids: Tensor) -> Tensor:
@@ -100,11 +102,15 @@ def _teacher_to_student(knowledge: TeacherKnowledge, student_ids: Tensor, teache
 
 def _shared_first(ids: Tensor, vocabulary_size: int) -> Tensor:
     """`ids`, then all others in increasing order [vocabulary_size]."""
+    _refuse_beyond(ids, vocabulary_size)
+    others = torch.ones(vocabulary_size, dtype=torch.bool, device=ids.device)
+    others[ids] = False
+    return torch.cat([ids, others.nonzero()[:, 0]])
+
+
+def _refuse_beyond(ids: Tensor, vocabulary_size: int) -> None:
     if int(ids.max()) >= vocabulary_size:
         raise ConfigError(
             f"shared vocabulary: id {int(ids.max())} is beyond the output head's {vocabulary_size} rows; "
             "the model does not belong to the tokenizer the shards were aligned with"
         )
-    others = torch.ones(vocabulary_size, dtype=torch.bool, device=ids.device)
-    others[ids] = False
-    return torch.cat([ids, others.nonzero()[:, 0]])

@@ -10,7 +10,7 @@ import torch
 
 from sra_data.errors import ConfigError, ShardError
 from sra_data.models.output_head import OutputHead
-from sra_train.contract import ModelShape, StudentOutput
+from sra_train.contract import MethodSetting, ModelShape, StudentOutput, TeacherKnowledge, TeacherSetting
 from sra_train.methods.sra import SRA, SRAOptions
 from sra_train.methods.terms import head_loss
 from sra_train.methods.terms.cross_entropy import CrossEntropyTerm
@@ -50,18 +50,32 @@ def test_chunks_change_nothing(chunk_bytes: int, softcap: float | None, monkeypa
         torch.testing.assert_close(actual, 3 * one)
 
 
-def test_an_order_of_columns_changes_nothing() -> None:
-    hidden, weight, bias, targets, coefficients = problem()
+def test_a_term_that_reads_some_columns_is_the_term_of_the_head_cut_to_them() -> None:
+    hidden, weight, bias, _, coefficients = problem()
     head = OutputHead(weight, bias)
-    order = torch.randperm(len(weight), generator=torch.Generator().manual_seed(1))
-    columns = torch.empty_like(order)
-    columns[order] = torch.arange(len(order))
+    chosen = torch.randperm(len(weight), generator=torch.Generator().manual_seed(1))[:9]
+    targets = torch.arange(len(hidden)) % len(chosen)
+
+    class OverColumns(CrossEntropyTerm):
+        columns = chosen
+
+        def evaluate(self, logits, start, stop):
+            return super().evaluate(logits.index_select(1, chosen), start, stop)
+
+    plain = CrossEntropyTerm(chosen[targets], coefficients)
     found = []
-    for used, ids in ((None, targets), (order, columns[targets])):
-        total, _ = head_losses(head, [RowGroup(hidden, [CrossEntropyTerm(ids, coefficients)])], order=used)
+    for terms in ([OverColumns(targets, coefficients)], [OverColumns(targets, coefficients), plain]):
+        total, _ = head_losses(head, [RowGroup(hidden, terms)])
         found.append([total, *torch.autograd.grad(total, [hidden, weight, bias])])
-    for plain, ordered in zip(*found, strict=True):
-        torch.testing.assert_close(ordered, plain)
+    part, _ = head_losses(head.restrict(chosen), [RowGroup(hidden, [CrossEntropyTerm(targets, coefficients)])])
+    whole, _ = head_losses(head, [RowGroup(hidden, [plain])])
+    expected = [part, *torch.autograd.grad(part, [hidden, weight, bias])]
+    both = [
+        one + other
+        for one, other in zip(expected, [whole, *torch.autograd.grad(whole, [hidden, weight, bias])], strict=True)
+    ]
+    for actual, wanted in zip([*found[0], *found[1]], [*expected, *both], strict=True):
+        torch.testing.assert_close(actual, wanted)
 
 
 def test_half_precision_gradients_do_not_underflow() -> None:
@@ -224,7 +238,7 @@ def test_missing_columns_are_named_with_the_command_that_makes_them() -> None:
     with pytest.raises(ShardError, match=r"no log tail at temperature=2 \(cached: 1\).*--temperatures 2"):
         worlds.run(top_k, examples, student)
     batch, hidden, attention = worlds.make_batch(examples)
-    bare = replace(batch, teacher_attention={})
+    bare = replace(batch, teachers=(replace(batch.teachers[0], attention={}),))
     with pytest.raises(ShardError, match="no attention of layer 4"):
         worlds.make_method(SRAOptions(), head)(
             StudentOutput(hidden, attention, student.live()), bare, worlds.totals_of(examples)
@@ -232,22 +246,19 @@ def test_missing_columns_are_named_with_the_command_that_makes_them() -> None:
 
 
 def test_a_student_without_a_rest_and_a_vocabulary_beyond_the_head_are_refused() -> None:
-    width = worlds.STUDENT_WIDTH
-    shapes = {"student": ModelShape(3, width), "teacher": ModelShape(4, worlds.TEACHER_WIDTH)}
-    from sra_train.contract import MethodSetting, TeacherKnowledge
-
+    student = ModelShape(3, worlds.STUDENT_WIDTH, worlds.STUDENT_VOCABULARY)
+    teacher = ModelShape(4, worlds.TEACHER_WIDTH, worlds.TEACHER_VOCABULARY)
     teacher_head = worlds.make_head(11, worlds.TEACHER_VOCABULARY, worlds.TEACHER_WIDTH).live()
     ids = torch.arange(worlds.STUDENT_VOCABULARY)
-    examples = [worlds.make_example(0, sizes=[(1, 2)])]
-    student = worlds.make_head(12, worlds.STUDENT_VOCABULARY, width)
-    method = SRA(
-        SRAOptions(kd_vocabulary="rest"), MethodSetting(**shapes, knowledge=TeacherKnowledge(ids, ids, teacher_head))
-    )
+
+    def build(options: SRAOptions, knowledge: TeacherKnowledge) -> SRA:
+        return SRA(options, MethodSetting(student, (TeacherSetting("one", 1.0, teacher, knowledge),)))
+
     with pytest.raises(ConfigError, match="its rest is empty"):
-        worlds.run(method.double(), examples, student)
+        build(SRAOptions(kd_vocabulary="rest"), TeacherKnowledge(ids, ids, teacher_head))
     beyond = TeacherKnowledge(torch.tensor([1, 99]), torch.tensor([1, 2]), teacher_head)
     with pytest.raises(ConfigError, match="id 99 is beyond the output head's 13 rows"):
-        worlds.run(SRA(SRAOptions(), MethodSetting(**shapes, knowledge=beyond)).double(), examples, student)
+        build(SRAOptions(), beyond)
     none = TeacherKnowledge(torch.tensor([]), torch.tensor([]), teacher_head)
     with pytest.raises(ConfigError, match="share no vocabulary entry"):
-        SRA(SRAOptions(), MethodSetting(**shapes, knowledge=none))
+        build(SRAOptions(), none)

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sra_data.models.output_head import OutputHead
-from sra_train.contract import MethodSetting, ModelShape, StepTotals, StudentOutput, TeacherKnowledge
+from sra_train.contract import MethodSetting, ModelShape, StepTotals, StudentOutput, TeacherKnowledge, TeacherSetting
 from sra_train.methods import SFT, SRA
 from sra_train.methods.sft import SFTOptions
 from sra_train.methods.sra import SRAOptions
@@ -45,14 +45,13 @@ def identical_world(dtype=torch.float64, **options):
     vocabulary, width, layers = worlds.STUDENT_VOCABULARY, worlds.STUDENT_WIDTH, worlds.STUDENT_LAYERS
     head = worlds.make_head(12, vocabulary, width, bias=True, softcap=4.0, dtype=dtype)
     ids = torch.arange(vocabulary - 1)
-    setting = MethodSetting(
-        student=ModelShape(layers, width),
-        teacher=ModelShape(layers, width),
-        knowledge=TeacherKnowledge(ids, ids, head.live(), end_of_sequence=(vocabulary - 1, vocabulary - 1)),
-    )
+    shape = ModelShape(layers, width, vocabulary)
+    end = vocabulary - 1
+    knowledge = TeacherKnowledge(ids, ids, head.live(), end_of_sequence=(end, end))
+    setting = MethodSetting(student=shape, teachers=(TeacherSetting("itself", 1.0, shape, knowledge),))
     method = SRA(SRAOptions(**options), setting).to(dtype)
     with torch.no_grad():
-        for projector in method.projectors:
+        for projector in method.parameters():
             projector.copy_(torch.eye(width))
     examples = [worlds.make_example(s, sizes=[(n, n) for n in (2, 1, 3)], prompt=1, dtype=dtype) for s in range(3)]
     examples = [
@@ -69,7 +68,7 @@ def identical_world(dtype=torch.float64, **options):
         left = log_probs.scatter(1, one.top_k_ids, -torch.inf)
         one.log_tails = {2.0: torch.logsumexp(left / 2.0, 1)}
     batch, hidden, attention = worlds.make_batch(examples)
-    del batch.teacher_hidden[worlds.TEACHER_LAYERS]  # this teacher has the student's layers only
+    del batch.teachers[0].hidden[worlds.TEACHER_LAYERS]  # this teacher has the student's layers only
     return method(StudentOutput(hidden, attention, head.live()), batch, StepTotals(9, 3))
 
 
@@ -136,7 +135,7 @@ def test_micro_batches_add_up_to_the_large_batch(variant: str) -> None:
         method.zero_grad()
         total = sum(worlds.run(method, batch, head, totals).total for batch in batches)
         total.backward()
-        return total.detach(), [head.weight.grad, *(projector.grad for projector in method.projectors)]
+        return total.detach(), [head.weight.grad, *(projector.grad for projector in method.parameters())]
 
     whole, whole_gradients = gradients([examples])
     parts, part_gradients = gradients([examples[:1], [examples[1], None], examples[2:]])
@@ -148,8 +147,7 @@ def test_micro_batches_add_up_to_the_large_batch(variant: str) -> None:
 def test_rows_of_weight_zero_leave_no_gradient() -> None:
     method = worlds.make_method(SRAOptions(), teacher_head())
     examples = examples_of([[(1, 2), (2, 1)], [(2, 2)]])
-    batch, hidden, attention = worlds.make_batch(examples)
-    batch = replace(batch, weight=torch.tensor([1.0, 0.0], dtype=torch.float64))
+    batch, hidden, attention = worlds.make_batch(examples, weights=[1.0, 0.0])
     hidden = {layer: states.requires_grad_(True) for layer, states in hidden.items()}
     found = method(StudentOutput(hidden, attention, student_head().live()), batch, StepTotals(5, 1))
     (gradient,) = torch.autograd.grad(found.total, [hidden[worlds.STUDENT_LAYERS]])
@@ -162,7 +160,7 @@ def test_no_gradient_reaches_the_attention() -> None:
     method = worlds.make_method(SRAOptions(kd_reduction="salience"), teacher_head())
     batch, hidden, attention = worlds.make_batch(examples_of([[(1, 2), (2, 1)], [(2, 2)]]))
     attention = {layer: weights.requires_grad_(True) for layer, weights in attention.items()}
-    teacher = {layer: weights.requires_grad_(True) for layer, weights in batch.teacher_attention.items()}
+    teacher = {layer: weights.requires_grad_(True) for layer, weights in batch.teachers[0].attention.items()}
     states = {layer: one.requires_grad_(True) for layer, one in hidden.items()}
     total = method(StudentOutput(states, attention, student_head().live()), batch, StepTotals(5, 2)).total
     rows = [*attention.values(), *teacher.values()]
@@ -283,11 +281,12 @@ def test_a_frozen_head_gets_no_gradient_and_changes_no_value() -> None:
 
 def test_sft_is_the_cross_entropy_of_sra_and_reads_no_teacher() -> None:
     examples = examples_of([[(1, 2), (2, 1)], []])
-    shape = ModelShape(worlds.STUDENT_LAYERS, worlds.STUDENT_WIDTH)
+    shape = ModelShape(worlds.STUDENT_LAYERS, worlds.STUDENT_WIDTH, worlds.STUDENT_VOCABULARY)
     sft = SFT(SFTOptions(), MethodSetting(student=shape))
-    assert sft.needs.nothing
+    assert SFT.knowledge_needs(SFTOptions()) is None
+    assert sft.needs == ()
     batch, hidden, attention = worlds.make_batch(examples)
-    bare = replace(batch, teacher_hidden={}, teacher_attention={}, top_k_ids=None, top_k_values=None, log_tails=None)
+    bare = replace(batch, teachers=())
     found = sft(StudentOutput(hidden, attention, student_head().live()), bare, worlds.totals_of(examples))
     other = worlds.run(worlds.make_method(SRAOptions(), teacher_head()), examples, student_head())
     torch.testing.assert_close(found.per_example["ce_sum"], other.per_example["ce_sum"])

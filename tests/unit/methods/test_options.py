@@ -63,35 +63,44 @@ def test_needs_name_exactly_what_the_options_read() -> None:
     last = worlds.TEACHER_LAYERS
 
     def needs(**options):
-        return worlds.make_method(SRAOptions(**options), head).needs
+        (found,) = worlds.make_method(SRAOptions(**options), head).needs
+        return found
 
     default = needs()
-    assert (default.layers, default.hidden, default.attention, default.top_k, default.head) == (
-        (last,), True, True, False, True,
-    )  # fmt: skip
+    assert (default.hidden, default.attention, default.top_k) == ((last,), (last,), False)
     bare = needs(cos=False, geo=False, kd_position="boundary", kd_source="top_k", temperature=1.0)
-    assert (bare.layers, bare.hidden, bare.attention, bare.top_k, bare.head) == ((), False, False, True, False)
-    assert bare.log_tail_temperatures == (1.0,)
-    assert not needs(pooling="mean", salience_power=0).attention
+    assert (bare.layers, bare.top_k, bare.temperatures) == ((), True, (1.0,))
+    assert needs(pooling="mean", salience_power=0).attention == ()
     pooled = needs(kd_source="top_k", layer_pairs=("1:2",))
-    assert (pooled.layers, pooled.top_k, pooled.head) == ((2,), True, False)
-    assert needs(pooling="mean").attention
+    assert (pooled.hidden, pooled.attention, pooled.top_k) == ((2,), (2,), True)
+    assert needs(pooling="mean").attention == (last,)
     assert needs(kd=False, layer_pairs=("1:2",)).layers == (2,)
     assert needs(layer_pairs=("1:2",)).layers == (2, last)
+    assert needs(layer_pairs=("1:2",), pooling="mean").attention == (2,)
+    assert (default.next_log_prob, default.ids) == (False, False)
+
+
+def test_only_options_that_read_the_teachers_head_ask_for_it() -> None:
+    assert SRA.knowledge_needs(SRAOptions()).head
+    assert not SRA.knowledge_needs(SRAOptions(kd_source="top_k")).head
+    assert not SRA.knowledge_needs(SRAOptions(kd=False)).head
 
 
 def test_needs_say_which_option_reads_tokens_and_which_spans() -> None:
     head = worlds.make_head(1, worlds.TEACHER_VOCABULARY, worlds.TEACHER_WIDTH)
 
     def rows(**options):
-        needs = worlds.make_method(SRAOptions(**options), head).needs
-        return needs.token_rows, needs.span_rows
+        (needs,) = worlds.make_method(SRAOptions(**options), head).needs
+        return tuple("" if one is None else f"{one.option}; {one.instead}" for one in (needs.tokens, needs.centers))
 
+    boundary = "kd_position=boundary; set kd_position=center_of_mass"
     assert rows() == rows(kd=False) == rows(kd=False, kd_position="boundary") == ("", "")
-    assert rows(kd_position="boundary", pooling="mean") == ("kd_position=boundary", "")
-    assert rows(pooling="last", kd=False) == ("pooling=last", "")
-    assert rows(kd_source="top_k") == ("", "kd_source=top_k with kd_position=center_of_mass")
-    assert rows(kd_source="top_k", kd_position="boundary") == ("kd_position=boundary", "")
+    assert rows(kd_position="boundary", pooling="mean") == (boundary, "")
+    assert rows(pooling="last", kd=False) == ("pooling=last; set pooling=attention", "")
+    assert rows(kd_source="top_k") == (
+        "", "kd_source=top_k with kd_position=center_of_mass; set kd_position=boundary or kd_source=head"
+    )  # fmt: skip
+    assert rows(kd_source="top_k", kd_position="boundary") == (boundary, "")
 
 
 def test_the_student_hands_over_what_is_pooled_and_its_last_layer() -> None:
@@ -106,11 +115,9 @@ def test_layers_a_model_does_not_have_and_a_missing_teacher_are_refused() -> Non
     head = worlds.make_head(1, worlds.TEACHER_VOCABULARY, worlds.TEACHER_WIDTH)
     with pytest.raises(ConfigError, match="teacher layer 9; the teacher has layers 1 to 4"):
         worlds.make_method(SRAOptions(layer_pairs=("1:9",)), head)
-    shape = ModelShape(2, 4)
+    shape = ModelShape(2, 4, 13)
     with pytest.raises(ConfigError, match="no teacher's pages; run `sra-data cache-teacher`"):
         SRA(SRAOptions(), MethodSetting(shape))
-    with pytest.raises(ConfigError, match="no shared vocabulary and head"):
-        SRA(SRAOptions(), MethodSetting(shape, shape))
     with pytest.raises(ConfigError, match="kd_source=head: the shards hold no teacher's head"):
         worlds.make_method(SRAOptions(), None)
     assert list(SFT(SFTOptions(), MethodSetting(shape)).parameters()) == []
@@ -121,11 +128,11 @@ def test_projectors_are_orthogonal_reproducible_and_all_that_is_saved() -> None:
 
     head = worlds.make_head(1, worlds.TEACHER_VOCABULARY, worlds.TEACHER_WIDTH)
     first, second = (worlds.make_method(SRAOptions(), head) for _ in range(2))
-    (projector,) = first.projectors
+    (projector,) = first.parameters()
     assert projector.shape == (worlds.STUDENT_WIDTH, worlds.TEACHER_WIDTH)
     torch.testing.assert_close(
         projector @ projector.T, torch.eye(worlds.STUDENT_WIDTH, dtype=projector.dtype), rtol=0, atol=1e-6
     )
-    assert torch.equal(projector, second.projectors[0])
-    assert list(first.state_dict()) == ["projectors.0"]
+    assert torch.equal(projector, next(second.parameters()))
+    assert list(first.state_dict()) == ["teachers.0.projectors.0"]
     assert list(worlds.make_method(SRAOptions(cos=False), head).state_dict()) == []

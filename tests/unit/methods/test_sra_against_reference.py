@@ -62,7 +62,7 @@ def leaves(examples, head, method):
     tensors["head"] = head.weight
     if head.bias is not None:
         tensors["bias"] = head.bias
-    for place, projector in enumerate(method.projectors):
+    for place, projector in enumerate(method.parameters()):
         tensors[f"projector {place}"] = projector
     return tensors
 

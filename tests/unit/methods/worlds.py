@@ -1,22 +1,34 @@
 """Small random worlds for the methods: examples without padding, the batch made of them, and the reference's losses.
 
 Vocabulary: student ids 0..12, teacher ids 0..16; some share bytes, two teacher ids spell one string, the last id of
-each is its end-of-sequence.
+each is its end-of-sequence. An example has one teacher; `another_teacher` gives the same example with another one's
+spans and states, and a batch may have several such lists.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from sra_data.models.output_head import OutputHead
-from sra_train.contract import Batch, LossTerms, MethodSetting, ModelShape, StepTotals, StudentOutput, TeacherKnowledge
+from sra_train.contract import (
+    LossTerms,
+    MethodSetting,
+    ModelShape,
+    StepTotals,
+    StudentOutput,
+    TeacherKnowledge,
+    TeacherSetting,
+)
 from sra_train.methods import SRA
 from sra_train.methods.sra import SRAOptions
 from tests.reference import losses as slow
+from tests.unit.methods.batches import make_batch
+from tests.unit.methods.examples import Example
 
 STUDENT_VOCABULARY, TEACHER_VOCABULARY = 13, 17
 SHARED = [(0, 2), (2, 1), (5, 3), (6, 11), (7, 7), (9, 0), (11, 15)]
@@ -42,29 +54,6 @@ class Head:
         return {"weight": self.weight, "bias": self.bias, "scale": self.scale, "softcap": self.softcap}
 
 
-@dataclass
-class Example:
-    """One example without padding."""
-
-    name: str
-    student_hidden: dict[int, Tensor]
-    teacher_hidden: dict[int, Tensor]
-    student_attention: dict[int, Tensor]
-    teacher_attention: dict[int, Tensor]
-    student_spans: list[list[int]]
-    teacher_spans: list[list[int]]
-    ids: list[int]
-    label_start: int  # tokens [label_start, label_stop) are labelled
-    label_stop: int
-    top_k_ids: Tensor | None = None
-    top_k_values: Tensor | None = None
-    log_tails: dict[float, Tensor] = field(default_factory=dict)
-
-    @property
-    def labels(self) -> list[tuple[int, int]]:
-        return [(token - 1, self.ids[token]) for token in range(max(self.label_start, 1), self.label_stop)]
-
-
 def spans_of(sizes: list[int], start: int) -> list[list[int]]:
     spans = []
     for size in sizes:
@@ -80,6 +69,8 @@ def make_example(
     prompt: int = 2,
     closes: bool = True,
     dtype: torch.dtype = torch.float64,
+    teacher_width: int = TEACHER_WIDTH,
+    teacher_layers: int = TEACHER_LAYERS,
 ) -> Example:
     """Spans of the given (student, teacher) sizes after a prompt; `closes`: an end-of-sequence label follows."""
     generator = torch.Generator().manual_seed(seed)
@@ -99,14 +90,28 @@ def make_example(
     return Example(
         name=f"example-{seed}",
         student_hidden={layer: normal(student_tokens, STUDENT_WIDTH) for layer in range(1, STUDENT_LAYERS + 1)},
-        teacher_hidden={layer: normal(teacher_rows, TEACHER_WIDTH) for layer in range(1, TEACHER_LAYERS + 1)},
+        teacher_hidden={layer: normal(teacher_rows, teacher_width) for layer in range(1, teacher_layers + 1)},
         student_attention={layer: attention(student_tokens) for layer in range(1, STUDENT_LAYERS + 1)},
-        teacher_attention={layer: attention(teacher_rows) for layer in range(1, TEACHER_LAYERS + 1)},
+        teacher_attention={layer: attention(teacher_rows) for layer in range(1, teacher_layers + 1)},
         student_spans=spans_of([s for s, _ in sizes], prompt),
         teacher_spans=spans_of([t for _, t in sizes], 1),
         ids=ids,
         label_start=prompt,
         label_stop=student_tokens,
+    )
+
+
+def another_teacher(example: Example, seed: int, *, sizes: list[tuple[int, int]], **form: Any) -> Example:
+    """The same example with another teacher's spans, states and attention."""
+    closes = example.ids[-1] == END[0] and example.label_stop == len(example.ids)
+    other = make_example(seed, sizes=sizes, prompt=example.label_start, closes=closes, **form)
+    assert len(other.ids) == len(example.ids)
+    return replace(
+        other,
+        name=example.name,
+        student_hidden=example.student_hidden,
+        student_attention=example.student_attention,
+        ids=example.ids,
     )
 
 
@@ -122,101 +127,11 @@ def make_head(seed: int, rows: int, width: int, **form: Any) -> Head:
 def add_top_k(examples: list[Example], head: Head, k: int, temperatures: tuple[float, ...] = (1.0, 2.0)) -> None:
     """Write down the top k of the teacher's next-token distributions, as a cache does (method.md, section 5)."""
     for example in examples:
-        logits = head.live().logits(example.teacher_hidden[TEACHER_LAYERS])
+        logits = head.live().logits(example.teacher_hidden[max(example.teacher_hidden)])
         log_probs = torch.log_softmax(logits, 1)
         example.top_k_values, example.top_k_ids = log_probs.topk(k, dim=1)
         left = log_probs.scatter(1, example.top_k_ids, -torch.inf)
         example.log_tails = {one: torch.logsumexp(left / one, 1) for one in temperatures}
-
-
-def make_batch(
-    examples: list[Example | None],
-    *,
-    extra_tokens: int = 0,
-    extra_positions: int = 0,
-    extra_spans: int = 0,
-    garbage: float = 7.0,
-) -> tuple[Batch, dict[int, Tensor], dict[int, Tensor]]:
-    """Pad and stack; None is a row that only fills the batch. Padding holds `garbage`, which must not matter."""
-    real = [example for example in examples if example is not None]
-    num_tokens = max(len(example.ids) for example in real) + extra_tokens
-    num_positions = max(len(example.teacher_hidden[1]) for example in real) + extra_positions
-    num_spans = max(len(example.student_spans) for example in real) + extra_spans
-    dtype = real[0].student_hidden[1].dtype
-
-    def stack(values: list[Tensor | None], size: int, fill: float) -> Tensor:
-        like = next(value for value in values if value is not None)
-        out = torch.full((len(values), size, *like.shape[1:]), fill, dtype=like.dtype)
-        for row, value in enumerate(values):
-            if value is not None:
-                out[row, : len(value)] = value
-        return out
-
-    def column(read: Any, size: int, fill: float) -> Tensor:
-        return stack([None if example is None else read(example) for example in examples], size, fill)
-
-    def span_ids(spans: list[list[int]], tokens: int) -> Tensor:
-        ids = torch.full((tokens,), -1)
-        for place, span in enumerate(spans):
-            ids[span] = place
-        return ids
-
-    def labels(example: Example) -> Tensor:
-        out = torch.full((len(example.ids),), -100)
-        out[example.label_start : example.label_stop] = torch.tensor(example.ids)[
-            example.label_start : example.label_stop
-        ]
-        return out
-
-    def per_layer(name: str, layers: int, size: int) -> dict[int, Tensor]:
-        return {
-            layer: column(lambda example, layer=layer: getattr(example, name)[layer], size, garbage)
-            for layer in range(1, layers + 1)
-        }
-
-    def empty(size: int, fill: int, example: Example) -> Tensor:
-        return torch.full((size,), fill)
-
-    lengths = torch.tensor([num_tokens if example is None else len(example.ids) for example in examples])
-    counts = torch.tensor([0 if example is None else len(example.student_spans) for example in examples])
-    with_top_k = real[0].top_k_ids is not None
-    batch = Batch(
-        example_ids=["" if example is None else example.name for example in examples],
-        weight=torch.tensor([0.0 if example is None else 1.0 for example in examples], dtype=dtype),
-        input_ids=column(lambda example: torch.tensor(example.ids), num_tokens, 0),
-        attention_mask=(torch.arange(num_tokens) < lengths[:, None]).long(),
-        # A filling row repeats labels on purpose: its weight alone must silence it.
-        labels=torch.where(
-            (counts[:, None] == 0) & torch.tensor([[example is None] for example in examples]),
-            1,
-            column(labels, num_tokens, -100),
-        ),
-        lengths=lengths,
-        num_spans=counts,
-        span_mask=torch.arange(num_spans) < counts[:, None],
-        student_span_ids=column(lambda e: span_ids(e.student_spans, len(e.ids)), num_tokens, -1),
-        student_span_last=column(lambda e: torch.tensor([s[-1] for s in e.student_spans]).long(), num_spans, 0),
-        teacher_span_ids=column(lambda e: span_ids(e.teacher_spans, len(e.teacher_hidden[1])), num_positions, -1),
-        teacher_span_last=column(lambda e: torch.tensor([s[-1] for s in e.teacher_spans]).long(), num_spans, 0),
-        teacher_position_mask=column(lambda e: torch.ones(len(e.teacher_hidden[1])), num_positions, 0).bool(),
-        teacher_token_index=column(lambda e: torch.arange(len(e.teacher_hidden[1])), num_positions, 0),
-        teacher_next_ids=column(lambda e: empty(len(e.teacher_hidden[1]), -1, e), num_positions, -1),
-        teacher_hidden=per_layer("teacher_hidden", TEACHER_LAYERS, num_positions),
-        teacher_attention={
-            layer: weights.abs()
-            for layer, weights in per_layer("teacher_attention", TEACHER_LAYERS, num_positions).items()
-        },
-        top_k_ids=column(lambda e: e.top_k_ids, num_positions, 0) if with_top_k else None,
-        top_k_values=column(lambda e: e.top_k_values, num_positions, -1.0) if with_top_k else None,
-        log_tails={one: column(lambda e, one=one: e.log_tails[one], num_positions, -1.0) for one in real[0].log_tails}
-        if with_top_k
-        else None,
-    )
-    hidden = per_layer("student_hidden", STUDENT_LAYERS, num_tokens)
-    attention = {
-        layer: weights.abs() for layer, weights in per_layer("student_attention", STUDENT_LAYERS, num_tokens).items()
-    }
-    return batch, hidden, attention
 
 
 def totals_of(examples: list[Example | None]) -> StepTotals:
@@ -224,26 +139,56 @@ def totals_of(examples: list[Example | None]) -> StepTotals:
     return StepTotals(labels=sum(len(example.labels) for example in real), examples=len(real))
 
 
-def knowledge(teacher_head: Head | None) -> TeacherKnowledge:
-    mapping = torch.full((TEACHER_VOCABULARY,), -1)
-    for student_id, teacher_id in SHARED:
+@dataclass(frozen=True)
+class Tokenizer:
+    """A teacher's vocabulary, as the student's sees it."""
+
+    size: int = TEACHER_VOCABULARY
+    shared: tuple[tuple[int, int], ...] = tuple(SHARED)
+    doubles: dict[int, int] = field(default_factory=lambda: DOUBLES)
+    end: tuple[int, int] = END
+
+
+def knowledge(teacher_head: Head | None, tokenizer: Tokenizer | None = None) -> TeacherKnowledge:
+    tokenizer = tokenizer or Tokenizer()
+    mapping = torch.full((tokenizer.size,), -1)
+    for student_id, teacher_id in tokenizer.shared:
         mapping[teacher_id] = student_id
-    for teacher_id, student_id in DOUBLES.items():
+    for teacher_id, student_id in tokenizer.doubles.items():
         mapping[teacher_id] = student_id
     return TeacherKnowledge(
-        shared_student_ids=torch.tensor([s for s, _ in SHARED], dtype=torch.int32),
-        shared_teacher_ids=torch.tensor([t for _, t in SHARED], dtype=torch.int32),
+        shared_student_ids=torch.tensor([s for s, _ in tokenizer.shared], dtype=torch.int32),
+        shared_teacher_ids=torch.tensor([t for _, t in tokenizer.shared], dtype=torch.int32),
         head=None if teacher_head is None else teacher_head.live(),
         teacher_to_student=mapping,
-        end_of_sequence=END,
+        end_of_sequence=tokenizer.end,
     )
 
 
-def make_method(options: SRAOptions, teacher_head: Head | None, dtype: torch.dtype = torch.float64) -> SRA:
+def teacher_setting(
+    teacher_head: Head | None,
+    *,
+    name: str = "teacher-0",
+    weight: float = 1.0,
+    layers: int = TEACHER_LAYERS,
+    tokenizer: Tokenizer | None = None,
+) -> TeacherSetting:
+    width = TEACHER_WIDTH if teacher_head is None else teacher_head.weight.shape[1]
+    shape = ModelShape(layers, width, (tokenizer or Tokenizer()).size)
+    return TeacherSetting(name, weight, shape, knowledge(teacher_head, tokenizer))
+
+
+def make_method(
+    options: SRAOptions,
+    teacher_head: Head | None,
+    dtype: torch.dtype = torch.float64,
+    *,
+    teachers: Sequence[TeacherSetting] | None = None,
+) -> SRA:
+    """SRA with the usual teacher, or with `teachers`."""
     setting = MethodSetting(
-        student=ModelShape(STUDENT_LAYERS, STUDENT_WIDTH),
-        teacher=ModelShape(TEACHER_LAYERS, TEACHER_WIDTH),
-        knowledge=knowledge(teacher_head),
+        student=ModelShape(STUDENT_LAYERS, STUDENT_WIDTH, STUDENT_VOCABULARY),
+        teachers=tuple(teachers or [teacher_setting(teacher_head)]),
         seed=3,
     )
     return SRA(options, setting).to(dtype)
@@ -272,12 +217,13 @@ def reference(options: SRAOptions, method: SRA, example: Example, head: Head, te
     def weights(layer: int) -> list[float]:
         return slow.span_weights(example.teacher_attention[layer], example.teacher_spans, options.salience_power)
 
-    for pair, projector in zip(method.pairs, method.projectors, strict=False):
+    teacher = method.teachers[0]
+    for pair, projector in zip(teacher.pairs, teacher.projectors, strict=False):
         loss = slow.cos_loss(
             states("student", pair.student), states("teacher", pair.teacher), projector, weights(pair.teacher)
         )
         found["cos"] = found["cos"] + pair.weight * loss
-    pair = max(method.pairs, key=lambda one: (one.student, one.teacher))
+    pair = max(teacher.pairs, key=lambda one: (one.student, one.teacher))
     if options.geo:
         found["geo"] = slow.geo_loss(
             states("student", pair.student), states("teacher", pair.teacher), weights(pair.teacher)

@@ -11,10 +11,11 @@ import pytest
 
 from sra_data.errors import ModelError, ShardError
 from sra_data.shards.durable import write_json
-from sra_data.shards.store import ShardSet
+from sra_data.shards.store import FolderReader, ShardSet
 from sra_data.stages.cache.recapture import recapture, settings_of_pages
 from sra_data.stages.cache.unit import CacheWorker
 from sra_data.stages.verify import VerifyOptions, VerifySummary, verify
+from sra_data.teacher.spec import TeacherSpec
 from sra_data.terminal import Reporter
 from tests.integration.command_lines import sra_data, write_examples, write_pair
 from tests.model_zoo import tiny_model
@@ -23,7 +24,7 @@ OPTIONS = {
     "bf16": ("--top-k", 8),
     "int8 of two layers": ("--hidden-dtype", "int8", "--layers", "1,last", "--top-k", 0),
     "by span": ("--granularity", "span", "--top-k", 8),
-    "sampled": ("--hidden-dtype", "none", "--logits", "sampled", "--num-samples", 3),
+    "no states": ("--hidden-dtype", "none", "--top-k", 3),
 }
 
 
@@ -48,8 +49,13 @@ def cached(aligned: Path, place: Path, *options: object) -> Path:
     return shards
 
 
-def deep(shards: Path, sample: int = 6) -> VerifySummary:
-    return verify(VerifyOptions(shards, deep=True, sample=sample), Reporter(), recapture)
+def deep(shards: Path, sample: int = 6, teacher: str | None = None) -> VerifySummary:
+    return verify(VerifyOptions(shards, deep=True, teacher=teacher, sample=sample), Reporter(), recapture)
+
+
+def pages_of(opened: ShardSet) -> FolderReader:
+    """The only teacher's."""
+    return opened.teacher(opened.choose_teacher())
 
 
 @pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
@@ -57,7 +63,7 @@ def test_the_same_teacher_says_the_same(aligned: Path, tmp_path: Path, options: 
     shards = cached(aligned, tmp_path, *options)
     with ShardSet.open(shards) as opened:
         if "span" not in options:
-            last = [row.next_log_prob[-1] for row in opened.teacher.read(range(14), ["next_log_prob"])]
+            last = [row.next_log_prob[-1] for row in pages_of(opened).read(range(14), ["next_log_prob"])]
             assert np.isnan(last).any()  # nothing follows there: no disagreement
     summary = deep(shards)
     assert summary.problems == ()
@@ -69,8 +75,8 @@ def test_what_is_said_again_is_encoded_as_it_is_stored(aligned: Path, tmp_path: 
     shards = cached(aligned, tmp_path, *OPTIONS["int8 of two layers"])
     with ShardSet.open(shards) as opened:
         rows = [1, 5]
-        live = recapture(opened, opened.corpus.read(rows), device="cpu")
-        for now, stored in zip(live, opened.teacher.read(rows), strict=True):
+        live = recapture(opened, opened.choose_teacher(), rows, TeacherSpec(device="cpu"))
+        for now, stored in zip(live, pages_of(opened).read(rows), strict=True):
             assert now.id == stored.id
             assert now.hidden.keys() == stored.hidden.keys() == {1, 3}
             for layer, tensor in stored.hidden.items():
@@ -82,7 +88,8 @@ def test_what_is_said_again_is_encoded_as_it_is_stored(aligned: Path, tmp_path: 
 def test_the_settings_of_the_pages_have_their_very_columns(aligned: Path, tmp_path: Path) -> None:
     shards = cached(aligned, tmp_path, *OPTIONS["int8 of two layers"])
     with ShardSet.open(shards) as opened:
-        assert settings_of_pages(opened, device="cpu").schema() == opened.teacher.schema
+        settings = settings_of_pages(opened, opened.choose_teacher(), TeacherSpec(device="cpu"))
+        assert settings.schema() == pages_of(opened).schema
 
 
 def test_a_teacher_that_was_trained_on_is_told(aligned: Path, tmp_path: Path) -> None:
@@ -104,7 +111,7 @@ def test_pages_that_hold_something_else_are_told_with_example_and_column(
 ) -> None:
     shards = cached(aligned, tmp_path)
     say = CacheWorker.say
-    monkeypatch.setattr(CacheWorker, "say", lambda worker, rows: [*say(worker, rows)[1:], say(worker, rows)[0]])
+    monkeypatch.setattr(CacheWorker, "say", lambda worker, rows: say(worker, [*rows[1:], rows[0]]))
     problems = deep(shards).problems
     assert problems
     assert any("example example-" in line and "hidden.3" in line for line in problems)
@@ -115,7 +122,7 @@ def test_examples_that_failed_are_not_asked_about(aligned: Path, tmp_path: Path)
     shards = cached(aligned, tmp_path)
     manifest = json.loads((shards / "manifest.json").read_text())
     with ShardSet.open(shards) as opened:
-        manifest["teacher"]["failed_examples"] = [opened.corpus.index.id_of(0)]
+        manifest["teachers"][opened.choose_teacher()]["failed_examples"] = [opened.corpus.index.id_of(0)]
     write_json(shards / "manifest.json", manifest)
     assert deep(shards, sample=14).num_recaptured == 13
 
@@ -133,3 +140,19 @@ def test_the_command_says_so(aligned: Path, tmp_path: Path) -> None:
     answer = sra_data("verify", shards, "--deep", "--sample", 3, "--json")
     assert answer.exit_code == 0, answer.error
     assert json.loads(answer.output)["num_recaptured"] == 3
+
+
+def test_of_several_teachers_the_one_named_is_asked_again(aligned: Path, tmp_path: Path) -> None:
+    shards = cached(aligned, tmp_path)
+    config = json.loads((tmp_path / "teacher" / "config.json").read_text())
+    other = Path(shutil.copytree(tmp_path / "teacher", tmp_path / "other"))
+    sizes = {name: config[name] for name in ("max_position_embeddings", "vocab_size")}
+    tiny_model("llama", seed=9, **sizes).save_pretrained(other)
+    assert sra_data("cache-teacher", shards, "--teacher", other, "--device", "cpu").exit_code == 0
+    with pytest.raises(ShardError, match=r"2 teachers \(there are other-\w+, teacher-\w+\); choose one with --teacher"):
+        deep(shards)
+    shutil.rmtree(tmp_path / "teacher")  # the other one is asked
+    for name in ("other", "other-", str(other)):
+        assert deep(shards, teacher=name).num_recaptured == 6
+    answer = sra_data("verify", shards, "--deep", "--teacher", "teacher")
+    assert "cannot be loaded" in answer.error

@@ -9,7 +9,8 @@ import torch
 from sra_data.errors import ModelError
 from sra_data.models.output_head import OutputHead
 from sra_data.models.softcap import use_softcapped_sdpa
-from sra_data.teacher.capture import Captured, CaptureOptions, Example, TeacherCapture
+from sra_data.teacher.capture import Captured, Example, TeacherCapture
+from sra_data.teacher.spec import CaptureOptions
 from tests.model_zoo import ATTENTION_FAMILIES, tiny_model
 
 OPTIONS = CaptureOptions(layers=(2, 3), hidden_dtype="fp32", top_k=5, top_k_dtype="fp32", logits_chunk_bytes=7 * 4 * 97)
@@ -111,16 +112,6 @@ def test_no_hidden_states_and_no_top_k_where_none_are_asked() -> None:
     assert found.next_log_prob.shape == (8,)
 
 
-def test_samples_depend_on_the_example_and_not_on_its_batch() -> None:
-    capture = TeacherCapture(tiny_model("llama"), CaptureOptions(layers=(3,), top_k=0, num_samples=12))
-    together = capture(examples())
-    for example, found in zip(examples(), together, strict=True):
-        (alone,) = capture([example])
-        assert (alone.sampled_ids == found.sampled_ids).all()
-        assert found.sampled_ids.shape == (len(example.positions), 12)
-        np.testing.assert_allclose(found.sampled_weights.sum(axis=1), 1.0, rtol=1e-6)
-
-
 def test_a_lack_of_memory_halves_the_batch_and_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
     capture = TeacherCapture(tiny_model("llama"), OPTIONS)
     expected = capture(examples())
@@ -162,6 +153,14 @@ def test_an_example_with_activations_that_are_no_numbers_is_marked_alone() -> No
 def test_too_large_a_top_k_is_refused() -> None:
     with pytest.raises(ModelError, match="--top-k 98: the teacher's vocabulary has 97 ids"):
         TeacherCapture(tiny_model("llama"), CaptureOptions(layers=(3,), top_k=98))
+
+
+def test_the_last_layer_may_be_asked_for_by_that_word() -> None:
+    capture = TeacherCapture(tiny_model("llama"), CaptureOptions(layers=("last", 1, "1"), hidden_dtype="fp32"))
+    assert capture.options.layer_numbers == (1, 3)
+    assert [sorted(one.hidden) for one in capture(examples())] == [[1, 3]] * 3
+    with pytest.raises(ModelError, match="--layers 4: the teacher has layers 1 to 3"):
+        TeacherCapture(tiny_model("llama"), CaptureOptions(layers=(4,)))
 
 
 def test_the_head_never_sees_more_rows_than_a_chunk(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -78,6 +78,51 @@ def test_a_mistake_is_one_line_with_the_dotted_name(overrides, message) -> None:
     assert "\n" not in str(caught.value)
 
 
+def weights_of(*teachers: str) -> dict[str, float]:
+    data = load_config(overrides={"data.teachers": list(teachers)}).data
+    return dict(zip([teacher.name for teacher in data.teachers], data.weights, strict=True))
+
+
+def test_teachers_share_what_the_given_weights_leave() -> None:
+    assert weights_of() == {}
+    assert weights_of("a") == {"a": 1.0}
+    assert weights_of("a", "b", "c", "d") == dict.fromkeys("abcd", 0.25)
+    assert weights_of("a", "org/b@main:0.5", "c") == {"a": 0.25, "org/b@main": 0.5, "c": 0.25}
+    assert weights_of("a:0.3333333", "b:0.6666666") == {"a": 0.3333333, "b": 0.6666666}
+    assert weights_of("C:models") == {"C:models": 1.0}  # no number: part of the name
+
+
+def test_teachers_in_a_file_and_as_flags_are_the_same(tmp_path) -> None:
+    file = tmp_path / "train.yaml"
+    file.write_text("data:\n  teachers:\n  - a\n  - {name: b, weight: 0.25}\n")
+    flags = load_config(overrides={"data.teachers": ["a", "b:0.25"]})
+    assert load_config(file) == flags
+    assert load_config(overrides={"data.teachers": "[a, 'b:0.25']"}) == flags
+    assert load_config(overrides={"data.teachers": "a:1"}).data.weights == [1.0]
+    (tmp_path / "printed.yaml").write_text(flags.to_yaml())
+    assert load_config(tmp_path / "printed.yaml") == flags
+
+
+@pytest.mark.parametrize(
+    ("teachers", "message"),
+    [
+        (["a:0.5", "b:0.4"], r"data\.teachers: the weights 0\.5, 0\.4 sum to 0\.9; they must sum to 1"),
+        (["a:0.5"], r"the weights 0\.5 sum to 0\.5; they must sum to 1"),
+        (["a:1", "b"], r"the weights 1 sum to 1 and leave nothing for the teachers without one"),
+        (["a:1.5", "b"], r"sum to 1\.5 and leave nothing"),
+        (["a:0", "b"], r"a has the weight 0; it must be above 0"),
+        (["a:-0.5", "b:1.5"], r"a has the weight -0\.5; it must be above 0"),
+        (["a:nan", "b"], r"a has the weight nan"),
+        (["a", "b", "a:0.2"], r"a is named twice; name it once, with the sum of the weights"),
+        ([{"name": "a", "wieght": 1}], r"data\.teachers\.0\.wieght: unknown key; did you mean weight\?"),
+    ],
+)
+def test_teachers_that_cannot_be_weighed_are_refused(teachers, message) -> None:
+    with pytest.raises(ConfigError, match=message) as caught:
+        load_config(overrides={"data.teachers": teachers})
+    assert "\n" not in str(caught.value)
+
+
 @pytest.mark.parametrize("content", ["- a\n- b\n", "a: [", "just words"])
 def test_a_file_that_is_no_mapping_is_refused(tmp_path, content) -> None:
     file = tmp_path / "train.yaml"
@@ -104,6 +149,7 @@ def test_the_configuration_is_frozen() -> None:
 def test_identity_names_what_decides_the_numbers_and_nothing_else() -> None:
     old = load_config().identity()
     assert not differences(old, load_config(overrides={"training.micro_batch_size": 2}).identity())
+    assert not differences(old, load_config(overrides={"training.micro_batch_tokens": 512}).identity())
     assert not differences(old, load_config(overrides={"checkpoints.keep_last": 9, "output_dir": "x"}).identity())
     assert not differences(old, load_config(overrides={"data.prefetch": 7, "tracking.plots": False}).identity())
     changed = load_config(overrides={"training.batch_size": 8, "method.alpha": 0.25}).identity()

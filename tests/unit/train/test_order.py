@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sra_data.errors import TrainingError
-from sra_train.data.order import NO_ROW, OrderPlan, epoch_order, num_micro_batches, pad_rows, split_batch
+from sra_train.data.order import NO_ROW, OrderPlan, epoch_order
 
 
 @st.composite
@@ -86,33 +86,6 @@ def test_the_batches_of_an_epoch_are_its_order_with_a_padded_tail(num_rows, batc
     assert all(len(batch) == batch_size for batch in batches)
     assert joined[: len(expected)].tolist() == expected.tolist()
     assert (joined[len(expected) :] == NO_ROW).all()
-
-
-@settings(max_examples=60, deadline=None)
-@given(
-    st.lists(st.integers(1, 50), min_size=1, max_size=17),
-    st.integers(1, 5),
-    st.integers(1, 6),
-    st.integers(0, 4),
-)
-def test_the_shares_of_all_ranks_are_the_global_batch(lengths, world_size, micro_batch_size, empty) -> None:
-    rows = pad_rows(np.arange(100, 100 + len(lengths)), len(lengths) + empty)
-    sizes = np.array(lengths + [0] * empty)
-    shares = [
-        split_batch(rows, sizes, rank=rank, world_size=world_size, micro_batch_size=micro_batch_size)
-        for rank in range(world_size)
-    ]
-    expected = num_micro_batches(len(rows), world_size=world_size, micro_batch_size=micro_batch_size)
-    assert {len(share) for share in shares} == {expected}
-    assert all(len(piece) == micro_batch_size for share in shares for piece in share)
-    found = np.concatenate([piece for share in shares for piece in share])
-    assert sorted(found[found != NO_ROW]) == sorted(rows[rows != NO_ROW])
-
-
-def test_rows_of_like_length_share_a_micro_batch() -> None:
-    rows, lengths = np.arange(8), np.array([1, 9, 2, 8, 3, 7, 4, 6])
-    pieces = split_batch(rows, lengths, rank=0, world_size=1, micro_batch_size=2)
-    assert [sorted(lengths[piece].tolist()) for piece in pieces] == [[8, 9], [6, 7], [3, 4], [1, 2]]
 
 
 def test_fewer_examples_than_one_batch_are_refused() -> None:

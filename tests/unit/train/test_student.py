@@ -7,7 +7,8 @@ from transformers import AutoModelForCausalLM, GPT2Config, GPTNeoXConfig, LlamaC
 from sra_data.errors import ConfigError, ModelError
 from sra_train.config import LoraConfig, StudentConfig
 from sra_train.contract import Batch, MethodSetting, StepTotals
-from sra_train.likelihood import token_nats
+from sra_train.data.index_rows import label_rows
+from sra_train.data.staging import StagingBuffer
 from sra_train.methods.base import method_type
 from sra_train.student import (
     StudentModel,
@@ -56,31 +57,25 @@ def batch(lengths=(6, 4)) -> Batch:
     input_ids = torch.randint(0, 40, (len(lengths), width), generator=generator)
     mask = torch.arange(width)[None] < torch.tensor(lengths)[:, None]
     labels = torch.where(mask & (torch.arange(width) > 1), input_ids, -100)
-    none = torch.zeros((len(lengths), 1), dtype=torch.int64)
     return Batch(
         example_ids=[str(index) for index in range(len(lengths))],
         weight=torch.ones(len(lengths)),
         input_ids=input_ids * mask,
-        attention_mask=mask.long(),
         labels=labels,
         lengths=torch.tensor(lengths),
-        num_spans=torch.zeros(len(lengths), dtype=torch.int64),
-        span_mask=none.bool(),
-        student_span_ids=torch.full((len(lengths), width), -1),
-        student_span_last=none,
-        teacher_span_ids=none - 1,
-        teacher_span_last=none,
-        teacher_position_mask=none.bool(),
-        teacher_token_index=none,
-        teacher_next_ids=none - 1,
+        label_rows=label_rows("label_rows", labels.numpy(), StagingBuffer(pinned=False)),
     )
+
+
+def padding_mask(data: Batch) -> torch.Tensor:
+    return (torch.arange(data.input_ids.shape[1]) < data.lengths[:, None]).long()
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_cross_entropy_of_the_body_and_the_head_is_the_models_own_loss(family) -> None:
     one, data = student(family), batch()
     totals = StepTotals(labels=float((data.labels[:, 1:] != -100).sum()), examples=2.0)
-    expected = one.model(input_ids=data.input_ids, attention_mask=data.attention_mask, labels=data.labels).loss
+    expected = one.model(input_ids=data.input_ids, attention_mask=padding_mask(data), labels=data.labels).loss
     torch.testing.assert_close(one(data, totals)["total"], expected, rtol=1e-5, atol=1e-6)
 
 
@@ -88,22 +83,13 @@ def test_cross_entropy_of_the_body_and_the_head_is_the_models_own_loss(family) -
 def test_nats_are_the_sum_over_the_asked_tokens() -> None:
     one, data = student(), batch()
     asked = data.labels != -100
-    found = one(data, StepTotals(1.0, 2.0), asked)["nats"]
-    log_probs = torch.log_softmax(one.model(data.input_ids, attention_mask=data.attention_mask).logits.double(), -1)
+    found = one(data, StepTotals(1.0, 2.0), data.label_rows)["nats"]
+    log_probs = torch.log_softmax(one.model(data.input_ids, attention_mask=padding_mask(data)).logits.double(), -1)
     expected = [
         -sum(float(log_probs[row, n - 1, data.input_ids[row, n]]) for n in range(1, 6) if asked[row, n])
         for row in (0, 1)
     ]
     assert found.tolist() == pytest.approx(expected, rel=1e-5)
-
-
-def test_the_first_token_has_nothing_before_it() -> None:
-    one, data = student(), batch()
-    output = one.student_output(data)
-    only_first = torch.zeros_like(data.input_ids, dtype=torch.bool)
-    only_first[:, 0] = True
-    nats = token_nats(hidden=output.hidden[2], head=output.head, input_ids=data.input_ids, wanted=only_first)
-    assert nats.tolist() == [0.0, 0.0]
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -8,28 +8,23 @@ import numpy as np
 import pytest
 import torch
 
+from benchmarks.cache_shards import SIDE, side_row, write_side
 from benchmarks.trained_teacher import OUTLIERS, VOCABULARY, give_outliers, text_ids, train_teacher
-from sra_data.shards.schema import CorpusRow
-from sra_data.shards.store import ShardSet, Unit, begin, corpus_schema, cut_row_groups, seal, write_part
+from sra_data.shards.store import ShardSet
 from sra_data.stages.cache.options import CacheOptions
 from sra_data.stages.cache.stage import cache_teacher
+from sra_data.teacher.spec import CaptureOptions, TeacherSpec
 from sra_data.terminal import Reporter
 
 NUM_EXAMPLES, LENGTH = 24, 80
 
 
-def write_corpus(shards: Path, teacher: Path) -> None:
+def write_text(shards: Path) -> None:
     """Stretches of the text the teacher was trained on; the second half of each is its response."""
     ids = text_ids().astype(np.int32)
-    rows = []
-    for number, start in enumerate(np.linspace(0, len(ids) - LENGTH, NUM_EXAMPLES, dtype=int)):
-        spans, ends = np.array([[LENGTH // 2, LENGTH]], np.int32), np.arange(1, LENGTH + 1, dtype=np.int32)
-        rows.append(CorpusRow(f"e{number}", "train", "ok", "", spans, ids[start : start + LENGTH], ends, spans))
-    unit = Unit(0, 0, len(rows))
-    begin(shards, "corpus", {"corpus": "test"}, lambda: [unit])
-    groups = cut_row_groups([row.num_positions for row in rows])
-    write_part(shards / "corpus", corpus_schema(), unit, rows, groups)
-    seal(shards, "corpus", {"teacher": {"name": str(teacher), "revision": None}})
+    starts = np.linspace(0, len(ids) - LENGTH, NUM_EXAMPLES, dtype=int)
+    rows = [side_row(f"e{place}", ids[start : start + LENGTH], LENGTH // 2) for place, start in enumerate(starts)]
+    write_side(shards, rows)
 
 
 @pytest.mark.slow
@@ -43,18 +38,19 @@ def test_int8_pages_of_a_trained_teacher_with_outlier_channels_say_what_it_says(
         torch.testing.assert_close(model(ids).logits, plain, atol=1e-4, rtol=1e-4)
         assert float(model(ids, labels=ids).loss) < 0.6 * np.log(VOCABULARY)  # it has learnt something
     model.save_pretrained(tmp_path / "teacher")
-    write_corpus(tmp_path / "shards", tmp_path / "teacher")
-    options = CacheOptions(shards=str(tmp_path / "shards"), hidden_dtype="int8", top_k=8, device="cpu")
+    write_text(tmp_path / "shards")
+    spec = TeacherSpec(str(tmp_path / "teacher"), device="cpu")
+    options = CacheOptions(str(tmp_path / "shards"), spec, SIDE, CaptureOptions(hidden_dtype="int8", top_k=8))
     summary = cache_teacher(options, Reporter())
 
     divergences, live, cached = [], [], []
     with ShardSet.open(tmp_path / "shards") as shards:
-        weight = torch.from_numpy(np.array(shards.head()[0]["weight"].float32()))
-        for source, row in zip(
-            shards.corpus.read(range(NUM_EXAMPLES)), shards.teacher.read(range(NUM_EXAMPLES)), strict=True
-        ):
+        name = shards.choose_teacher()
+        weight = torch.from_numpy(np.array(shards.head(name)[0]["weight"].float32()))
+        sources, rows = (reader.read(range(NUM_EXAMPLES)) for reader in (shards.side(SIDE), shards.teacher(name)))
+        for source, row in zip(sources, rows, strict=True):
             with torch.no_grad():
-                said = model(torch.from_numpy(source.teacher_ids)[None].long(), output_hidden_states=True)
+                said = model(torch.from_numpy(source.ids)[None].long(), output_hidden_states=True)
             positions = torch.from_numpy(row.positions).long()
             ours = said.logits[0, positions].double().log_softmax(-1)
             theirs = (torch.from_numpy(row.hidden[2].float32()) @ weight.T).double().log_softmax(-1)

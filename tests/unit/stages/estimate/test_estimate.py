@@ -11,12 +11,17 @@ import pytest
 
 from sra_data.errors import ConfigError, ModelError, ShardError
 from sra_data.shards.durable import write_json
+from sra_data.shards.store import Manifest
 from sra_data.stages.cache import size as cache_size
 from sra_data.stages.cache.options import CacheOptions
 from sra_data.stages.cache.stage import cache_teacher
 from sra_data.stages.estimate.stage import EstimateOptions, EstimateSummary, estimate
+from sra_data.teacher.spec import TeacherSpec
 from sra_data.terminal import Reporter, bytes_in_words
 from tests.integration.command_lines import sra_data, write_examples, write_pair
+from tests.model_zoo import tiny_model
+from tests.tokenizer_zoo import train_byte_level
+from tests.unit.stages.cache.worlds import changed
 
 
 @pytest.fixture(scope="module")
@@ -36,6 +41,16 @@ def shards(aligned: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(aligned, tmp_path / "shards"))
 
 
+def options_of(shards: Path, **changes: object) -> CacheOptions:
+    """The command's defaults on the CPU, with what is changed."""
+    return changed(CacheOptions(str(shards), TeacherSpec(device="cpu")), **changes)
+
+
+def teacher_of(shards: Path) -> Path:
+    """The teacher the shards were aligned for."""
+    return Path(Manifest.load(shards).pairs[0]["teacher"]["name"])
+
+
 def estimated(options: CacheOptions, **changes: object) -> EstimateSummary:
     return estimate(replace(EstimateOptions(options, is_timed=False), **changes), Reporter())
 
@@ -50,7 +65,7 @@ def estimated(options: CacheOptions, **changes: object) -> EstimateSummary:
     ],
 )
 def test_bytes_that_are_not_compressed_are_those_cache_teacher_writes(shards: Path, changes: dict) -> None:
-    options = replace(CacheOptions(str(shards), device="cpu"), **changes)
+    options = options_of(shards, **changes)
     said = estimated(options)
     written = cache_teacher(options, Reporter())
     # What is left of a difference is next_log_prob, which compresses a little, and Parquet's own pages.
@@ -59,9 +74,9 @@ def test_bytes_that_are_not_compressed_are_those_cache_teacher_writes(shards: Pa
     assert (said.num_examples, said.num_tokens) == (written.num_examples, written.num_tokens)
 
 
-@pytest.mark.parametrize("changes", [{}, {"logits": "sampled"}, {"hidden_dtype": "int8"}, {"granularity": "span"}])
+@pytest.mark.parametrize("changes", [{}, {"top_k": 0}, {"hidden_dtype": "int8"}, {"granularity": "span"}])
 def test_a_timed_sample_says_the_compressed_bytes_too(shards: Path, changes: dict) -> None:
-    options = replace(CacheOptions(str(shards), device="cpu"), **changes)
+    options = options_of(shards, **changes)
     said = estimated(options, is_timed=True, seconds=60.0)  # room for every example, whatever else the machine does
     written = cache_teacher(options, Reporter())
     assert said.expected_bytes == pytest.approx(written.num_bytes, rel=0.03)
@@ -73,7 +88,7 @@ def test_a_timed_sample_says_the_compressed_bytes_too(shards: Path, changes: dic
 
 
 def test_the_estimate_is_what_a_small_disk_is_refused_for(shards: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    options = CacheOptions(str(shards), device="cpu")
+    options = options_of(shards)
     usage = shutil.disk_usage(shards)
     said = estimated(options)
     assert said.fits
@@ -90,7 +105,7 @@ def test_the_estimate_is_what_a_small_disk_is_refused_for(shards: Path, monkeypa
 
 
 def test_alternatives_change_one_thing_each_and_leave_out_the_chosen(shards: Path) -> None:
-    said = estimated(CacheOptions(str(shards), device="cpu"))
+    said = estimated(options_of(shards))
     sizes = {alternative.flags: alternative.bytes_per_position for alternative in said.alternatives}
     assert sizes.pop("") == said.bytes_per_position
     assert list(sizes) == [
@@ -100,7 +115,6 @@ def test_alternatives_change_one_thing_each_and_leave_out_the_chosen(shards: Pat
         "--granularity span",
         "--top-k 0",
         "--top-k 256",
-        "--logits sampled",
         "--layers 1,2,3",
     ]
     spans = next(one for one in said.alternatives if one.flags == "--granularity span")
@@ -115,19 +129,38 @@ def test_alternatives_change_one_thing_each_and_leave_out_the_chosen(shards: Pat
 
 
 def test_the_configuration_is_enough_where_nothing_is_timed(shards: Path, tmp_path: Path) -> None:
-    teacher = Path(json.loads((shards / "manifest.json").read_text())["corpus"]["teacher"]["name"])
     bare = tmp_path / "bare"
     bare.mkdir()
-    shutil.copy(teacher / "config.json", bare)
-    said = estimated(CacheOptions(str(shards), teacher=str(bare), device="cpu"))
-    assert said.num_bytes == estimated(CacheOptions(str(shards), device="cpu")).num_bytes
+    shutil.copy(teacher_of(shards) / "config.json", bare)
+    whole = estimated(options_of(shards))
+    said = estimated(options_of(shards, name=str(bare), side=whole.side))
+    assert (said.num_bytes, said.side) == (whole.num_bytes, whole.side)
     assert (said.sample, said.cache_hours, said.online_hours, said.expected_bytes) == (None, None, None, None)
     with pytest.raises(ModelError, match="cannot be loaded"):
-        estimated(CacheOptions(str(shards), teacher=str(bare), device="cpu"), is_timed=True)
+        estimated(options_of(shards, name=str(bare), side=whole.side), is_timed=True)
+    with pytest.raises(ShardError, match="no tokenizer beside it"):
+        estimated(options_of(shards, name=str(bare)))
+
+
+@pytest.mark.parametrize("is_timed", [False, True])
+def test_a_teacher_is_chosen_as_cache_teacher_chooses_it(shards: Path, tmp_path: Path, is_timed: bool) -> None:
+    """Another model with the aligned teacher's tokenizer reads the same side; a stranger is refused."""
+    config = json.loads((teacher_of(shards) / "config.json").read_text())
+    larger = Path(shutil.copytree(teacher_of(shards), tmp_path / "larger"))
+    sizes = {"vocab_size": config["vocab_size"], "max_position_embeddings": config["max_position_embeddings"]}
+    tiny_model("llama", hidden_size=64, **sizes).save_pretrained(larger)
+    found = estimated(options_of(shards, name=str(larger)), is_timed=is_timed, seconds=0.5)
+    assert (found.teacher, found.hidden_size) == (str(larger), 64)
+    assert found.side == estimated(options_of(shards)).side
+    train_byte_level().save_pretrained(larger)
+    with pytest.raises(
+        ShardError, match=r"no side is of the tokenizer \w+ of teacher .*larger .*sra-data align --teacher"
+    ):
+        estimated(options_of(shards, name=str(larger)), is_timed=is_timed)
 
 
 def test_offline_pays_from_the_second_pass_on(shards: Path) -> None:
-    options = CacheOptions(str(shards), device="cpu")
+    options = options_of(shards)
     assert estimated(options, epochs=1, students=1).cheaper == "equal"
     several = estimated(options, epochs=3, students=2)
     assert (several.online_passes, several.cheaper) == (6, "offline")
@@ -143,21 +176,27 @@ def test_offline_pays_from_the_second_pass_on(shards: Path) -> None:
 
 def test_nothing_is_written_into_the_folder(shards: Path) -> None:
     before = {path: path.read_bytes() for path in shards.rglob("*") if path.is_file()}
-    estimated(CacheOptions(str(shards), device="cpu", hidden_dtype="int8"), is_timed=True, seconds=0.5)
+    estimated(options_of(shards, hidden_dtype="int8"), is_timed=True, seconds=0.5)
     assert {path: path.read_bytes() for path in shards.rglob("*") if path.is_file()} == before
 
 
+def test_scales_of_other_layers_that_are_there_are_not_taken(shards: Path) -> None:
+    cache_teacher(options_of(shards, hidden_dtype="int8"), Reporter())
+    other = estimated(options_of(shards, hidden_dtype="int8", layers=(1, "last")), is_timed=True, seconds=0.5)
+    assert other.sample is not None
+
+
 def test_pages_that_are_there_do_not_change_the_estimate_of_others(shards: Path) -> None:
-    other = CacheOptions(str(shards), device="cpu", hidden_dtype="int8", layers=(1,))
+    other = options_of(shards, hidden_dtype="int8", layers=(1,))
     before = estimated(other)
-    cache_teacher(CacheOptions(str(shards), device="cpu"), Reporter())
+    cache_teacher(options_of(shards), Reporter())
     after = estimated(other, is_timed=True, seconds=0.5)
     assert after.num_bytes == before.num_bytes
     assert after.sample is not None
 
 
 def test_the_command_prints_words_or_the_same_numbers_as_json(shards: Path) -> None:
-    said = estimated(CacheOptions(str(shards), device="cpu"), epochs=3)
+    said = estimated(options_of(shards), epochs=3)
     answer = sra_data("estimate", shards, "--device", "cpu", "--no-time", "--epochs", 3, "--json")
     found = json.loads(answer.output)
     assert found | {"disk_free": 0} == json.loads(json.dumps(asdict(replace(said, disk_free=0))))
@@ -172,7 +211,7 @@ def test_the_command_prints_words_or_the_same_numbers_as_json(shards: Path) -> N
     [
         ({"epochs": 0}, "--epochs 0: must be above 0"),
         ({"students": -1}, "--students -1: must be above 0"),
-        ({"cache": CacheOptions(hidden_dtype="fp8")}, "--hidden-dtype fp8: unknown"),
+        ({"cache": changed(CacheOptions(), hidden_dtype="fp8")}, "--hidden-dtype fp8: unknown"),
     ],
 )
 def test_plans_that_mean_nothing_are_refused(shards: Path, changes: dict, message: str) -> None:
@@ -193,9 +232,8 @@ def test_a_folder_without_a_sealed_corpus_is_refused(shards: Path, tmp_path: Pat
 
 
 def test_ids_beyond_the_vocabulary_are_named(shards: Path, tmp_path: Path) -> None:
-    teacher = Path(json.loads((shards / "manifest.json").read_text())["corpus"]["teacher"]["name"])
-    config = json.loads((teacher / "config.json").read_text()) | {"vocab_size": 300}
-    (tmp_path / "small").mkdir()
-    (tmp_path / "small" / "config.json").write_text(json.dumps(config))
+    small = Path(shutil.copytree(teacher_of(shards), tmp_path / "small"))
+    config = json.loads((small / "config.json").read_text()) | {"vocab_size": 300}
+    (small / "config.json").write_text(json.dumps(config))
     with pytest.raises(ModelError, match=r"its vocabulary has 300 ids, example .* holds id"):
-        estimated(CacheOptions(str(shards), teacher=str(tmp_path / "small")))
+        estimated(options_of(shards, name=str(small)))

@@ -12,9 +12,11 @@ from rich.cells import cell_len
 from rich.console import Console
 
 from sra_data.errors import ShardError
-from sra_data.shards.schema import AlignmentRow, CorpusRow
-from sra_data.stages.align.stage import AlignOptions, align
-from sra_data.stages.inspect.example import Inspection, Piece, cut_pieces, make_inspection
+from sra_data.shards.schema import CLOSES, OPEN, SPECIAL, ExampleRow, SideRow
+from sra_data.shards.store import PairSpans
+from sra_data.stages.align.options import AlignOptions
+from sra_data.stages.align.stage import align
+from sra_data.stages.inspect.example import Inspection, Piece, ReadSide, cut_pieces, make_inspection
 from sra_data.stages.inspect.html import page as page_of
 from sra_data.stages.inspect.stage import InspectOptions, inspect, show
 from sra_data.stages.inspect.text import plain_lines, sign, visible
@@ -24,37 +26,51 @@ from tests.unit.stages.align_worlds import CHAT_TEMPLATE, save_byte_level, save_
 TEXT = "Say:\nHello 東京 😀!"
 
 
-def example(*, alignment_changes=None, **changes) -> Inspection:
+def side(**values) -> SideRow:
+    """A side's row from lists: what is not said is an ordinary token's."""
+    wanted = {"status": "ok", "response_turns": [0] * len(values["label_spans"]), "response_ranges": [], **values}
+    wanted.setdefault("starts", [0] * len(wanted["ids"]))
+    wanted.setdefault("kinds", [CLOSES] * len(wanted["ids"]))
+    arrays = {name: np.array(value, np.int32) for name, value in wanted.items() if isinstance(value, list)}
+    arrays["kinds"] = arrays["kinds"].astype(np.uint8)
+    pairs = {name: array.reshape(-1, 2) for name, array in arrays.items() if name.endswith(("spans", "ranges"))}
+    return SideRow("a", **{**wanted, **arrays, **pairs})
+
+
+TEACHER = {
+    "ids": [1, 2, 3, 4, 5, 6, 7, 8],
+    "ends": [4, 5, 10, 11, 13, 14, 15, 16],
+    "response_ranges": [[5, 15]],
+    "response_spans": [[2, 8]],
+    "label_spans": [[2, 8]],
+}
+STUDENT = {
+    "ids": [9, 1, 2, 3, 4, 5, 5, 5, 6, 50256],
+    "ends": [0, 5, 8, 10, 12, 13, 15, 15, 16, 0],
+    "kinds": [SPECIAL, *[CLOSES] * 8, SPECIAL],
+    "response_ranges": [[5, 15]],
+    "response_spans": [[2, 9]],
+    "label_spans": [[2, 10]],
+}
+PAIR = "gpt2-12345678~llama-87654321"
+SPANS = ([[2, 4], [4, 6], [6, 8], [8, 9]], [[2, 3], [3, 5], [5, 7], [7, 8]])
+SKIPPED = {name: [] for name in TEACHER} | {"status": "skipped:overlong", "kinds": []}
+
+
+def example(
+    *, text=TEXT, id="a", student=STUDENT, teacher=TEACHER, spans=SPANS, status="ok", alignment=PAIR
+) -> Inspection:
     """|Hel|lo| 東|京|😀 in 2|!| <end>   against   |Hello| |東京|😀|!|"""
-    corpus = {
-        "id": "a",
-        "split": "train",
-        "status": "ok",
-        "text": TEXT,
-        "response_ranges": [[5, 15]],
-        "teacher_ids": [1, 2, 3, 4, 5, 6, 7, 8],
-        "teacher_ends": [4, 5, 10, 11, 13, 14, 15, 16],
-        "teacher_response_spans": [[2, 8]],
-    }
-    alignment = {
-        "id": "a",
-        "status": "ok",
-        "student_ids": [9, 1, 2, 3, 4, 5, 5, 5, 6, 50256],
-        "student_ends": [0, 5, 8, 10, 12, 13, 15, 15, 16, 0],
-        "label_spans": [[2, 10]],
-        "student_spans": [[2, 4], [4, 6], [6, 8], [8, 9]],
-        "teacher_spans": [[2, 3], [3, 5], [5, 7], [7, 8]],
-    }
-    text_columns = {"id", "split", "status", "text", "student_text"}
-
-    def arrays(values):
-        return {name: value if name in text_columns else np.array(value, np.int32) for name, value in values.items()}
-
+    row = ExampleRow(id, "train", 10, text[:5], text[5:])
+    student_spans, teacher_spans = (np.array(one, np.int32).reshape(-1, 2) for one in spans)
     return make_inspection(
         row=3,
-        student="gpt2-12345678",
-        corpus=CorpusRow(**arrays({**corpus, **changes})),
-        alignment=AlignmentRow(**arrays({**alignment, **(alignment_changes or {})})),
+        example=row,
+        student=ReadSide.of("gpt2-12345678", side(**student), row),
+        teacher=ReadSide.of("llama-87654321", side(**teacher), row),
+        alignment=alignment,
+        spans=PairSpans(id, status, student_spans, teacher_spans),
+        status=status,
     )
 
 
@@ -70,7 +86,7 @@ def edges(line: str) -> list[int]:
 
 
 def test_both_rows_show_their_pieces_with_the_spans_beneath_each_other():
-    lines = printed(example(), 120)
+    lines = printed(example(), 140)
     assert lines[0] == "row 3 · id a · train"
     assert "10 tokens" in lines[1]
     assert "4 spans · 100.0 %" in lines[1]
@@ -81,9 +97,22 @@ def test_both_rows_show_their_pieces_with_the_spans_beneath_each_other():
     assert "#50256" in lines[3]
 
 
+def test_other_options_than_the_usual_ones_are_named():
+    assert "aligned by" not in printed(example(), 140)[1]
+    assert printed(example(alignment=f"{PAIR}~word"), 160)[1].endswith("characters in spans · aligned by word")
+
+
 def test_tokens_that_share_a_character_are_marked_as_its_parts():
-    pieces = cut_pieces("é!", np.array([7, 8, 9, 0], np.int32), np.array([1, 1, 2, 0], np.int32))
+    kinds = np.array([OPEN, CLOSES, CLOSES, SPECIAL], np.uint8)
+    pieces = cut_pieces("é!", np.array([7, 8, 9, 0], np.int32), np.array([1, 1, 2, 0], np.int32), kinds)
     assert [visible(piece) for piece in pieces] == ["é¹⁄₂", "²⁄₂", "!", "#0"]
+
+
+def test_special_tokens_are_known_by_their_kind_alone():
+    """A token of no characters before the text is no special token, though it ends at 0 too."""
+    kinds = np.array([SPECIAL, OPEN, CLOSES], np.uint8)
+    pieces = cut_pieces("a", np.array([1, 2, 3], np.int32), np.array([0, 0, 1], np.int32), kinds)
+    assert [visible(piece) for piece in pieces] == ["#1", "∅", "a"]
 
 
 @pytest.mark.parametrize(
@@ -127,32 +156,23 @@ def test_spans_line_up_in_every_script_at_every_width(data, text, width):
     ends = sorted(data.draw(st.sets(st.integers(1, len(text)), min_size=1)) | {len(text)})
     student = sorted(set(ends) | data.draw(st.sets(st.integers(1, len(text)))))
 
-    def spans(side):
-        stops = [side.index(end) + 1 for end in ends]
+    def spans(side_ends):
+        stops = [side_ends.index(end) + 1 for end in ends]
         return np.array(list(zip([0, *stops[:-1]], stops, strict=True)), np.int32)
+
+    def read(name, side_ends):
+        whole = [[0, len(side_ends)]]
+        values = {"ids": list(range(len(side_ends))), "ends": side_ends, "response_ranges": [[0, len(text)]]}
+        return ReadSide(name, side(**values, response_spans=whole, label_spans=whole), text)
 
     inspection = make_inspection(
         row=0,
-        student="s",
-        corpus=CorpusRow(
-            "i",
-            "train",
-            "ok",
-            text,
-            np.array([[0, len(text)]], np.int32),
-            np.arange(len(ends), dtype=np.int32),
-            np.array(ends, np.int32),
-            np.array([[0, len(ends)]], np.int32),
-        ),
-        alignment=AlignmentRow(
-            "i",
-            "ok",
-            np.arange(len(student), dtype=np.int32),
-            np.array(student, np.int32),
-            np.array([[0, len(student)]], np.int32),
-            spans(student),
-            spans(ends),
-        ),
+        example=ExampleRow("i", "train", len(text.encode()), "", text),
+        student=read("s", student),
+        teacher=read("t", ends),
+        alignment="s~t",
+        spans=PairSpans("i", "ok", spans(student), spans(ends)),
+        status="ok",
     )
     assert inspection.covered == 1.0
     assert ["".join(piece.text for column in inspection.turns[0] for piece in column.teacher)] == [text]
@@ -216,7 +236,7 @@ def test_shards_are_found_by_row_and_by_id_in_chats_too(tmp_path):
     chat = {"id": "1", "messages": [{"role": role, "content": content} for role, content in turns]}
     data = write_jsonl(tmp_path / "data.jsonl", [chat, {"id": "zero", "prompt": "a b\n", "response": "c d"}])
     out = str(tmp_path / "shards")
-    align(AlignOptions(str(tmp_path / "chatty"), str(tmp_path / "pieces"), str(data), out=out), Reporter())
+    align(AlignOptions((str(tmp_path / "chatty"),), (str(tmp_path / "pieces"),), str(data), out=out), Reporter())
     found = inspect(InspectOptions("1", out), Reporter())
     assert (found.row, found.id, len(found.turns)) == (0, "1", 2)
     lines = printed(found, 120)
@@ -233,27 +253,37 @@ def test_shards_are_found_by_row_and_by_id_in_chats_too(tmp_path):
     assert found.as_dict()["turns"][0][0]["number"] == 0
     with pytest.raises(ShardError, match="example 9: no such id, and no row number below 2; give one of these"):
         inspect(InspectOptions("9", out), Reporter())
-    with pytest.raises(ShardError, match="no alignment gpt2"):
+    with pytest.raises(ShardError, match="no student gpt2"):
         inspect(InspectOptions("1", out, student="gpt2"), Reporter())
     with pytest.raises(ShardError, match=r"cannot be written \(.*\); name another file for --html"):
         inspect(InspectOptions("1", out, html=str(tmp_path / "no" / "page.html")), Reporter())
 
 
 def test_a_skipped_example_says_so():
-    none = np.zeros((0, 2))
-    inspection = example(
-        status="skipped:teacher_overlong",
-        teacher_ids=[],
-        teacher_ends=[],
-        teacher_response_spans=none,
-        alignment_changes={
-            "status": "skipped:teacher_overlong",
-            "student_ids": [],
-            "student_ends": [],
-            "label_spans": none,
-            "student_spans": none,
-            "teacher_spans": none,
-        },
-    )
+    inspection = example(student=SKIPPED, teacher=SKIPPED, spans=([], []), status="skipped:teacher_overlong")
     assert (inspection.turns, inspection.covered) == ([], 0.0)
     assert printed(inspection, 120)[0] == "row 3 · id a · train · skipped:teacher_overlong"
+
+
+@pytest.mark.parametrize("skipped", ["student", "teacher"])
+def test_an_example_that_one_side_skipped_shows_the_other(skipped):
+    inspection = example(**{skipped: SKIPPED}, spans=([], []), status=f"skipped:{skipped}_overlong")
+    ((column,),) = inspection.turns
+    assert column.number is None
+    assert "".join(piece.text for piece in column.student + column.teacher) == "Hello 東京 😀!"
+    assert inspection.prompt == "Say:\n"
+
+
+def test_turns_stand_beneath_each_other_by_their_message():
+    """A template that leaves out the first answer does not put the second beneath it."""
+    both = {**TEACHER, "response_turns": [1, 3], "response_spans": [[2, 4], [6, 8]], "label_spans": [[2, 4], [6, 8]]}
+    both["response_ranges"] = [[5, 11], [14, 16]]
+    last = {**STUDENT, "response_turns": [3], "response_spans": [[8, 9]], "label_spans": [[8, 10]]}
+    inspection = example(student=last, teacher=both, spans=([[8, 9]], [[7, 8]]))
+    first, second = inspection.turns
+    assert [(column.number, len(column.student), len(column.teacher)) for column in first] == [(None, 0, 2)]
+    assert [(column.number, len(column.student), len(column.teacher)) for column in second] == [
+        (None, 0, 1),
+        (0, 1, 1),
+        (None, 1, 0),
+    ]

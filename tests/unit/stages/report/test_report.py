@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 import re
 import shutil
+from collections import Counter
 from dataclasses import replace
-from html.parser import HTMLParser
 from pathlib import Path
 
 import numpy as np
@@ -14,46 +14,18 @@ import pytest
 
 from sra_data.errors import ConfigError, ShardError
 from sra_data.shards.store import ShardSet
-from sra_data.stages.report import facts as report_facts
+from sra_data.stages.align.counts import LARGEST_SHOWN, SideCounts
+from sra_data.stages.report import sample as report_sample
 from sra_data.stages.report.chart import COLOUR, percent, power, short_bytes
-from sra_data.stages.report.facts import SHARES, PagesSample, ReportFacts, concentration, gather, mass_of_spans
-from sra_data.stages.report.page import page, table
+from sra_data.stages.report.facts import CorpusFacts, ReportFacts
+from sra_data.stages.report.page import page
 from sra_data.stages.report.plots import charts_of, length_edges
+from sra_data.stages.report.sample import SHARES, PagesSample, concentration, mass_of_spans
+from sra_data.stages.report.sections import table
 from sra_data.stages.report.stage import ReportOptions, report
 from sra_data.terminal import Reporter
-from tests.integration.command_lines import sra_data, write_examples, write_pair
-
-NASTY = '<script>alert("1")</script>&'
-VOID = {"meta", "br", "link", "img", "input"}
-
-
-@pytest.fixture(scope="module")
-def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Shards of 30 examples, one of them with a nasty id, two of them too long."""
-    folder = tmp_path_factory.mktemp("report")
-    teacher, student = write_pair(folder)
-    data = write_examples(folder / "<b>train.jsonl", 27)
-    with open(data, "a", encoding="utf-8") as file:
-        file.write(json.dumps({"id": NASTY, "prompt": "Say it:\n", "response": "zzzz qqqq xxxx"}) + "\n")
-        for number in range(2):
-            file.write(json.dumps({"id": f"long-{number}", "prompt": "Say:\n", "response": "word " * 200}) + "\n")
-    arguments = ("--teacher", teacher, "--student", student, "--data", data, "--dev-share", 0.2, "--overlong", "skip")
-    answer = sra_data("align", *arguments, "--out", folder / "shards")
-    assert answer.exit_code == 0, answer.error
-    answer = sra_data("cache-teacher", folder / "shards", "--top-k", 8, "--device", "cpu")
-    assert answer.exit_code == 0, answer.error
-    return folder / "shards"
-
-
-@pytest.fixture(scope="module")
-def early(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The same before the teacher spoke."""
-    copy = Path(shutil.copytree(shards, tmp_path_factory.mktemp("early") / "shards"))
-    shutil.rmtree(copy / "teacher")
-    manifest = json.loads((copy / "manifest.json").read_text())
-    del manifest["teacher"]
-    (copy / "manifest.json").write_text(json.dumps(manifest))
-    return copy
+from tests.integration.command_lines import sra_data
+from tests.unit.stages.report.reading import NASTY, Nesting, alignment_of, gathered, pages_of
 
 
 @pytest.fixture(scope="module")
@@ -66,40 +38,6 @@ def drawn(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, 
     assert said["page"] == str(out)
     assert said["missing"] == []
     return out.read_text(encoding="utf-8"), [Path(picture) for picture in said["pictures"]]
-
-
-def gathered(shards: Path, *, sample: int = 2000, student: str | None = None) -> ReportFacts:
-    with ShardSet.open(shards, need_teacher=False) as opened:
-        return gather(opened, student=student, sample=sample, reporter=Reporter())
-
-
-class Nesting(HTMLParser):
-    """Collects ids, addresses and tags that are not closed in order."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.open: list[str] = []
-        self.wrong: list[str] = []
-        self.ids: list[str] = []
-        self.addresses: list[str] = []
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        if tag not in VOID:
-            self.open.append(tag)
-        for name, value in attrs:
-            if name == "id":
-                self.ids.append(str(value))
-            elif name in ("src", "href", "xlink:href", "action", "srcset"):
-                self.addresses.append(str(value))
-
-    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.handle_starttag(tag, attrs)
-        if tag not in VOID:
-            self.open.pop()
-
-    def handle_endtag(self, tag: str) -> None:
-        if not self.open or self.open.pop() != tag:
-            self.wrong.append(tag)
 
 
 def test_the_page_needs_nothing_else_and_is_well_formed(drawn: tuple[str, list[Path]]) -> None:
@@ -139,9 +77,8 @@ def test_the_pictures_are_beside_the_page(drawn: tuple[str, list[Path]]) -> None
 
 def test_what_the_user_wrote_is_escaped(shards: Path) -> None:
     facts = gathered(shards)
-    assert facts.pages is not None
-    split, _ = facts.pages.sample.losses[NASTY]
-    facts.pages.sample.losses[NASTY] = (split, 99.0)  # so that it is among the hardest
+    split, _ = pages_of(facts).sample.losses[NASTY]
+    pages_of(facts).sample.losses[NASTY] = (split, 99.0)  # so that it is among the hardest
     text = page(facts, [])
     assert "<script" not in text
     assert "&lt;script&gt;alert(&quot;1&quot;)&lt;/script&gt;&amp;" in text
@@ -152,20 +89,31 @@ def test_what_the_user_wrote_is_escaped(shards: Path) -> None:
 def test_the_numbers_are_those_of_the_shards(shards: Path) -> None:
     facts = gathered(shards)
     assert facts.missing == []
-    assert facts.alignment is not None
-    assert facts.pages is not None
     with ShardSet.open(shards) as opened:
-        corpus, said = opened.corpus.read(range(30)), opened.teacher.read(range(30))
-        aligned = opened.alignment().read(range(30))
-    fine = [number for number in range(30) if corpus[number].status == "ok"]
+        pair, corpus = opened.choose_pair(), opened.corpus.read(range(30))
+        said = opened.teacher(opened.choose_teacher()).read(range(30))
+        rows = {name: opened.side(name).read(range(30)) for name in (pair.teacher, pair.student)}
+        aligned = pair.read(range(30))
+    taught = rows[pair.teacher]
+    fine = [number for number in range(30) if taught[number].status == "ok"]
     assert len(fine) == 28
-    assert sum(examples for examples, _, _ in facts.corpus.splits.values()) == 28
-    assert sum(tokens for _, tokens, _ in facts.corpus.splits.values()) == sum(len(corpus[n].teacher_ids) for n in fine)
-    assert facts.corpus.statuses["skipped:teacher_overlong"] == 2
-    assert facts.alignment.counts.spans == sum(len(row.student_spans) for row in aligned)
-    sample = facts.pages.sample
+    assert facts.corpus.num_examples == 30
+    assert sum(size for _, size in facts.corpus.splits.values()) == sum(row.num_bytes for row in corpus)
+    assert [side.name for side in facts.sides] == [pair.teacher, pair.student]
+    for side in facts.sides:
+        assert sum(examples for examples, _, _ in side.splits.values()) == 28
+        assert sum(tokens for _, tokens, _ in side.splits.values()) == side.counts.tokens
+        assert side.counts.tokens == sum(len(row.ids) for row in rows[side.name])
+        assert side.counts.statuses["skipped:overlong"] == 2
+    assert alignment_of(facts).counts.spans == sum(len(row.student_spans) for row in aligned)
+    shown = {length: str(length) if length < LARGEST_SHOWN else f"{LARGEST_SHOWN}+" for length in range(200)}
+    lengths = [np.diff(both, axis=1)[:, 0] for row in aligned for both in (row.student_spans, row.teacher_spans)]
+    pairs = zip(np.concatenate(lengths[::2]).tolist(), np.concatenate(lengths[1::2]).tolist(), strict=True)
+    assert alignment_of(facts).sizes == Counter(f"{shown[student]}:{shown[teacher]}" for student, teacher in pairs)
+    pages = pages_of(facts)
+    sample = pages.sample
     assert sample.num_examples == 28
-    assert sample.num_positions == facts.pages.num_positions == sum(row.num_positions for row in corpus)
+    assert sample.num_positions == pages.num_positions == sum(row.num_positions for row in taught)
     for number in fine:
         split, loss = sample.losses[corpus[number].id]
         assert split == corpus[number].split
@@ -175,24 +123,23 @@ def test_the_numbers_are_those_of_the_shards(shards: Path) -> None:
     )
     mean = np.mean([float(said[number].attention[3].sum()) for number in fine])
     assert sample.response_mass / sample.attended == pytest.approx(mean)
-    files = sum(path.stat().st_size for path in (shards / "teacher").glob("*.safetensors"))
-    parts = sum(path.stat().st_size for path in (shards / "teacher").glob("part-*.parquet"))
+    files = sum(path.stat().st_size for path in (shards / "teachers" / pages.name).glob("*.safetensors"))
+    parts = sum(path.stat().st_size for path in (shards / "teachers" / pages.name).glob("part-*.parquet"))
     # Footers and the lengths before straight values are in no column.
-    assert files + 0.8 * parts < sum(facts.pages.bytes_by_column.values()) <= files + parts
+    assert files + 0.8 * parts < sum(pages.bytes_by_column.values()) <= files + parts
 
 
 def test_salience_of_a_span_is_its_tokens_attention_over_the_responses(shards: Path) -> None:
     facts = gathered(shards)
-    assert facts.pages is not None
-    expected = np.zeros(report_facts.PLACES)
+    expected = np.zeros(report_sample.PLACES)
     with ShardSet.open(shards) as opened:
-        both = zip(opened.teacher.read(range(30)), opened.alignment().read(range(30)), strict=True)
-        for teacher, alignment in both:
+        said, aligned = opened.teacher(opened.choose_teacher()), opened.choose_pair()
+        for teacher, alignment in zip(said.read(range(30)), aligned.read(range(30)), strict=True):
             token_mass = dict(zip(teacher.positions.tolist(), teacher.attention[3].tolist(), strict=True))
             mass = [sum(token_mass[t] for t in range(a, b)) for a, b in alignment.teacher_spans.tolist()]
             for place, one in enumerate(mass):
-                expected[place * report_facts.PLACES // len(mass)] += one / sum(mass) * len(mass)
-    np.testing.assert_allclose(facts.pages.sample.salience, expected, rtol=1e-5)
+                expected[place * report_sample.PLACES // len(mass)] += one / sum(mass) * len(mass)
+    np.testing.assert_allclose(pages_of(facts).sample.salience, expected, rtol=1e-5)
 
 
 def test_pages_by_span_give_the_same_salience(shards: Path, early: Path, tmp_path: Path) -> None:
@@ -200,10 +147,8 @@ def test_pages_by_span_give_the_same_salience(shards: Path, early: Path, tmp_pat
     answer = sra_data("cache-teacher", copy, "--granularity", "span", "--top-k", 8, "--device", "cpu")
     assert answer.exit_code == 0, answer.error
     by_token, by_span = gathered(shards), gathered(copy)
-    assert by_token.pages is not None
-    assert by_span.pages is not None
-    np.testing.assert_allclose(by_span.pages.sample.salience, by_token.pages.sample.salience, rtol=1e-4)
-    assert by_span.pages.num_positions == by_token.alignment.counts.spans
+    np.testing.assert_allclose(pages_of(by_span).sample.salience, pages_of(by_token).sample.salience, rtol=1e-4)
+    assert pages_of(by_span).num_positions == alignment_of(by_token).counts.spans
     assert "teacher_loss" not in [chart.name for chart in charts_of(by_span)]
     assert "<td>bytes per span</td>" in page(by_span, [])
     assert "<td>bytes per position</td>" in page(by_token, [])
@@ -228,32 +173,29 @@ def test_concentration_rises_from_nothing_to_all_and_lies_above_an_even_share() 
 
 def test_reading_in_larger_steps_gives_the_same(shards: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = gathered(shards)
-    monkeypatch.setattr(report_facts, "ROWS_AT_ONCE", 3)
+    monkeypatch.setattr(report_sample, "ROWS_AT_ONCE", 3)
     steps = gathered(shards)
-    assert whole.pages is not None
-    assert steps.pages is not None
-    assert steps.pages.sample.losses == whole.pages.sample.losses
-    np.testing.assert_allclose(steps.pages.sample.concentration, whole.pages.sample.concentration)
+    assert pages_of(steps).sample.losses == pages_of(whole).sample.losses
+    np.testing.assert_allclose(pages_of(steps).sample.concentration, pages_of(whole).sample.concentration)
 
 
 def test_no_more_examples_than_asked_are_read_and_the_page_says_how_many(shards: Path) -> None:
     facts = gathered(shards, sample=5)
-    assert facts.pages is not None
-    sample = facts.pages.sample
+    sample = pages_of(facts).sample
     assert sample.num_examples == len(sample.losses) == 5
-    assert sample.num_positions < facts.pages.num_positions
-    expected = f"drawn from 5 examples ({sample.num_positions:,} of {facts.pages.num_positions:,} positions)"
+    assert sample.num_positions < pages_of(facts).num_positions
+    expected = f"drawn from 5 examples ({sample.num_positions:,} of {pages_of(facts).num_positions:,} positions)"
     assert expected in page(facts, [])
 
 
 def test_examples_that_failed_are_left_out_and_counted(shards: Path, tmp_path: Path) -> None:
     copy = Path(shutil.copytree(shards, tmp_path / "shards"))
     manifest = json.loads((copy / "manifest.json").read_text())
-    manifest["teacher"]["failed_examples"] = ["example-4"]
+    (teacher,) = manifest["teachers"].values()
+    teacher["failed_examples"] = ["example-4"]
     (copy / "manifest.json").write_text(json.dumps(manifest))
     facts = gathered(copy)
-    assert facts.pages is not None
-    assert "example-4" not in facts.pages.sample.losses
+    assert "example-4" not in pages_of(facts).sample.losses
     assert "<td>NaN or infinity</td>" in page(facts, [])
 
 
@@ -263,7 +205,7 @@ def test_before_the_teachers_pages_it_says_what_is_missing(early: Path, tmp_path
     assert "sra-data cache-teacher" in missing
     assert missing in "\n".join(summary.lines())
     text = Path(summary.page).read_text()
-    assert "teacher: missing; run `sra-data cache-teacher" in text
+    assert "No teacher&#x27;s pages yet: run `sra-data cache-teacher" in text
     assert 'id="pages"' not in text
     assert "Length of the examples" in text
     assert summary.num_sampled == 0
@@ -272,7 +214,7 @@ def test_before_the_teachers_pages_it_says_what_is_missing(early: Path, tmp_path
 
 def test_pages_that_are_damaged_are_refused_not_called_missing(shards: Path, tmp_path: Path) -> None:
     copy = Path(shutil.copytree(shards, tmp_path / "shards"))
-    part = copy / "teacher" / "part-00000.parquet"
+    (part,) = (copy / "teachers").glob("*/part-00000.parquet")
     content = bytearray(part.read_bytes())
     content[-40] ^= 1
     part.write_bytes(content)
@@ -280,35 +222,24 @@ def test_pages_that_are_damaged_are_refused_not_called_missing(shards: Path, tmp
         gathered(copy)
 
 
-def test_several_alignments_need_a_choice(early: Path, shards: Path, tmp_path: Path) -> None:
-    copy = Path(shutil.copytree(early, tmp_path / "shards"))
-    teacher = shards.parent / "teacher"
-    data = shards.parent / "<b>train.jsonl"
-    arguments = ("--teacher", teacher, "--student", teacher, "--data", data, "--dev-share", 0.2, "--overlong", "skip")
-    assert sra_data("align", *arguments, "--out", copy).exit_code == 0
-    answer = sra_data("report", copy, "--out", tmp_path / "report.html")
-    assert answer.exit_code == 1
-    assert "several alignments" in answer.error
-    assert "--student" in answer.error
-    assert not (tmp_path / "report.html").exists()
-    facts = gathered(copy, student="teacher")
-    assert facts.alignment is not None
-    assert facts.alignment.name.startswith("teacher-")
-    assert all(size[: len(size) // 2] == size[-(len(size) // 2) :] for size in facts.alignment.counts.sizes)
-
-
 def test_skips_are_listed_by_reason_once(early: Path) -> None:
     text = page(gathered(early), [])
     skips = text[text.index('id="skips"') :]
-    assert '<td>teacher overlong</td><td class="n">corpus</td><td class="n">2</td><td class="n">6.7%</td>' in skips
+    with ShardSet.open(early) as opened:
+        sides = opened.manifest.names("sides")
+    for side in sides:
+        assert f'<td>overlong</td><td class="n">{side}</td><td class="n">2</td><td class="n">6.7%</td>' in skips
+    assert skips.count("<td>overlong</td>") == len(sides)
     assert "overlong skipped" not in skips
 
 
 def test_a_corpus_with_nothing_but_skips_is_a_page_too(early: Path) -> None:
     facts = gathered(early)
     empty = np.zeros(0, np.int32)
-    corpus = report_facts.CorpusFacts(facts.corpus.facts, {}, {"skipped:<b>": 3}, empty, empty)
-    bare = ReportFacts("x", corpus, None, None, ["No alignment yet."])
+    counts = SideCounts(statuses=Counter({"skipped:<b>": 3}))
+    nothing = {"counts": counts, "splits": {"train": (0, 0, 0)}, "lengths": empty, "positions": empty}
+    sides = [replace(side, **nothing) for side in facts.sides]
+    bare = ReportFacts("x", CorpusFacts(facts.corpus.facts, {"train": (3, 0)}), sides, [], [], ["No alignment yet."])
     assert charts_of(bare) == []
     text = page(bare, [])
     assert "<td>&lt;b&gt;</td>" in text
@@ -327,11 +258,11 @@ def test_options_and_places_that_cannot_be_are_refused(early: Path, tmp_path: Pa
 
 def test_what_the_pages_do_not_hold_is_not_drawn(shards: Path) -> None:
     facts = gathered(shards)
-    assert facts.pages is not None
-    bare = replace(facts.pages, facts={**facts.pages.facts, "faithfulness": {"examples": 0}}, sample=PagesSample())
-    names = [chart.name for chart in charts_of(replace(facts, pages=bare)) if chart.section == "pages"]
+    pages = pages_of(facts)
+    bare = replace(pages, facts={**pages.facts, "faithfulness": {"examples": 0}}, sample=PagesSample())
+    names = [chart.name for chart in charts_of(replace(facts, pages=[bare])) if chart.section == "pages"]
     assert names == ["cache_bytes"]
-    assert "Faithfulness" not in page(replace(facts, pages=bare), [])
+    assert "Faithfulness" not in page(replace(facts, pages=[bare]), [])
 
 
 @pytest.mark.parametrize(("longest", "is_log"), [(200, False), (4000, True)])

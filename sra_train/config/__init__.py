@@ -1,0 +1,40 @@
+"""One frozen, typed configuration of a run; a YAML file and flags over it give the same thing.
+
+`to_yaml` writes what `load_config` reads.
+"""
+
+from sra_train.config.files import load_config
+from sra_train.config.sections import (
+    CheckpointConfig,
+    DataConfig,
+    EvaluationConfig,
+    GenerationConfig,
+    HubConfig,
+    LoraConfig,
+    MethodConfig,
+    StudentConfig,
+    TrackingConfig,
+    TrainConfig,
+    TrainingConfig,
+    differences,
+    flatten,
+)
+from sra_train.config.teachers import TeacherChoice
+
+__all__ = [
+    "CheckpointConfig",
+    "DataConfig",
+    "EvaluationConfig",
+    "GenerationConfig",
+    "HubConfig",
+    "LoraConfig",
+    "MethodConfig",
+    "StudentConfig",
+    "TeacherChoice",
+    "TrackingConfig",
+    "TrainConfig",
+    "TrainingConfig",
+    "differences",
+    "flatten",
+    "load_config",
+]

@@ -1,0 +1,11 @@
+"""What every part of the configuration is."""
+
+from __future__ import annotations
+
+from pydantic import BaseModel, ConfigDict
+
+
+class Section(BaseModel):
+    """A frozen part of the configuration that knows its keys."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")

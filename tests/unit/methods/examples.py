@@ -1,0 +1,30 @@
+"""One example of a small world, without padding."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+
+@dataclass
+class Example:
+    """One example without padding."""
+
+    name: str
+    student_hidden: dict[int, Tensor]
+    teacher_hidden: dict[int, Tensor]
+    student_attention: dict[int, Tensor]
+    teacher_attention: dict[int, Tensor]
+    student_spans: list[list[int]]
+    teacher_spans: list[list[int]]
+    ids: list[int]
+    label_start: int  # tokens [label_start, label_stop) are labelled
+    label_stop: int
+    top_k_ids: Tensor | None = None
+    top_k_values: Tensor | None = None
+    log_tails: dict[float, Tensor] = field(default_factory=dict)
+
+    @property
+    def labels(self) -> list[tuple[int, int]]:
+        return [(token - 1, self.ids[token]) for token in range(max(self.label_start, 1), self.label_stop)]

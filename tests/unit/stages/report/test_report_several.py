@@ -1,0 +1,115 @@
+"""Several sides, alignments and teachers on one page: all of them, or the chosen ones."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+
+from sra_data.errors import ShardError
+from sra_data.shards.store import ShardSet
+from sra_data.stages.report.plots import charts_of
+from sra_data.stages.report.stage import ReportOptions, report
+from sra_data.terminal import Reporter
+from tests.integration.command_lines import sra_data
+from tests.unit.stages.report.reading import Nesting, gathered
+
+
+@pytest.fixture(scope="module")
+def several(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A second student, a second way to align the first, and the student's pages as another teacher."""
+    copy = Path(shutil.copytree(shards, tmp_path_factory.mktemp("several") / "shards"))
+    teacher, student = shards.parent / "teacher", shards.parent / "student"
+    common = ("--data", shards.parent / "<b>train.jsonl", "--dev-share", 0.2, "--overlong", "skip", "--out", copy)
+    for arguments in (
+        ("--teacher", teacher, "--teacher", student, "--student", teacher),
+        ("--teacher", teacher, "--student", student, "--boundaries", "word"),
+    ):
+        answer = sra_data("align", *arguments, *common)
+        assert answer.exit_code == 0, answer.error
+    answer = sra_data("cache-teacher", copy, "--teacher", student, "--top-k", 4, "--device", "cpu")
+    assert answer.exit_code == 0, answer.error
+    return copy
+
+
+def test_every_alignment_and_every_teacher_has_a_section(several: Path, tmp_path: Path) -> None:
+    facts = gathered(several)
+    with ShardSet.open(several) as opened:
+        teachers, sides = opened.manifest.names("teachers"), opened.manifest.names("sides")
+    assert [pages.name for pages in facts.pages] == teachers
+    assert {side.name for side in facts.sides} == set(sides)
+    assert len(facts.alignments) == len({alignment.title for alignment in facts.alignments}) == 4
+    assert [len(teachers), len(sides)] == [2, 2]
+    summary = report(ReportOptions(str(several), str(tmp_path / "report.html")), Reporter())
+    assert summary.num_sampled == 2 * 28
+    assert len(summary.pictures) == len(set(summary.pictures)) == len(charts_of(facts)) == 2 + 2 * 4 + 2 * 6
+    text = Path(summary.page).read_text()
+    found = Nesting()
+    found.feed(text)
+    assert (found.wrong, found.open) == ([], [])
+    assert len(found.ids) == len(set(found.ids))
+    assert set(found.addresses) <= {f"#{name}" for name in found.ids}
+    assert set(re.findall(r"url\(#([^)]+)\)", text)) <= set(found.ids)
+    for name in (*teachers, *sides, *(alignment.title for alignment in facts.alignments)):
+        assert name in text
+
+
+def test_an_alignment_reads_the_same_from_both_ends(several: Path) -> None:
+    """The numbers of a pair in one direction are those of the other with the two roles swapped."""
+    by_pair = {(one.teacher, one.student): one for one in gathered(several).alignments if "~word" not in one.name}
+    ((one, other),) = {tuple(sorted(pair)) for pair in by_pair if pair[0] != pair[1]}
+    forth, back = by_pair[one, other], by_pair[other, one]
+    assert forth.name == back.name
+    assert (forth.student_tokens, forth.teacher_tokens) == (back.teacher_tokens, back.student_tokens)
+    assert (forth.student_shared, forth.teacher_shared) == (back.teacher_shared, back.student_shared)
+    assert {":".join(reversed(size.split(":"))): count for size, count in forth.sizes.items()} == back.sizes
+    assert forth.sizes != back.sizes
+    (same,) = (pair for ends, pair in by_pair.items() if ends[0] == ends[1])
+    assert all(size[: len(size) // 2] == size[-(len(size) // 2) :] for size in same.sizes)
+
+
+def test_a_teacher_or_a_student_may_be_chosen(several: Path, shards: Path) -> None:
+    teacher, student = shards.parent / "teacher", shards.parent / "student"
+    with ShardSet.open(several) as opened:
+        names = {path: opened.choose_teacher(str(path)) for path in (teacher, student)}
+        sides = {path: opened.choose_teacher_side(str(path)) for path in (teacher, student)}
+    chosen = gathered(several, teacher=str(student))
+    assert [pages.name for pages in chosen.pages] == [names[student]]
+    assert {alignment.teacher for alignment in chosen.alignments} == {sides[student]}
+    by_side = gathered(several, teacher=sides[student])
+    assert [pages.name for pages in by_side.pages] == [names[student]]
+    chosen = gathered(several, student=str(student))
+    assert {alignment.student for alignment in chosen.alignments} == {sides[student]}
+    assert [pages.name for pages in chosen.pages] == [names[teacher]]
+    chosen = gathered(several, teacher=str(teacher), student=str(teacher))
+    (alignment,) = chosen.alignments
+    assert alignment.teacher == alignment.student == sides[teacher]
+    assert [side.name for side in chosen.sides] == [sides[teacher]]
+    for wanted in ({"teacher": "gpt5"}, {"student": "gpt5"}):
+        with pytest.raises(ShardError, match=r"no (teacher|student) gpt5 \(there (is|are) .*\); choose one with --"):
+            gathered(several, **wanted)
+
+
+def test_two_sides_that_were_never_aligned_are_refused_with_the_command(several: Path, shards: Path) -> None:
+    with ShardSet.open(several) as opened:
+        side = opened.choose_teacher_side(str(shards.parent / "student"))
+    with pytest.raises(ShardError, match="are not aligned; run `sra-data align --teacher"):
+        gathered(several, teacher=side, student=side)
+
+
+def test_an_unfinished_folder_is_said_to_be_missing_and_the_others_are_shown(several: Path, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(several, tmp_path / "shards"))
+    manifest = json.loads((copy / "manifest.json").read_text())
+    unsealed = [f"teachers/{sorted(manifest['teachers'])[0]}", f"alignments/{sorted(manifest['alignments'])[1]}"]
+    for section in unsealed:
+        group, _, name = section.partition("/")
+        manifest[group][name]["root"] = None
+    (copy / "manifest.json").write_text(json.dumps(manifest))
+    facts = gathered(copy)
+    assert [len(facts.alignments), len(facts.pages)] == [3, 1]
+    assert all(
+        any(line.startswith(f"{section} is unfinished: run `") for line in facts.missing) for section in unsealed
+    )
