@@ -11,6 +11,9 @@ batch counts. Prints one JSON object; a ratio of throughputs is the time of the 
     boundary_topk_over_sft   CE step / SRA step, kd_position=boundary, top-k        (at least 0.85)
     labelled_over_sft        CE step / a plain CE step that computes labelled logits only
     own_sft_over_sft         CE step / this package's method=sft
+    sra_over_labelled_ce     labelled-only CE step / SRA step, same body, in the micro-batches that training cuts by
+                             default                                                (at least 0.85)
+    real_token_share         tokens of an epoch's examples / tokens that steps so cut compute (at least 0.85)
     offline_over_online      SRA step with a live teacher / SRA step                (at least 3)
     teacher_over_student_forward   the live teacher's forward / the student's with logits (9 to 11)
     data_wait                seconds waited for data / seconds of steps             (at most 0.02)
@@ -18,7 +21,8 @@ batch counts. Prints one JSON object; a ratio of throughputs is the time of the 
                              of its own, peak resident memory minus the resident memory with the model loaded
     memory_over_own_sft      the same over this package's method=sft
 
-"CE step" is ``model(input_ids, labels=labels).loss`` with backward and optimizer. All of it takes a quarter of an hour
+"CE step" is ``model(input_ids, labels=labels).loss`` with backward and optimizer; where nothing else is said a step is
+one micro-batch of 16. All of it takes a quarter of an hour
 on two cores: 50,000 columns of logits for every padded token are what a plain CE step computes.
 """
 
@@ -33,7 +37,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from importlib.metadata import version
@@ -49,9 +53,10 @@ from benchmarks.train_shards import MAX_TOKENS, WIDTH, make_shards, shared_mater
 from sra_data.models.attention import LastQueryAttention
 from sra_data.shards.schema import response_positions
 from sra_data.shards.store import ShardSet
-from sra_train.contract import Batch, CacheNeeds, MethodSetting, StepTotals
+from sra_train.body import Body
+from sra_train.contract import IGNORED_LABEL, Batch, CacheNeeds, MethodSetting, StepTotals
 from sra_train.data.knowledge import teacher_settings
-from sra_train.data.micro_batches import TokenBudget
+from sra_train.data.micro_batches import BUDGETS, TokenBudget
 from sra_train.data.order import OrderPlan
 from sra_train.data.prefetch import Prefetcher
 from sra_train.data.reader import RowReader
@@ -71,7 +76,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "boundary_head": {"name": "sra", "kd_position": "boundary"},
     "boundary_topk": {"name": "sra", "kd_position": "boundary", "kd_source": "top_k"},
 }
-Step = Callable[[Batch, StepTotals], None]
+Step = Callable[[Sequence[Batch], StepTotals], None]  # over the micro-batches of one global step
 
 
 @dataclass
@@ -120,8 +125,8 @@ class Data:
         )
         return cls(sources, plan, maker, pool)
 
-    def stream(self, steps: int) -> Any:
-        share = Share(rank=0, world_size=1, budget=WHOLE_BATCH)
+    def stream(self, steps: int, budget: TokenBudget = WHOLE_BATCH) -> Any:
+        share = Share(rank=0, world_size=1, budget=budget)
         return training_stream(self.maker, self.plan, share, start=0, stop=steps)
 
     def teacher_tokens(self, step: int, batch: Batch) -> TeacherTokens:
@@ -135,9 +140,10 @@ class Data:
         return TeacherTokens(padded(ids), torch.tensor([len(one) for one in ids]), padded(places))
 
 
-def finish(loss: Tensor, optimizer: torch.optim.Optimizer) -> None:
-    """Backward and update."""
-    loss.backward()
+def finish(losses: Iterable[Tensor], optimizer: torch.optim.Optimizer) -> None:
+    """Backward of each micro-batch, and update."""
+    for loss in losses:
+        loss.backward()
     optimizer.step()
     optimizer.zero_grad()
 
@@ -147,23 +153,30 @@ def ce_step() -> Step:
     model = student_model()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
 
-    def step(batch: Batch, totals: StepTotals) -> None:
-        said = model(input_ids=batch.input_ids, attention_mask=padding_mask(batch), labels=batch.labels)
-        finish(said.loss, optimizer)
+    def loss(batch: Batch) -> Tensor:
+        said: Any = model(input_ids=batch.input_ids, attention_mask=padding_mask(batch), labels=batch.labels)
+        return said.loss
+
+    def step(batches: Sequence[Batch], totals: StepTotals) -> None:
+        finish(map(loss, batches), optimizer)
 
     return step
 
 
 def labelled_step() -> Step:
-    """Fine-tuning that cuts the labelled positions out before the head, by plain autograd."""
+    """Fine-tuning that cuts the labelled positions out before the head, by plain autograd; the body as in ours."""
     model: Any = student_model()
+    body = Body(model)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
 
-    def step(batch: Batch, totals: StepTotals) -> None:
-        hidden = model.transformer(input_ids=batch.input_ids, attention_mask=padding_mask(batch))[0]
-        wanted = batch.labels[:, 1:] != -100
+    def loss(batch: Batch, totals: StepTotals) -> Tensor:
+        hidden = body(batch.input_ids, batch.lengths).last_hidden_state
+        wanted = batch.labels[:, 1:] != IGNORED_LABEL
         logits = model.lm_head(hidden[:, :-1][wanted])
-        finish(nn.functional.cross_entropy(logits, batch.labels[:, 1:][wanted]), optimizer)
+        return nn.functional.cross_entropy(logits, batch.labels[:, 1:][wanted], reduction="sum") / totals.labels
+
+    def step(batches: Sequence[Batch], totals: StepTotals) -> None:
+        finish((loss(batch, totals) for batch in batches), optimizer)
 
     return step
 
@@ -178,8 +191,8 @@ def method_step(kind: str, data: Data) -> Step:
     student = StudentModel(model, chosen(chosen_options, MethodSetting(model_shape(model), teachers)))
     optimizer = torch.optim.AdamW(student.parameters(), lr=1e-4)
 
-    def step(batch: Batch, totals: StepTotals) -> None:
-        finish(student(batch, totals)["total"], optimizer)
+    def step(batches: Sequence[Batch], totals: StepTotals) -> None:
+        finish((student(batch, totals)["total"] for batch in batches), optimizer)
 
     return step
 
@@ -219,6 +232,9 @@ def timed(work: Callable[[], object]) -> float:
 
 def step_times(data: Data, micros: list[MicroBatch], teacher: LiveTeacher, runs: int) -> dict[str, float]:
     """Seconds over all batches of each kind of work: medians over the runs of each batch, kinds taking turns."""
+    cut: list[list[Batch]] = [[] for _ in micros]
+    for micro in data.stream(len(micros), BUDGETS["cpu"]):
+        cut[micro.step].append(micro.batch)
     steps: dict[str, Step] = {"ce": ce_step(), "labelled": labelled_step()}
     steps |= {kind: method_step(kind, data) for kind in METHODS}
     plain = student_model().eval()
@@ -226,7 +242,8 @@ def step_times(data: Data, micros: list[MicroBatch], teacher: LiveTeacher, runs:
     for micro in [micros[0], *micros * runs]:  # the first of all warms up
         batch, totals = micro.batch, micro.totals
         tokens = data.teacher_tokens(micro.step, batch)
-        work: dict[str, Callable[[], object]] = {kind: partial(step, batch, totals) for kind, step in steps.items()}
+        work: dict[str, Callable[[], object]] = {kind: partial(step, [batch], totals) for kind, step in steps.items()}
+        work |= {f"{kind}_cut": partial(steps[kind], cut[micro.step], totals) for kind in ("labelled", "sra")}
         work["online"] = partial(online_step, steps["sra"], teacher, batch, totals, tokens)
         work["teacher_forward"] = partial(teacher.forward, tokens.ids, tokens.lengths)
         work["student_forward"] = partial(plain_forward, plain, batch)
@@ -240,7 +257,7 @@ def step_times(data: Data, micros: list[MicroBatch], teacher: LiveTeacher, runs:
 
 def online_step(step: Step, teacher: LiveTeacher, batch: Batch, totals: StepTotals, tokens: TeacherTokens) -> None:
     """The same step with the teacher asked on the spot."""
-    step(teacher.teach(batch, tokens), totals)
+    step([teacher.teach(batch, tokens)], totals)
 
 
 @torch.no_grad()
@@ -255,11 +272,21 @@ def data_wait(data: Data, steps: int) -> tuple[float, float]:
     with Prefetcher(data.stream(steps + 1), depth=2) as batches:
         started = waited_before = 0.0
         for micro in batches:
-            step(micro.batch, micro.totals)
+            step([micro.batch], micro.totals)
             data.pool.give_back(micro.staging)
             if micro.step == 0:
                 started, waited_before = time.perf_counter(), batches.seconds_waited
         return batches.seconds_waited - waited_before, time.perf_counter() - started
+
+
+def token_share(data: Data) -> tuple[float, float]:
+    """Tokens of the examples of an epoch, and tokens its steps compute as training cuts them by default."""
+    real = computed = 0.0
+    for micro in data.stream(data.plan.steps_per_epoch, BUDGETS["cpu"]):
+        real += micro.num_tokens
+        computed += micro.batch.input_ids.numel()
+        data.pool.give_back(micro.staging)
+    return real, computed
 
 
 def peak_of(kind: str, shards: Path, num_batches: int) -> int:
@@ -271,7 +298,7 @@ def peak_of(kind: str, shards: Path, num_batches: int) -> int:
     Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
     loaded = resident_bytes("VmRSS")
     for micro in data.stream(num_batches):
-        step(micro.batch, micro.totals)
+        step([micro.batch], micro.totals)
         data.pool.give_back(micro.staging)
     return resident_bytes("VmHWM") - loaded
 
@@ -296,7 +323,9 @@ def ratio(name: str, numerator: float, denominator: float) -> dict[str, float]:
     return {name: numerator / denominator, f"{name}_numerator": numerator, f"{name}_denominator": denominator}
 
 
-def report(seconds: dict[str, float], waiting: tuple[float, float], peak: dict[str, int]) -> dict[str, float]:
+def report(
+    seconds: dict[str, float], tokens: tuple[float, float], waiting: tuple[float, float], peak: dict[str, int]
+) -> dict[str, float]:
     """All ratios with what they are made of."""
     return {
         **ratio("sra_over_sft", seconds["ce"], seconds["sra"]),
@@ -304,6 +333,8 @@ def report(seconds: dict[str, float], waiting: tuple[float, float], peak: dict[s
         **ratio("boundary_topk_over_sft", seconds["ce"], seconds["boundary_topk"]),
         **ratio("labelled_over_sft", seconds["ce"], seconds["labelled"]),
         **ratio("own_sft_over_sft", seconds["ce"], seconds["own_sft"]),
+        **ratio("sra_over_labelled_ce", seconds["labelled_cut"], seconds["sra_cut"]),
+        **ratio("real_token_share", *tokens),
         **ratio("offline_over_online", seconds["online"], seconds["sra"]),
         **ratio("teacher_over_student_forward", seconds["teacher_forward"], seconds["student_forward"]),
         **ratio("data_wait", *waiting),
@@ -323,6 +354,7 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
         teacher = LiveTeacher(folder / "teacher")
         micros = list(data.stream(arguments.batches))
         seconds = step_times(data, micros, teacher, arguments.runs)
+        tokens = token_share(data)
         waiting = data_wait(data, arguments.examples // BATCH_SIZE - 1)
         sizes = {
             "student_tokens": sum(micro.num_tokens for micro in micros),
@@ -333,7 +365,7 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
             "teacher_layers": teacher.layer,
         }
         data.sources.shards.close()
-    return {**report(seconds, waiting, peak), **sizes}
+    return {**report(seconds, tokens, waiting, peak), **sizes}
 
 
 def main() -> None:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from sra_train.contract import IGNORED_LABEL, Batch, LabelRows, SpanRows
+from sra_train.methods.terms.divergence import softmax_and_log_sum
 from sra_train.methods.terms.head_loss import HeadTerm
 
 
@@ -22,11 +23,9 @@ class CrossEntropyTerm(HeadTerm):
 
     def evaluate(self, logits: Tensor, start: int, stop: int) -> tuple[Tensor, Tensor]:
         targets = self.targets[start:stop, None]
-        log_probs = torch.log_softmax(logits, 1)
-        losses = -log_probs.gather(1, targets)
-        gradient = log_probs.exp_()
-        gradient.scatter_add_(1, targets, -torch.ones_like(losses))
-        return losses[:, 0], gradient
+        probs, log_sum = softmax_and_log_sum(logits)
+        losses = log_sum - logits.gather(1, targets)[:, 0]
+        return losses, probs.scatter_add_(1, targets, -torch.ones_like(losses)[:, None])
 
 
 class LabelledRows:

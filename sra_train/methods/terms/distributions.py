@@ -19,7 +19,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sra_train.methods.terms.divergence import ABSENT, Divergence, divergence_and_gradient
+from sra_train.methods.terms.divergence import ABSENT, Divergence, divergence_and_gradient, divergence_of_logits
 from sra_train.methods.terms.head_loss import ChunkedHead, HeadTerm
 
 
@@ -48,10 +48,10 @@ class _TeacherHeadTerm(HeadTerm):
         self.chunk_start = start
         self.teacher_logits = self.teacher_head.logits(self.teacher_states[start:stop])
 
-    def teacher_log_probs(self, start: int, stop: int, dtype: torch.dtype) -> Tensor:
-        """Over the rows of the teacher's head, at the temperature."""
+    def scaled_teacher_logits(self, start: int, stop: int, dtype: torch.dtype) -> Tensor:
+        """Over the rows of the teacher's head, at the temperature; fresh memory."""
         logits = self.teacher_logits[start - self.chunk_start : stop - self.chunk_start]
-        return torch.log_softmax((logits / self.temperature).to(dtype), 1)
+        return (logits / self.temperature).to(dtype)
 
 
 class SharedVocabularyTerm(_TeacherHeadTerm):
@@ -75,9 +75,9 @@ class SharedVocabularyTerm(_TeacherHeadTerm):
 
     def evaluate(self, logits: Tensor, start: int, stop: int) -> tuple[Tensor, Tensor]:
         shared = logits.clone() if self.columns is None else logits.index_select(1, self.columns)
-        values, gradient = divergence_and_gradient(
-            student_log_probs=torch.log_softmax(shared.div_(self.temperature), 1),
-            teacher_log_probs=self.teacher_log_probs(start, stop, logits.dtype),
+        values, gradient = divergence_of_logits(
+            student_logits=shared.div_(self.temperature),
+            teacher_logits=self.scaled_teacher_logits(start, stop, logits.dtype),
             kind=self.kind,
         )
         return values, gradient.mul_(1 / self.temperature)
@@ -139,7 +139,7 @@ class SharedOrRestTerm(_TeacherHeadTerm):
 
     def _teacher_outcomes(self, start: int, stop: int, dtype: torch.dtype) -> Tensor:
         """Log-probabilities of V and the rest [r, V + 1]."""
-        log_probs = self.teacher_log_probs(start, stop, dtype)
+        log_probs = torch.log_softmax(self.scaled_teacher_logits(start, stop, dtype), 1)
         outcomes = self.outcomes
         shared, doubles, sizes = outcomes.num_shared, outcomes.num_doubles, list(outcomes.round_sizes)
         for double, column in zip(outcomes.doubles.split(sizes), outcomes.into.split(sizes), strict=True):
