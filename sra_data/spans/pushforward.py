@@ -7,8 +7,8 @@ said: what comes next is bytes, and a token of one side says how they begin. Two
     first_piece   the first piece of the target's own cut of the source's text
 
 A source id without an image (a special token; bytes that are no text, for `first_piece`) is -1: its mass goes to one
-residual outcome. What both leave out: an id of the target LONGER than the source's token is nobody's image, although the
-text may go on that way; exact for both models would only be a coarser event, such as the next byte.
+residual outcome. What both leave out: an id of the target LONGER than the source's token is nobody's image, although
+the text may go on that way; exact for both models would only be a coarser event, such as the next byte.
 
 Source: docs/method.md, section 6. Pure: a tokenizer comes in as a function that cuts texts.
 """

@@ -1,8 +1,8 @@
 """Next-token distributions compared over EVENTS about the text that follows (docs/method.md, section 6).
 
-At a boundary teacher and student have read the same bytes, but their next tokens are different pieces of what comes next.
-Compared can only be what means the same on both sides: an event. Each id of either side belongs to one event, the last of
-which is the residual; a side's probability of an event is the sum over its ids.
+At a boundary teacher and student have read the same bytes, but their next tokens are different pieces of what comes
+next. Compared can only be what means the same on both sides: an event. Each id of either side belongs to one event, the
+last of which is the residual; a side's probability of an event is the sum over its ids.
 
     first piece, byte prefix   a teacher's id belongs to the event of the student's id its bytes begin with, a student's
                                id that is such an image is its own event, everything else is residual
@@ -90,7 +90,7 @@ class EventTerm(HeadTerm):
 
     def begin(self, start: int, stop: int) -> None:
         self.chunk_start = start
-        logits = self.teacher_head.logits(self.teacher_states[start:stop], len(self.teacher_head.weight))
+        logits = self.teacher_head.logits(self.teacher_states[start:stop])
         log_probs = torch.log_softmax(logits / self.temperature, 1)
         self.teacher_events = event_log_probs(log_probs, self.events.teacher, self.events.count)
 

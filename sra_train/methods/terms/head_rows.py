@@ -7,8 +7,8 @@ logits, a binary cross entropy of sums) the values themselves have to carry the 
     z = chosen logits [R, k]        log_sums_T = logsumexp(z' / T) over the whole vocabulary
     log_rests_T = logsumexp(z' / T) over the ids that are NOT chosen: a masked sum, never 1 minus a sum
 
-A chunk of rows is multiplied with the head, what is asked for is kept, the logits are forgotten; the backward multiplies
-again and goes through the softmax of the chunk. No [rows, vocabulary] tensor of the whole batch ever exists.
+A chunk of rows is multiplied with the head, what is asked for is kept, the logits are forgotten; the backward
+multiplies again and goes through the softmax of the chunk. No [rows, vocabulary] tensor of the whole batch ever exists.
 
 Shapes: R rows, k chosen ids, T temperatures, V vocabulary, D hidden size.
 """
