@@ -12,7 +12,7 @@ batch counts. Prints one JSON object; a ratio of throughputs is the time of the 
     labelled_over_sft        CE step / a plain CE step that computes labelled logits only
     own_sft_over_sft         CE step / this package's method=sft
     sra_over_labelled_ce     labelled-only CE step / SRA step, same body, in the micro-batches that training cuts by
-                             default                                                (at least 0.85)
+                             default; the two in a process of their own             (at least 0.85)
     real_token_share         tokens of an epoch's examples / tokens that steps so cut compute (at least 0.85)
     offline_over_online      SRA step with a live teacher / SRA step                (at least 3)
     teacher_over_student_forward   the live teacher's forward / the student's with logits (9 to 11)
@@ -232,9 +232,6 @@ def timed(work: Callable[[], object]) -> float:
 
 def step_times(data: Data, micros: list[MicroBatch], teacher: LiveTeacher, runs: int) -> dict[str, float]:
     """Seconds over all batches of each kind of work: medians over the runs of each batch, kinds taking turns."""
-    cut: list[list[Batch]] = [[] for _ in micros]
-    for micro in data.stream(len(micros), BUDGETS["cpu"]):
-        cut[micro.step].append(micro.batch)
     steps: dict[str, Step] = {"ce": ce_step(), "labelled": labelled_step()}
     steps |= {kind: method_step(kind, data) for kind in METHODS}
     plain = student_model().eval()
@@ -243,16 +240,39 @@ def step_times(data: Data, micros: list[MicroBatch], teacher: LiveTeacher, runs:
         batch, totals = micro.batch, micro.totals
         tokens = data.teacher_tokens(micro.step, batch)
         work: dict[str, Callable[[], object]] = {kind: partial(step, [batch], totals) for kind, step in steps.items()}
-        work |= {f"{kind}_cut": partial(steps[kind], cut[micro.step], totals) for kind in ("labelled", "sra")}
         work["online"] = partial(online_step, steps["sra"], teacher, batch, totals, tokens)
         work["teacher_forward"] = partial(teacher.forward, tokens.ids, tokens.lengths)
         work["student_forward"] = partial(plain_forward, plain, batch)
         for kind, one in work.items():
             per_batch = taken.setdefault(kind, [[] for _ in micros])
             per_batch[micro.step].append(timed(one))
+    return medians(taken)
+
+
+def medians(taken: dict[str, list[list[float]]]) -> dict[str, float]:
+    """Kind -> the sum of the medians of each batch; the very first run is left out."""
     for per_batch in taken.values():
         del per_batch[0][0]
     return {kind: sum(statistics.median(times) for times in per_batch) for kind, per_batch in taken.items()}
+
+
+def cut_times(shards: Path, num_batches: int, runs: int) -> dict[str, float]:
+    """Seconds of the labelled-only CE step and the SRA step in training's own micro-batches: for a child process.
+
+    A process that has run larger steps keeps their memory, and fresh memory is a good part of what a plain step costs:
+    a trainer would never have had it.
+    """
+    data = Data.open(shards)
+    cut: list[list[MicroBatch]] = [[] for _ in range(num_batches)]
+    for micro in data.stream(num_batches, BUDGETS["cpu"]):
+        cut[micro.step].append(micro)
+    steps: dict[str, Step] = {"labelled": labelled_step(), "sra": method_step("sra", data)}
+    taken: dict[str, list[list[float]]] = {kind: [[] for _ in cut] for kind in steps}
+    for micros in [cut[0], *cut * runs]:  # the first of all warms up
+        for kind, step in steps.items():
+            work = partial(step, [micro.batch for micro in micros], micros[0].totals)
+            taken[kind][micros[0].step].append(timed(work))
+    return medians(taken)
 
 
 def online_step(step: Step, teacher: LiveTeacher, batch: Batch, totals: StepTotals, tokens: TeacherTokens) -> None:
@@ -309,14 +329,12 @@ def resident_bytes(field: str) -> int:
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(field))
 
 
-def peaks(shards: Path, num_batches: int, threads: int) -> dict[str, int]:
-    """`peak_of` each kind, each in its own process."""
-    found = {}
-    for kind in ("labelled", *METHODS):
-        command = [sys.executable, "-m", "benchmarks.train", "--peak-of", kind, "--shards", str(shards)]
-        command += ["--batches", str(num_batches), "--threads", str(threads)]
-        found[kind] = int(subprocess.run(command, cwd=REPOSITORY, check=True, capture_output=True, text=True).stdout)
-    return found
+def in_a_child(task: str, shards: Path, arguments: argparse.Namespace) -> Any:
+    """What a process of its own finds: "cut", or the kind of step whose peak is asked for."""
+    command = [sys.executable, "-m", "benchmarks.train", "--child", task, "--shards", str(shards)]
+    for name in ("batches", "runs", "threads"):
+        command += [f"--{name}", str(getattr(arguments, name))]
+    return json.loads(subprocess.run(command, cwd=REPOSITORY, check=True, capture_output=True, text=True).stdout)
 
 
 def ratio(name: str, numerator: float, denominator: float) -> dict[str, float]:
@@ -324,7 +342,11 @@ def ratio(name: str, numerator: float, denominator: float) -> dict[str, float]:
 
 
 def report(
-    seconds: dict[str, float], tokens: tuple[float, float], waiting: tuple[float, float], peak: dict[str, int]
+    seconds: dict[str, float],
+    cut: dict[str, float],
+    tokens: tuple[float, float],
+    waiting: tuple[float, float],
+    peak: dict[str, int],
 ) -> dict[str, float]:
     """All ratios with what they are made of."""
     return {
@@ -333,7 +355,7 @@ def report(
         **ratio("boundary_topk_over_sft", seconds["ce"], seconds["boundary_topk"]),
         **ratio("labelled_over_sft", seconds["ce"], seconds["labelled"]),
         **ratio("own_sft_over_sft", seconds["ce"], seconds["own_sft"]),
-        **ratio("sra_over_labelled_ce", seconds["labelled_cut"], seconds["sra_cut"]),
+        **ratio("sra_over_labelled_ce", cut["labelled"], cut["sra"]),
         **ratio("real_token_share", *tokens),
         **ratio("offline_over_online", seconds["online"], seconds["sra"]),
         **ratio("teacher_over_student_forward", seconds["teacher_forward"], seconds["student_forward"]),
@@ -349,7 +371,8 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         shards = make_shards(folder, num_examples=arguments.examples)
-        peak = peaks(shards, arguments.batches, arguments.threads)
+        peak = {kind: in_a_child(kind, shards, arguments) for kind in ("labelled", *METHODS)}
+        cut = in_a_child("cut", shards, arguments)
         data = Data.open(shards)
         teacher = LiveTeacher(folder / "teacher")
         micros = list(data.stream(arguments.batches))
@@ -365,7 +388,7 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
             "teacher_layers": teacher.layer,
         }
         data.sources.shards.close()
-    return {**report(seconds, tokens, waiting, peak), **sizes}
+    return {**report(seconds, cut, tokens, waiting, peak), **sizes}
 
 
 def main() -> None:
@@ -374,12 +397,15 @@ def main() -> None:
     parser.add_argument("--batches", type=int, default=3, help="batches that are timed")
     parser.add_argument("--runs", type=int, default=3, help="times each batch is timed")
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--peak-of", help=argparse.SUPPRESS)
+    parser.add_argument("--child", help=argparse.SUPPRESS)
     parser.add_argument("--shards", type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
-    if arguments.peak_of:
-        print(peak_of(arguments.peak_of, arguments.shards, arguments.batches))
+    if arguments.child == "cut":
+        print(json.dumps(cut_times(arguments.shards, arguments.batches, arguments.runs)))
+        return
+    if arguments.child:
+        print(peak_of(arguments.child, arguments.shards, arguments.batches))
         return
     shared_material()
     configuration = {

@@ -7,11 +7,12 @@ from __future__ import annotations
 
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import typer
 
 from sra_data import terminal
+from sra_data.choices import Boundaries, OnInvalid, Overlong, VocabularyMatch
 from sra_data.errors import ConfigError
 from sra_data.options import expand
 from sra_data.stages.cache.options import CacheOptions
@@ -58,11 +59,6 @@ Config = Annotated[
     typer.Option(callback=defaults_from, is_eager=True, help="YAML with a section per command; flags win over it."),
 ]
 
-Overlong = Literal["truncate", "truncate-prompt", "skip"]
-Boundaries = Literal["token", "word"]
-Match = Literal["bytes", "exact"]
-OnInvalid = Literal["fail", "skip"]
-
 
 def version(asked: bool) -> None:
     """Print the version and stop."""
@@ -104,7 +100,9 @@ def align(
     overlong: Annotated[Overlong, typer.Option(help="What to do beyond it.")] = "truncate",
     boundaries: Annotated[Boundaries, typer.Option(help="Shared boundaries to keep.")] = "token",
     max_spans: Annotated[int, typer.Option(help="Spans of an example; beyond it neighbours are merged.")] = 1024,
-    vocabulary_match: Annotated[Match, typer.Option(help="Shared vocabulary by bytes or exact raw strings.")] = "bytes",
+    vocabulary_match: Annotated[
+        VocabularyMatch, typer.Option(help="Shared vocabulary by bytes or exact raw strings.")
+    ] = "bytes",
     on_invalid: Annotated[
         OnInvalid, typer.Option(help="A bad row, or a text whose tokens cannot be located: fail, or skip and count it.")
     ] = "fail",

@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from sra_data import terminal
+from sra_train.choices import Precision, WeightDtype
 
 app = typer.Typer(
     help="Teach any student from the shards `sra-data` wrote; the teacher is never loaded.",
@@ -28,23 +29,25 @@ def options() -> None:
 
 @app.command()
 def run(
-    shards: Annotated[str | None, typer.Argument(help="The folder of shards [shards].")] = None,
+    shards: Annotated[str | None, typer.Argument(help="The folder of shards (default: shards).")] = None,
     config: Annotated[str | None, typer.Option(help="YAML; flags win over it.")] = None,
-    method: Annotated[str | None, typer.Option(help="sra, or sft (cross-entropy alone) [sra].")] = None,
+    method: Annotated[str | None, typer.Option(help="sra, or sft (cross-entropy alone) (default: sra).")] = None,
     teacher: Annotated[
         list[str] | None,
-        typer.Option(help="A teacher of the shards, or name:weight; once for each [the only one]."),
+        typer.Option(help="A teacher of the shards, or name:weight; once for each (default: the only one)."),
     ] = None,
-    student: Annotated[str | None, typer.Option(help="Hub id or folder [the one the shards were aligned for].")] = None,
+    student: Annotated[
+        str | None, typer.Option(help="Hub id or folder (default: the one the shards were aligned for).")
+    ] = None,
     output_dir: Annotated[str | None, typer.Option(help="Folder of the run; an existing one is resumed.")] = None,
-    epochs: Annotated[int | None, typer.Option(help="Passes over the training split [10].")] = None,
+    epochs: Annotated[int | None, typer.Option(help="Passes over the training split (default: 10).")] = None,
     max_steps: Annotated[int | None, typer.Option(help="End after so many steps.")] = None,
-    batch_size: Annotated[int | None, typer.Option(help="Examples of a step over all processes [16].")] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Examples of a step over all processes (default: 16).")] = None,
     micro_batch_size: Annotated[int | None, typer.Option(help="Most examples a process runs at once.")] = None,
     micro_batch_tokens: Annotated[int | None, typer.Option(help="Most tokens, padding included, at once.")] = None,
-    learning_rate: Annotated[float | None, typer.Option(help="Peak rate of the student [5e-4].")] = None,
-    precision: Annotated[str | None, typer.Option(help="auto, no, bf16 or fp16 [auto].")] = None,
-    seed: Annotated[int | None, typer.Option(help="Of the order and the projectors [42].")] = None,
+    learning_rate: Annotated[float | None, typer.Option(help="Peak rate of the student (default: 5e-4).")] = None,
+    precision: Annotated[Precision | None, typer.Option(help="Of the computation (default: auto).")] = None,
+    seed: Annotated[int | None, typer.Option(help="Of the order and the projectors (default: 42).")] = None,
     lora: Annotated[bool | None, typer.Option("--lora/--no-lora", help="Train low-rank adapters (peft).")] = None,
     push_to_hub: Annotated[str | None, typer.Option(help="owner/name to push the finished model to.")] = None,
     settings: Annotated[
@@ -95,12 +98,14 @@ def evaluate(
     columns: Annotated[str | None, typer.Option(help="Columns by hand: prompt=question,response=answer.")] = None,
     split: Annotated[str | None, typer.Option(help="Only the rows of this split.")] = None,
     max_examples: Annotated[int | None, typer.Option(help="The first so many.")] = None,
-    max_length: Annotated[int | None, typer.Option(help="Tokens of an example [the models' positions].")] = None,
+    max_length: Annotated[
+        int | None, typer.Option(help="Tokens of an example (default: the models' positions).")
+    ] = None,
     batch_size: Annotated[int, typer.Option(help="Examples of one forward.")] = 8,
     rouge: Annotated[bool, typer.Option("--rouge", help="Generate too: Rouge-L by five seeds.")] = False,
     seeds: Annotated[str, typer.Option(help="Seeds of the generation.")] = "10,20,30,40,50",
     max_new_tokens: Annotated[int, typer.Option(help="Tokens to generate.")] = 512,
-    dtype: Annotated[str, typer.Option(help="float32 or bfloat16.")] = "float32",
+    dtype: Annotated[WeightDtype, typer.Option(help="Of the weights in memory.")] = "float32",
     trust_remote_code: Annotated[bool, typer.Option(help="Run code that comes with a model.")] = False,
     json: Json = False,
 ) -> None:

@@ -12,16 +12,15 @@ B = examples, R = responses of an example, N = tokens.
 
 from collections import Counter
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
+from sra_data.choices import Overlong
 from sra_data.corpus.token_offsets import TextTokens
 from sra_data.spans.alignment import TokenOffsets
 from sra_data.spans.ragged import Ragged, flat_ranges, splits_of
 
-Overlong = Literal["skip", "truncate-prompt", "truncate"]
 Index = NDArray[np.int64]
 
 

@@ -13,11 +13,11 @@ B = examples, N = tokens of all examples on one side, S = segments, K = spans of
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
+from sra_data.choices import Boundaries
 from sra_data.spans.closing import ClosedTokens, closing_tokens
 from sra_data.spans.ragged import Ragged, flat_ranges, splits_of
 from sra_data.spans.segments import Segments, segments_for
@@ -34,7 +34,6 @@ __all__ = [
     "segments_for",
 ]
 
-Boundaries = Literal["token", "word"]
 MAX_SPANS = 1024
 
 Index = NDArray[np.int64]

@@ -14,10 +14,10 @@ from pydantic import BaseModel, Field, SerializeAsAny, field_validator, model_se
 from pydantic import model_validator as validate_model
 
 from sra_data.errors import ConfigError
+from sra_train.choices import Precision, WeightDtype
 from sra_train.config.section import Section
 from sra_train.config.teachers import TeacherChoice, shared_weights
 
-Precision = Literal["auto", "no", "bf16", "fp16"]
 Tracker = Literal["tensorboard", "wandb", "trackio"]
 
 
@@ -85,7 +85,7 @@ class StudentConfig(Section):
     init: Literal["pretrained", "random"] = Field(
         default="pretrained", description="random: new weights from its config.json"
     )
-    dtype: Literal["float32", "bfloat16"] = Field(default="float32", description="of the weights held in memory")
+    dtype: WeightDtype = Field(default="float32", description="of the weights held in memory")
     attention: str | None = Field(
         default=None, description="sdpa, eager, flash_attention_2 ...; by default the model's own"
     )
@@ -159,6 +159,12 @@ class TrainingConfig(Section):
     strategy: Literal["ddp", "fsdp2"] = Field(default="ddp", description="how several processes share the work")
     gradient_checkpointing: bool = False
     compile: bool = Field(default=False, description="torch.compile the student's body")
+
+    @field_validator("precision", mode="before")
+    @classmethod
+    def no_is_a_word(cls, value: object) -> object:
+        """YAML reads a bare `no` as false."""
+        return "no" if value is False else value
 
 
 class GenerationConfig(Section):

@@ -45,12 +45,13 @@ class TokenBudget:
         return f"at most {self.most_tokens:,} tokens{rows}"
 
 
-# CPU: small micro-batches are as fast a token as large ones and need less memory; each works over the head's whole
-# matrix a few times, though (gradient, accumulation), which took as long as some 100 tokens of GPT-2 (4 x 256).
+# CPU: small micro-batches are as fast a token as large ones and need less memory. But each goes over the head's whole
+# matrix a few times (its gradient, the embeddings', their sum): as long as 80 tokens of GPT-2 (4 x 256) took; a wider
+# student has more to do for a token, and needs fewer.
 # CUDA: not measured. A GPU is busy with some ten thousand tokens at once, and while the some 2,000 kernels of a
 # micro-batch are launched one by one, a small student could have computed about as many tokens.
 BUDGETS = {
-    "cpu": TokenBudget(most_tokens=4_096, overhead_tokens=100),
+    "cpu": TokenBudget(most_tokens=4_096, overhead_tokens=64),
     "cuda": TokenBudget(most_tokens=16_384, overhead_tokens=2_048),
 }
 # Beside the even cut, cuts whose largest micro-batch is this much larger: less even, but less padded.

@@ -27,6 +27,7 @@ from sra_data.errors import ConfigError, SourceError
 from sra_data.models.output_head import OutputHead
 from sra_data.terminal import Reporter
 from sra_train.body import Body
+from sra_train.choices import WeightDtype
 from sra_train.config import GenerationConfig, StudentConfig
 from sra_train.contract import LabelRows, map_tensors
 from sra_train.likelihood import token_nats
@@ -63,7 +64,7 @@ class EvaluateOptions:
     batch_size: int = 8
     generation: GenerationConfig | None = None
     device: str | None = None
-    dtype: str = "float32"
+    dtype: WeightDtype = "float32"
     trust_remote_code: bool = False
 
 

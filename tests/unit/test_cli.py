@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 import typer
 
-from sra_data.cli import app
+import sra_data.cli
+import sra_train.cli
 
 PROGRAMS = ("sra_data.cli", "sra_train.cli")
+HEAVY = {"torch", "transformers", "datasets", "pyarrow", "numpy", "pydantic", "accelerate", "matplotlib"}
 
 
 def call(module: str, *arguments: object, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
@@ -22,25 +23,12 @@ def call(module: str, *arguments: object, cwd: Path | None = None) -> subprocess
 
 @pytest.mark.parametrize("module", PROGRAMS)
 def test_help_imports_nothing_heavy(module: str) -> None:
-    code = (
-        "import sys, runpy; sys.argv = ['x', '--help']\n"
-        f"import atexit; from {module} import main\n"
-        "atexit.register(lambda: print(sorted({'torch', 'transformers', 'pyarrow', 'numpy'} & set(sys.modules))))\n"
-        "main()"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert done.stdout.strip().splitlines()[-1] == "[]"
-
-
-@pytest.mark.parametrize("module", PROGRAMS)
-def test_help_answers_at_once(module: str) -> None:
-    seconds = []
-    for _ in range(3):
-        start = time.perf_counter()
-        assert call(module, "--help").returncode == 0
-        seconds.append(time.perf_counter() - start)
-    # The promise is half a second; the machine that runs the tests may be busy, so the best of three counts, with room.
-    assert min(seconds) < 1.0
+    """What makes `--help` slow is what it imports; how long it takes is the machine's affair."""
+    asked = f"import sys; sys.argv = ['x', '--help']; from {module} import app; app(standalone_mode=False)"
+    told = f"{asked}; print(*sorted({HEAVY!r} & set(sys.modules)), file=sys.stderr)"
+    done = subprocess.run([sys.executable, "-c", told], capture_output=True, text=True, check=True)
+    assert "Usage" in done.stdout
+    assert done.stderr.split() == []
 
 
 @pytest.mark.parametrize("module", PROGRAMS)
@@ -58,10 +46,11 @@ def test_known_error_is_one_line_and_exit_1(tmp_path: Path) -> None:
     assert not (tmp_path / "nowhere").exists()
 
 
-@pytest.mark.parametrize("command", ["inspect", "list", "report"])
-def test_help_keeps_its_words(command: str) -> None:
+@pytest.mark.parametrize("program", [sra_data.cli.app, sra_train.cli.app], ids=["sra-data", "sra-train"])
+def test_help_keeps_its_words(program: typer.Typer) -> None:
     """What stands in square brackets is markup to the one who prints the help, and is lost."""
-    shown = typer.main.get_command(app)
+    shown = typer.main.get_command(program)
     assert isinstance(shown, typer.core.TyperGroup)
-    for parameter in shown.commands[command].params:
-        assert "[" not in (getattr(parameter, "help", None) or "")
+    for command in shown.commands.values():
+        for parameter in command.params:
+            assert "[" not in (getattr(parameter, "help", None) or "")

@@ -7,15 +7,13 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, TypeVar, get_args
+from typing import TypeVar, get_args
 
+from sra_data.choices import Boundaries, OnInvalid, Overlong, VocabularyMatch
 from sra_data.corpus.sources import Source, open_source
-from sra_data.corpus.truncation import Overlong
 from sra_data.errors import ConfigError, ShardError
-from sra_data.spans.alignment import Boundaries
-from sra_data.stages.align.pairs import PairOptions, VocabularyMatch
+from sra_data.stages.align.pairs import PairOptions
 
-OnInvalid = Literal["fail", "skip"]
 CHOICES = {
     "overlong": get_args(Overlong),
     "boundaries": get_args(Boundaries),

@@ -8,22 +8,20 @@ B = rows, R = responses of a row.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
 
+from sra_data.choices import Boundaries, Overlong, VocabularyMatch
 from sra_data.corpus.tokenization import SideTokenizer
-from sra_data.corpus.truncation import Overlong
 from sra_data.shards.schema import OK
 from sra_data.shards.store import EncodedRows, StoredVocabulary, alignment_columns, alignment_name
-from sra_data.spans.alignment import MAX_SPANS, Boundaries, align, segments_for
+from sra_data.spans.alignment import MAX_SPANS, align, segments_for
 from sra_data.spans.vocabulary import SharedVocabulary, shared_vocabulary
 from sra_data.stages.align.batches import Examples, SideBatch, only
 from sra_data.stages.align.counting import count_pair
 from sra_data.stages.align.counts import PairCounts
-
-VocabularyMatch = Literal["bytes", "exact"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -89,16 +87,16 @@ class Pair:
         """Find out what two sides share."""
         left, right = sorted((one, other), key=lambda side: side.name)
         ends = left.tokenizer.eos_id, right.tokenizer.eos_id
-        strings = [side.tokenizer.vocabulary for side in (left, right)]
+        vocabulary, num_left, num_right = _shared(left.tokenizer, right.tokenizer, options.vocabulary_match)
         return cls(
             name=alignment_name(left.name, right.name, options.suffix),
             left=left.name,
             right=right.name,
-            vocabulary=shared_vocabulary(student=strings[0], teacher=strings[1], match=options.vocabulary_match),
+            vocabulary=vocabulary,
             options=options,
             end_of_sequence=None if ends[0] is None or ends[1] is None else (ends[0], ends[1]),
-            num_left=sum(1 for piece in strings[0].byte_strings if piece),
-            num_right=sum(1 for piece in strings[1].byte_strings if piece),
+            num_left=num_left,
+            num_right=num_right,
         )
 
     def stored_vocabulary(self) -> StoredVocabulary:
@@ -137,6 +135,17 @@ class Pair:
             left_spans=table.student_spans,
             right_spans=table.teacher_spans,
         )
+
+
+@lru_cache(maxsize=8)
+def _shared(left: SideTokenizer, right: SideTokenizer, match: VocabularyMatch) -> tuple[SharedVocabulary, int, int]:
+    """What two tokenizers share, its student being the left one, and how many ids of each stand for bytes.
+
+    The same for every corpus and every length, so found once for tokenizers that are aligned again.
+    """
+    strings = left.vocabulary, right.vocabulary
+    counts = [sum(1 for piece in one.byte_strings if piece) for one in strings]
+    return shared_vocabulary(student=strings[0], teacher=strings[1], match=match), counts[0], counts[1]
 
 
 def _status(left: str, right: str) -> str:

@@ -15,6 +15,7 @@ from sra_train.methods.sra import SRA, SRAOptions
 from sra_train.methods.terms import head_loss
 from sra_train.methods.terms.cross_entropy import CrossEntropyTerm
 from sra_train.methods.terms.distributions import TopKTerm, top_k_outcomes
+from sra_train.methods.terms.divergence import divergence_of_logits
 from sra_train.methods.terms.head_loss import RowGroup, head_losses
 from tests.unit.methods import worlds
 
@@ -38,6 +39,7 @@ def cross_entropy_by_torch(hidden, head: OutputHead, targets, coefficients):
 @pytest.mark.parametrize("chunk_bytes", [1, 1000, 10**9])
 def test_chunks_change_nothing(chunk_bytes: int, softcap: float | None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(head_loss.BLOCK_BYTES, "cpu", 600)
+    monkeypatch.setitem(head_loss.PANEL_COLUMNS, "cpu", 7)
     hidden, weight, bias, targets, coefficients = problem()
     head = OutputHead(weight, bias, scale=0.6, softcap=softcap)
     expected, losses = cross_entropy_by_torch(hidden, head, targets, coefficients)
@@ -76,6 +78,58 @@ def test_a_term_that_reads_some_columns_is_the_term_of_the_head_cut_to_them() ->
     ]
     for actual, wanted in zip([*found[0], *found[1]], [*expected, *both], strict=True):
         torch.testing.assert_close(actual, wanted)
+
+
+def test_groups_that_share_chunks_and_terms_are_their_rows_one_after_the_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(head_loss.BLOCK_BYTES, "cpu", 600)
+    hidden, weight, bias, targets, coefficients = problem()
+    head, term = OutputHead(weight, bias), CrossEntropyTerm(targets, coefficients)
+    whole, [[losses]] = head_losses(head, [RowGroup(hidden, [term])])
+    wanted = torch.autograd.grad(whole, [hidden, weight, bias])
+    groups = [
+        RowGroup(hidden[start:stop], [term], first_row=start) for start, stop in ((0, 4), (4, 4), (4, 15), (15, 23))
+    ]
+    total, values = head_losses(head, groups, chunk_bytes=31 * 8 * 6)
+    torch.testing.assert_close(total, whole)
+    torch.testing.assert_close(torch.cat([value for (value,) in values]), losses)
+    for actual, one in zip(torch.autograd.grad(total, [hidden, weight, bias]), wanted, strict=True):
+        torch.testing.assert_close(actual, one)
+
+
+def test_a_distribution_taught_at_a_span_of_one_token_costs_no_row_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows: list[int] = []
+    product = head_loss.ChunkedHead.logits
+
+    def counted(self, states):
+        if len(self.weight) == worlds.STUDENT_VOCABULARY:
+            rows.append(len(states))
+        return product(self, states)
+
+    monkeypatch.setattr(head_loss.ChunkedHead, "logits", counted)
+    examples = [worlds.make_example(0, sizes=[(1, 2), (2, 1), (1, 1), (3, 2)]), worlds.make_example(1, sizes=[(1, 3)])]
+    teacher = worlds.make_head(11, worlds.TEACHER_VOCABULARY, worlds.TEACHER_WIDTH)
+    student = worlds.make_head(12, worlds.STUDENT_VOCABULARY, worlds.STUDENT_WIDTH)
+    worlds.run(worlds.make_method(SRAOptions(), teacher), examples, student)
+    num_labels, num_longer_spans = sum(len(one.labels) for one in examples), 2
+    assert sum(rows) == num_labels + num_longer_spans
+
+
+@pytest.mark.parametrize("spread", [1.0, 300.0])
+def test_forward_divergence_of_logits_is_the_sum_over_outcomes(spread: float) -> None:
+    generator = torch.Generator().manual_seed(0)
+    student, teacher = (torch.randn(5, 9, generator=generator, dtype=torch.float64) * spread for _ in range(2))
+    teacher[0] = student[0]
+    logits = student.clone().requires_grad_(True)
+    expected = torch.nn.functional.kl_div(
+        torch.log_softmax(logits, 1), torch.log_softmax(teacher, 1), reduction="none", log_target=True
+    ).sum(1)
+    (slopes,) = torch.autograd.grad(expected.sum(), [logits])
+    values, gradient = divergence_of_logits(
+        student_logits=student.clone(), teacher_logits=teacher.clone(), kind="forward"
+    )
+    torch.testing.assert_close(values, expected.detach())
+    torch.testing.assert_close(gradient, slopes)
+    assert float(values[0]) == 0
 
 
 def test_half_precision_gradients_do_not_underflow() -> None:

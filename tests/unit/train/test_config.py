@@ -157,3 +157,10 @@ def test_identity_names_what_decides_the_numbers_and_nothing_else() -> None:
         "method.alpha: 0.5 then, 0.25 now",
         "training.batch_size: 16 then, 8 now",
     ]
+
+
+@pytest.mark.parametrize("given", ["flag", "file"])
+def test_precision_no_is_a_word_and_no_false(tmp_path, given) -> None:
+    (tmp_path / "config.yaml").write_text("training:\n  precision: no\n")
+    file, overrides = (None, {"training.precision": "no"}) if given == "flag" else (tmp_path / "config.yaml", None)
+    assert load_config(file, overrides).training.precision == "no"

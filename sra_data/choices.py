@@ -1,0 +1,8 @@
+"""Closed choices of `align` that the command line and the rooms share; it imports nothing, so `--help` may read it."""
+
+from typing import Literal
+
+Overlong = Literal["truncate", "truncate-prompt", "skip"]
+Boundaries = Literal["token", "word"]
+VocabularyMatch = Literal["bytes", "exact"]
+OnInvalid = Literal["fail", "skip"]
