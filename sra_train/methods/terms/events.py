@@ -55,6 +55,30 @@ class Events:
         teacher = torch.where(mapped >= 0, student[mapped.clamp_min(0)], count - 1)
         return cls(student, teacher, count)
 
+    @classmethod
+    def of_first_bytes(cls, student: Tensor, teacher: Tensor, *, vocabularies: tuple[int, int]) -> Events:
+        """Events of the next byte: 256 of them, and a residual for ids that stand for no bytes.
+
+        Args:
+            student: [S'] the first byte of each student id, -1 for none; teacher likewise.
+            vocabularies: S and T, rows of the heads; ids beyond the tokenizers' stand for no bytes.
+        """
+        found = []
+        for first, rows in zip((student, teacher), vocabularies, strict=True):
+            events = torch.full((rows,), 256, dtype=torch.int64)
+            known = first[:rows].long()
+            events[: len(known)] = torch.where(known >= 0, known, 256)
+            found.append(events)
+        return cls(found[0], found[1], 257)
+
+    def with_pair(self, student_id: int, teacher_id: int) -> Events:
+        """The same with one more event, that of two ids which mean the same by role (end of sequence)."""
+        student, teacher = self.student.clone(), self.teacher.clone()
+        residual = self.count - 1
+        student[student == residual], teacher[teacher == residual] = self.count, self.count
+        student[student_id] = teacher[teacher_id] = residual
+        return Events(student, teacher, self.count + 1)
+
     @property
     def student_has_residual(self) -> bool:
         """Whether the student has an id that is nobody's image: without one it cannot say "something else"."""
