@@ -180,6 +180,7 @@ class KnowledgeNeeds:
 
     head: bool = False
     embeddings: bool = False
+    images: bool = False  # where the teacher's ids go among the student's by the bytes they begin with
 
 
 @dataclass(frozen=True)
@@ -228,6 +229,16 @@ class InputEmbeddings:
 
 
 @dataclass(frozen=True)
+class Images:
+    """Where a teacher's ids go among the student's at a boundary (docs/method.md, section 6); -1 for nowhere."""
+
+    byte_prefix: Tensor  # [teacher's ids] int64
+    first_piece: Tensor  # [teacher's ids] int64
+    teacher_first_byte: Tensor  # [teacher's ids] int64
+    student_first_byte: Tensor  # [student's ids] int64
+
+
+@dataclass(frozen=True)
 class TeacherKnowledge:
     """What a method knows of a teacher beside the batch: constant during training.
 
@@ -242,6 +253,7 @@ class TeacherKnowledge:
     shared_teacher_ids: Tensor
     head: OutputHead | None = None  # where `KnowledgeNeeds` asks for it
     embeddings: InputEmbeddings | None = None  # likewise
+    images: Images | None = None  # likewise
     teacher_to_student: Tensor | None = None
     end_of_sequence: tuple[int, int] | None = None
 

@@ -17,6 +17,7 @@ from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
 from sra_data.corpus.tokenization import SideTokenizer
 from sra_data.shards.codecs import encode_float32
+from sra_data.shards.images import IMAGES, save_images
 from sra_data.shards.kinds import Row
 from sra_data.shards.manifest import kind_of
 from sra_data.shards.schema import (
@@ -51,6 +52,7 @@ from sra_data.shards.store import (
     write_part,
 )
 from sra_data.spans.vocabulary import shared_vocabulary
+from sra_data.stages.align.images import images_of
 
 TEACHER_WIDTH = 12
 TEACHER_LAYERS = 3
@@ -241,11 +243,12 @@ class World:
         left, right = sides_of(name)
         rows = [align_rows(*pair) for pair in zip(sides[left], sides[right], strict=True)]
         section = f"alignments/{name}"
-        folder = self.begin(section, files=[VOCABULARY], made_from=(f"sides/{left}", f"sides/{right}"))
+        folder = self.begin(section, files=[VOCABULARY, IMAGES], made_from=(f"sides/{left}", f"sides/{right}"))
         shared = shared_vocabulary(student=tokenizers[left].vocabulary, teacher=tokenizers[right].vocabulary)
         ends = tokenizers[left].tokenizer.eos_token_id, tokenizers[right].tokenizer.eos_token_id
         tables = (shared.student_ids, shared.teacher_ids, shared.teacher_of_student, shared.student_of_teacher)
         save_vocabulary(folder, StoredVocabulary(*tables, ends))
+        save_images(folder, images_of(tokenizers[left], tokenizers[right]))
         options = {"boundaries": "token", "max_spans": 2048, "vocabulary_match": "bytes"}
         self.write(section, alignment_schema(), rows, {"options": options, "shared_ids": len(shared)})
         models = {"teacher": named(teacher, tokenizers[teacher]), "student": named(STUDENT, tokenizers[STUDENT])}

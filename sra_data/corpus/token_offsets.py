@@ -117,6 +117,10 @@ class TokenReader:
         )
         return tokens.without(sorted(lost)) if lost else tokens
 
+    def ids_of(self, texts: Sequence[str]) -> list[list[int]]:
+        """The ids of texts alone: nothing is located, and a special token's string stays text."""
+        return self._cut(texts, recognise_special=False)[1]
+
     def _locate(
         self,
         encodings: list[Any] | None,

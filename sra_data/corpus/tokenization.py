@@ -145,6 +145,10 @@ class SideTokenizer:
     def _reader(self) -> TokenReader:
         return TokenReader(self.tokenizer, self.vocabulary, self.name)
 
+    def cut(self, texts: Sequence[str]) -> list[list[int]]:
+        """The ids of each text by itself, without beginning or end."""
+        return self._reader.ids_of(texts)
+
     def encode(
         self,
         texts: Sequence[str],

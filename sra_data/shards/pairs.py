@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from sra_data.shards.images import load_images
 from sra_data.shards.index import Index
 from sra_data.shards.reader import FolderReader
 from sra_data.shards.schema import IntArray
@@ -62,6 +63,21 @@ class PairVocabulary:
     student_of_teacher: NDArray[np.int32]
     teacher_of_student: NDArray[np.int32]
     end_of_sequence: tuple[int, int] | None
+
+
+@dataclass(frozen=True, eq=False)
+class PairImages:
+    """Where the teacher's ids go among the student's; see `SideImages`.
+
+    Attributes:
+        byte_prefix, first_piece: [teacher's ids] int32, the student's id or -1.
+        teacher_first_byte: [teacher's ids] int32 or -1; `student_first_byte` [student's ids] likewise.
+    """
+
+    byte_prefix: NDArray[np.int32]
+    first_piece: NDArray[np.int32]
+    teacher_first_byte: NDArray[np.int32]
+    student_first_byte: NDArray[np.int32]
 
 
 class PairReader:
@@ -122,3 +138,13 @@ class PairReader:
             teacher_of_student=stored.right_of_left,
             end_of_sequence=stored.end_of_sequence,
         )
+
+    def images(self) -> PairImages:
+        """Where the teacher's ids go among the student's.
+
+        Raises:
+            ShardError: If the file is missing or damaged.
+        """
+        stored = load_images(self.reader.folder)
+        student, teacher = (stored.left, stored.right) if self._student_is_left else (stored.right, stored.left)
+        return PairImages(teacher.byte_prefix, teacher.first_piece, teacher.first_byte, student.first_byte)

@@ -7,7 +7,7 @@ import torch
 from numpy.typing import NDArray
 
 from sra_data.models.output_head import OutputHead
-from sra_train.contract import InputEmbeddings, KnowledgeNeeds, ModelShape, TeacherKnowledge, TeacherSetting
+from sra_train.contract import Images, InputEmbeddings, KnowledgeNeeds, ModelShape, TeacherKnowledge, TeacherSetting
 from sra_train.data.sources import Sources, TeacherSource
 
 
@@ -34,6 +34,9 @@ def teacher_setting(sources: Sources, teacher: TeacherSource, needs: KnowledgeNe
         shared_teacher_ids=long_tensor(shared.teacher_ids),
         head=teacher_head(sources, teacher.name) if needs.head else None,
         embeddings=teacher_embeddings(sources, teacher.name) if needs.embeddings else None,
+        images=Images(**{name: long_tensor(ids) for name, ids in vars(teacher.pair.images()).items()})
+        if needs.images
+        else None,
         teacher_to_student=long_tensor(shared.student_of_teacher),
         end_of_sequence=shared.end_of_sequence,
     )

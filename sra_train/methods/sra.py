@@ -45,7 +45,7 @@ from sra_train.methods.terms.divergence import Divergence
 from sra_train.methods.terms.geometry import geometry_loss
 from sra_train.methods.terms.head_loss import HeadTerm, product_dtype
 from sra_train.methods.terms.head_terms import HeadTerms, TaughtRows, head_terms
-from sra_train.methods.terms.kd import Distillation, KDPosition, KDSource, KDVocabulary
+from sra_train.methods.terms.kd import EVENTS, Distillation, KDPosition, KDSource, KDVocabulary
 from sra_train.methods.terms.layers import LayerPair, MappedLayers, check_layer_pairs, map_layers, orthogonal_projector
 from sra_train.methods.terms.spans import Pooling, SpanStates
 from sra_train.methods.terms.teachers import by_teacher, weighted_sum
@@ -89,6 +89,11 @@ class SRAOptions(BaseModel):
                 raise ConfigError(f"{name}={value}: must be a finite number that is not negative{remedy}")
         if not 0 < self.temperature < math.inf:
             raise ConfigError(f"temperature={self.temperature}: must be a positive finite number")
+        if self.kd and self.kd_vocabulary in EVENTS and (self.kd_position, self.kd_source) != ("boundary", "head"):
+            raise ConfigError(
+                f"kd_vocabulary={self.kd_vocabulary}: its outcomes are what follows a boundary, in the teacher's whole"
+                " distribution; set kd_position=boundary and kd_source=head"
+            )
         check_layer_pairs(self.layer_pairs)
         return self
 
@@ -298,7 +303,9 @@ class SRA(Method):
 
     @classmethod
     def knowledge_needs(cls, options: SRAOptions) -> KnowledgeNeeds:
-        return KnowledgeNeeds(head=options.kd_reads_head)
+        return KnowledgeNeeds(
+            head=options.kd_reads_head, images=options.kd_reads_head and options.kd_vocabulary in EVENTS
+        )
 
     @property
     def needs(self) -> tuple[CacheNeeds, ...]:

@@ -22,7 +22,13 @@ from tests.model_zoo import tiny_model
 from tests.tokenizer_zoo import train_sentencepiece_bpe
 
 EXAMPLES = 6
-OPTIONS = [{}, {"kd_vocabulary": "rest"}, {"kd_position": "boundary"}, {"pooling": "mean"}]
+OPTIONS = [
+    {},
+    {"kd_vocabulary": "rest"},
+    {"kd_position": "boundary"},
+    {"kd_position": "boundary", "kd_vocabulary": "byte_prefix"},
+    {"pooling": "mean"},
+]
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from typing import Any
 from sra_data.corpus.sources import Source
 from sra_data.corpus.tokenization import SideTokenizer, split_revision
 from sra_data.errors import ShardError
+from sra_data.shards.images import IMAGES, save_images
 from sra_data.shards.store import (
     VOCABULARY,
     Manifest,
@@ -28,6 +29,7 @@ from sra_data.shards.store import (
     save_vocabulary,
     seal,
 )
+from sra_data.stages.align.images import images_of
 from sra_data.stages.align.options import AlignOptions
 from sra_data.stages.align.pairs import Pair, Side
 from sra_data.stages.align.plan import CorpusPlan
@@ -124,12 +126,15 @@ class Work:
             section,
             {**inputs, "left": pair.left, "right": pair.right, **options},
             lambda: units,
-            files=(VOCABULARY,),
+            files=(VOCABULARY, IMAGES),
             made_from=tuple(dict.fromkeys((f"sides/{pair.left}", f"sides/{pair.right}"))),
             facts={"options": options, "shared_ids": len(pair.vocabulary)},
         )
         if not has_file(self.shards / section, VOCABULARY):
             save_vocabulary(self.shards / section, pair.stored_vocabulary())
+        if not has_file(self.shards / section, IMAGES):
+            left, right = (self.sides[name].tokenizer for name in (pair.left, pair.right))
+            save_images(self.shards / section, images_of(left, right))
         return plan
 
     def seal(self, sections: Sequence[str], *, made: bool) -> None:

@@ -24,12 +24,14 @@ from sra_train.methods.terms.distributions import (
     top_k_outcomes,
 )
 from sra_train.methods.terms.divergence import Divergence
+from sra_train.methods.terms.events import Events, EventTerm
 from sra_train.methods.terms.head_loss import ChunkedHead, HeadTerm
 from sra_train.methods.terms.vocabulary import VocabularyMap
 
 KDPosition = Literal["center_of_mass", "boundary"]
 KDSource = Literal["head", "top_k"]
-KDVocabulary = Literal["renormalised", "rest"]
+KDVocabulary = Literal["renormalised", "rest", "first_piece", "byte_prefix", "next_byte"]
+EVENTS = ("first_piece", "byte_prefix", "next_byte")  # outcomes that are events about the bytes that follow
 
 
 class DistillationOptions(Protocol):
@@ -54,6 +56,8 @@ class Distillation(nn.Module):
     teacher_bias: Tensor | None
     doubles: Tensor | None  # see TeacherOutcomes
     into: Tensor | None
+    student_events: Tensor | None  # see Events
+    teacher_events: Tensor | None
 
     def __init__(self, options: DistillationOptions, knowledge: TeacherKnowledge, *, student_vocabulary: int) -> None:
         """`student_vocabulary` is S, the rows of the student's head.
@@ -71,7 +75,7 @@ class Distillation(nn.Module):
         )
         self._with_head = options.kd_source == "head"
         self._round_sizes: Sequence[int] = ()
-        weight = bias = doubles = into = None
+        weight = bias = doubles = into = events = None
         if self._with_head:
             if knowledge.head is None:
                 raise ConfigError("kd_source=head: the shards hold no teacher's head; run `sra-data cache-teacher`")
@@ -82,10 +86,17 @@ class Distillation(nn.Module):
                 ids, outcomes = self.vocabulary.teacher_outcomes(head.vocabulary_size)
                 self._refuse_rest_without_ids(outcomes, head.vocabulary_size)
                 doubles, into, self._round_sizes = outcomes.doubles, outcomes.into, outcomes.round_sizes
+            elif options.kd_vocabulary in EVENTS:
+                events, ids = self._events(knowledge, head.vocabulary_size), torch.arange(head.vocabulary_size)
             cut = head.restrict(ids)
             weight, bias = cut.weight, cut.bias
+        self._num_events = 0 if events is None else events.count
         self._cast: dict[tuple[torch.device, torch.dtype], tuple[Tensor, Tensor | None]] = {}
-        for name, buffer in (("teacher_weight", weight), ("teacher_bias", bias), ("doubles", doubles), ("into", into)):
+        buffers = {"teacher_weight": weight, "teacher_bias": bias, "doubles": doubles, "into": into}
+        buffers |= {"student_events": None, "teacher_events": None}
+        if events is not None:
+            buffers |= {"student_events": events.student, "teacher_events": events.teacher}
+        for name, buffer in buffers.items():
             self.register_buffer(name, buffer, persistent=False)
 
     @property
@@ -106,6 +117,9 @@ class Distillation(nn.Module):
         weight, bias = self._teacher_head(dtype)
         head = ChunkedHead(weight, bias, scale=self.scale, softcap=self.softcap)
         temperature, kind = self.options.temperature, self.options.kd_divergence
+        if self.student_events is not None and self.teacher_events is not None:
+            events = Events(self.student_events, self.teacher_events, self._num_events)
+            return EventTerm(states, head, coefficients, events=events, temperature=temperature, kind=kind)
         shared = self.vocabulary.student_ids
         if self.doubles is None or self.into is None:
             columns = None if ids_alone else shared
@@ -154,6 +168,32 @@ class Distillation(nn.Module):
             temperature=temperature,
         )
         return TopKTerm(outcomes, coefficients, temperature=temperature, kind=self.options.kd_divergence)
+
+    def _events(self, knowledge: TeacherKnowledge, teacher_vocabulary: int) -> Events:
+        """What the ids of both sides are, by the bytes they begin with."""
+        kind, images = self.options.kd_vocabulary, knowledge.images
+        if images is None:
+            raise ConfigError(f"kd_vocabulary={kind}: the shards hold no map of ids; run `sra-data align` again")
+        if kind == "next_byte":
+            sizes = self.student_vocabulary, teacher_vocabulary
+            events = Events.of_first_bytes(images.student_first_byte, images.teacher_first_byte, vocabularies=sizes)
+            return events if knowledge.end_of_sequence is None else events.with_pair(*knowledge.end_of_sequence)
+        mapped = (images.first_piece if kind == "first_piece" else images.byte_prefix).clone()
+        if knowledge.end_of_sequence is not None:
+            student_end, teacher_end = knowledge.end_of_sequence
+            mapped[mapped == student_end] = -1
+            longer = mapped.new_full((max(0, teacher_end + 1 - len(mapped)),), -1)
+            mapped = torch.cat([mapped, longer])
+            mapped[teacher_end] = student_end
+        events = Events.of_images(
+            mapped, student_vocabulary=self.student_vocabulary, teacher_vocabulary=teacher_vocabulary
+        )
+        if not events.student_has_residual:
+            raise ConfigError(
+                f"kd_vocabulary={kind}: all {self.student_vocabulary} ids of the student are images, so it has none"
+                " for what the teacher says beside them; set kd_vocabulary=next_byte"
+            )
+        return events
 
     def _refuse_rest_without_ids(self, outcomes: TeacherOutcomes, teacher_vocabulary: int) -> None:
         """A teacher with a rest against a student that has none would be infinitely far from it."""

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from sra_data.models.output_head import OutputHead
 from sra_train.contract import (
+    Images,
     LossTerms,
     MethodSetting,
     ModelShape,
@@ -162,7 +163,20 @@ def knowledge(teacher_head: Head | None, tokenizer: Tokenizer | None = None) -> 
         head=None if teacher_head is None else teacher_head.live(),
         teacher_to_student=mapping,
         end_of_sequence=tokenizer.end,
+        images=Images(
+            byte_prefix=mapping,
+            first_piece=mapping,
+            teacher_first_byte=first_bytes(tokenizer.size),
+            student_first_byte=first_bytes(STUDENT_VOCABULARY),
+        ),
     )
+
+
+def first_bytes(size: int) -> Tensor:
+    """Three bytes in turn; the last id, end-of-sequence, stands for none."""
+    first = torch.arange(size) % 3 + 97
+    first[-1] = -1
+    return first
 
 
 def teacher_setting(

@@ -253,6 +253,25 @@ def test_the_shared_vocabulary_is_stored_for_training(options):
         assert student.vocabulary.byte_strings[student_id] == teacher.vocabulary.byte_strings[teacher_id]
 
 
+def test_where_ids_go_among_the_other_sides_is_stored_for_both_directions(options):
+    pair = align(options, Reporter()).pairs[0]
+    teacher, student = SideTokenizer.load(options.teachers[0]), SideTokenizer.load(options.students[0])
+    with ShardSet.open(options.out) as shards:
+        images = shards.pair(student=pair.student, teacher=pair.teacher).images()
+        back = shards.pair(student=pair.teacher, teacher=pair.student).images()
+    of_teacher, of_student = teacher.vocabulary.byte_strings, student.vocabulary.byte_strings
+    assert len(images.byte_prefix) == len(images.first_piece) == len(of_teacher)
+    assert len(back.byte_prefix) == len(of_student)
+    for piece, prefix, first, byte in zip(
+        of_teacher, images.byte_prefix, images.first_piece, images.teacher_first_byte, strict=True
+    ):
+        for image in (prefix, first):
+            assert image == -1 or piece.startswith(of_student[image])
+        assert byte == (piece[0] if piece else -1)
+    assert (images.byte_prefix >= 0).mean() > 0.9  # a student with byte fallback has every byte
+    assert np.array_equal(images.student_first_byte, back.teacher_first_byte)
+
+
 def chats(folder: Path) -> Path:
     turns = [("user", "Hi"), ("assistant", " Hello 😀 "), ("user", "And?"), ("assistant", "Bye.")]
     messages = [{"role": role, "content": content} for role, content in turns]
