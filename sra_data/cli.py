@@ -48,6 +48,9 @@ def defaults_from(context: typer.Context, file: str | None) -> str | None:
     unknown = sorted(set(section) - known)
     if unknown:
         raise ConfigError(f"{file}: {command} has no option {unknown[0]}; it has {', '.join(sorted(map(str, known)))}")
+    repeated = {parameter.name for parameter in context.command.params if getattr(parameter, "multiple", False)}
+    for name in repeated & set(section):  # one teacher may be written without a list
+        section[name] = section[name] if isinstance(section[name], list) else [section[name]]
     context.default_map = {**(context.default_map or {}), **section}
     return file
 

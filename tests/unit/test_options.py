@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import pytest
 import typer
@@ -142,3 +142,24 @@ def test_a_file_gives_defaults_and_flags_win(command: str, tmp_path: Path, monke
     file.write_text(f"{command}:\n  logits: sampled\n")
     result = CliRunner().invoke(app, [command, "--config", str(file)])
     assert f"{command} has no option logits; it has adapter, alignment, " in str(result.exception)
+
+
+@pytest.mark.parametrize("written", ["org/student", "[org/student, org/other]"])
+def test_an_option_that_may_be_repeated_is_one_word_or_a_list_in_a_file(
+    written: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from sra_data.cli import app
+    from sra_data.stages.align import stage
+
+    handed: list[Any] = []
+
+    def take(options: object, reporter: object) -> None:
+        handed.append(options)
+        raise ConfigError("that is all")
+
+    monkeypatch.setattr(stage, "align", take)
+    (tmp_path / "data.yaml").write_text(f"align:\n  student: {written}\n")
+    CliRunner().invoke(app, ["align", "--config", str(tmp_path / "data.yaml"), "--teacher", "org/teacher"])
+    (options,) = handed
+    assert options.teachers == ("org/teacher",)
+    assert options.students == tuple(written.strip("[]").split(", "))

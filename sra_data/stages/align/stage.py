@@ -69,14 +69,15 @@ def without_old_garbage() -> Iterator[None]:
 @without_old_garbage()
 def align_with(options: AlignOptions, reporter: Reporter, tokenizers: Tokenizers) -> AlignSummary:
     """`align` with tokenizers that are loaded already; raises the same."""
-    started = time.monotonic()
     check_options(options)
     shards = Path(options.out)
     refuse_unwritable(shards)
     work = Work.planned(options, tokenizers, shards)
     sources = open_sources(options)
+    started = time.monotonic()
     plan = scan(sources, on_invalid=options.on_invalid, dev_share=options.hashed_dev_share, reporter=reporter)
-    plans, units = work.begin(plan, sources)
+    scanned = time.monotonic() - started
+    plans, units = work.begin(plan, sources)  # what two tokenizers share takes seconds, whatever the corpus
 
     worker = AlignWorker(
         shards=shards,
@@ -88,8 +89,9 @@ def align_with(options: AlignOptions, reporter: Reporter, tokenizers: Tokenizers
     )
     missing = {unit.part for section, known in plans.items() for unit in missing_units(shards / section, known)}
     chosen = [unit for unit in select_units(units, options.units) if unit.part in missing]
+    started = time.monotonic()
     tokens = _do(worker, chosen, options.num_workers, reporter)
-    seconds = time.monotonic() - started
+    seconds = scanned + time.monotonic() - started
 
     still_missing = missing - {unit.part for unit in chosen}
     if not still_missing:

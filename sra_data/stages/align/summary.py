@@ -114,7 +114,7 @@ class AlignSummary:
         units_missing: Units that are not there yet (with `--units`); sides and pairs are only counted once none is.
         num_dev: Of `num_examples` those of the development set.
         left_out: Rows that are in no shard, by reason; and lone surrogates replaced.
-        tokens_per_second: Of all sides, cut in this run, from the scan to the last part; 0 where none was.
+        seconds: Of the scan and the units; tokens_per_second: of all sides, cut in them, 0 where none was.
         sides: Of this call; pairs likewise, teachers first to last, each with every student.
     """
 
