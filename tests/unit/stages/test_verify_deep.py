@@ -92,6 +92,15 @@ def test_the_settings_of_the_pages_have_their_very_columns(aligned: Path, tmp_pa
         assert settings.schema() == pages_of(opened).schema
 
 
+def test_a_teacher_is_asked_again_as_its_pages_know_it_and_where_the_asker_says(aligned: Path, tmp_path: Path) -> None:
+    shards = cached(aligned, tmp_path, "--dtype", "bf16", "--top-k", 0)
+    with ShardSet.open(shards) as opened:
+        how = TeacherSpec(name="another", dtype="fp32", device="cpu", trust_remote_code=True)
+        asked = settings_of_pages(opened, opened.choose_teacher(), how).teacher
+    assert (asked.name, asked.dtype, asked.quantization) == (str(tmp_path / "teacher"), "bf16", None)
+    assert (asked.device, asked.trust_remote_code) == ("cpu", True)
+
+
 def test_a_teacher_that_was_trained_on_is_told(aligned: Path, tmp_path: Path) -> None:
     shards = cached(aligned, tmp_path)
     positions = json.loads((tmp_path / "teacher" / "config.json").read_text())["max_position_embeddings"]

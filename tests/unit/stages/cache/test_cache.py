@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,7 +21,7 @@ from sra_data.stages.cache.run import CacheRun
 from sra_data.stages.cache.stage import cache_teacher
 from sra_data.teacher.loading import load
 from sra_data.teacher.spec import TeacherSpec
-from sra_data.terminal import Reporter
+from sra_data.terminal import Reporter, Task
 from tests.model_zoo import tiny_model
 from tests.unit.stages.cache.worlds import (
     ALIGNMENT,
@@ -28,8 +30,10 @@ from tests.unit.stages.cache.worlds import (
     World,
     alignment_row,
     changed,
+    forget,
     save_teacher,
     side_row,
+    write_alignment,
 )
 
 
@@ -130,6 +134,55 @@ def test_units_may_be_done_apart_and_the_last_one_seals(world: World) -> None:
     assert cache_teacher(other.options(), Reporter()).root == whole.root
 
 
+def test_units_are_half_open(world: World) -> None:
+    one = cache_teacher(world.options(units="1:2"), Reporter())
+    assert (one.num_done, one.num_missing) == (1, 2)
+    assert [path.name for path in folder_of(world).glob("*.parquet")] == ["part-00001.parquet"]
+
+
+def test_a_unit_that_is_made_again_is_sealed_again(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On another machine a teacher says something a little different: the index has to be that of what is there."""
+    first = cache_teacher(world.options(), Reporter())
+    (folder_of(world) / "part-00001.receipt.json").unlink()
+    original = cache.CacheWorker._row
+
+    def elsewhere(self: cache.CacheWorker, example: object, captured: object) -> object:
+        found = original(self, example, captured)
+        return replace(found, next_log_prob=found.next_log_prob + np.float32(1e-6))
+
+    monkeypatch.setattr(cache.CacheWorker, "_row", elsewhere)
+    again = cache_teacher(world.options(), Reporter())
+    assert again.root not in (None, first.root)
+    with ShardSet.open(world.shards) as shards:
+        assert len(shards.teacher(shards.choose_teacher()).read(range(NUM_ROWS))) == NUM_ROWS
+
+
+def test_spans_that_changed_meanwhile_are_refused(world: World) -> None:
+    cache_teacher(world.options(granularity="span", units="0:1"), Reporter())
+    forget(world.shards, f"alignments/{ALIGNMENT}")
+    write_alignment(world.shards, without=[11])
+    with pytest.raises(ShardError, match=r"made from other inputs \(alignment: had [0-9a-f]+, got [0-9a-f]+\)"):
+        cache_teacher(world.options(granularity="span"), Reporter())
+
+
+def test_an_example_that_the_student_lacks_is_not_read_by_span(world: World) -> None:
+    forget(world.shards, f"alignments/{ALIGNMENT}")
+    write_alignment(world.shards, without=[2, 11])
+    shown: list[tuple[float | None, float]] = []
+
+    class Showing(Reporter):
+        @contextmanager
+        def task(self, description: str, total: float | None = None, unit: str = "items") -> Iterator[Task]:
+            with super().task(description, total, unit) as task:
+                yield task
+            shown.append((total, task.done))
+
+    summary = cache_teacher(world.options(granularity="span"), Showing())
+    read = sum(len(side_row(number).ids) for number in range(NUM_ROWS) if number not in (2, 3, 11))
+    assert (summary.num_examples, summary.num_tokens) == (NUM_ROWS - 3, read)
+    assert shown == [(read, read)]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("granularity", ["token", "span"])
 def test_a_pool_of_processes_writes_the_same_bytes(world: World, granularity: str) -> None:
@@ -212,21 +265,42 @@ def test_other_options_for_the_same_teacher_are_refused_field_by_field(
     assert pages(world) == expected
 
 
+def poisoned(folder: Path, *numbers: int) -> Path:
+    """A teacher that has no finite numbers for some examples: NaN at an id that no other example holds."""
+    teacher = save_teacher(folder)
+    model = load(TeacherSpec(str(teacher))).model
+    for number in numbers:
+        others = np.concatenate([side_row(other).ids for other in range(NUM_ROWS) if other != number])
+        own = next(int(token) for token in side_row(number).ids if token not in others)
+        with torch.no_grad():
+            model.get_input_embeddings().weight[own] = torch.nan
+    model.save_pretrained(teacher)
+    return teacher
+
+
+def test_failed_examples_of_all_units_together_count(world: World, tmp_path: Path) -> None:
+    """Of each unit alone no more than the limit fail."""
+    bad = world.options(name=str(poisoned(tmp_path / "poisoned", 7, 11)), max_failed=1)
+    with pytest.raises(ModelError, match=r"example e7: .*\(2 such examples, --max-failed 1\)"):
+        cache_teacher(bad, Reporter())
+    (section,) = (name for name in Manifest.load(world.shards).sections if name.startswith("teachers/"))
+    assert (Manifest.load(world.shards).section(section) or {})["root"] is None
+    assert cache_teacher(replace(bad, max_failed=2), Reporter()).num_failed == 2
+
+
 def test_activations_that_are_no_numbers_are_named_counted_and_refused(world: World, tmp_path: Path) -> None:
-    teacher = save_teacher(tmp_path / "poisoned")
-    poisoned = load(TeacherSpec(str(teacher))).model
-    occurring = side_row(7).ids
-    others = np.concatenate([side_row(number).ids for number in range(NUM_ROWS) if number != 7])
-    own = next(int(token) for token in occurring if token not in others)
-    with torch.no_grad():
-        poisoned.get_input_embeddings().weight[own] = torch.nan
-    poisoned.save_pretrained(teacher)
-    bad = world.options(name=str(teacher))
+    bad = world.options(name=str(poisoned(tmp_path / "poisoned", 7)))
     with pytest.raises(ModelError, match=r"example e7: .*NaN or infinite \(1 such examples, --max-failed 0\)"):
         cache_teacher(bad, Reporter())
     summary = cache_teacher(replace(bad, max_failed=1), Reporter())
     assert summary.num_failed == 1
     assert Manifest.load(world.shards).sealed(summary.section)["failed_examples"] == ["e7"]
+    with ShardSet.open(world.shards) as shards:
+        (row,) = shards.teacher(shards.choose_teacher()).read([7])
+    assert len(row.positions) == side_row(7).num_positions
+    assert not row.hidden[3].float32().any()
+    assert not row.attention[3].any()
+    assert np.isnan(row.next_log_prob).all()
 
 
 def test_a_disk_that_cannot_hold_the_pages_is_refused_before_any_work(

@@ -113,6 +113,16 @@ def test_revisions_of_one_name_are_teachers_of_their_own(world: World) -> None:
     assert f"2 teachers were aligned ({world.teacher}, {world.teacher}@v2)" in refused(world)
 
 
+def test_a_teacher_named_without_a_revision_has_the_one_it_was_aligned_with(world: World) -> None:
+    aligned = {**pair_of(world.teacher, world.student), "teacher": {"name": str(world.teacher), "revision": "v2"}}
+    change_manifest(world.shards, lambda manifest: manifest.update(pairs=[aligned]))
+    assert chosen(world).teacher.revision == "v2"
+    assert chosen(world, name=str(world.teacher)).teacher.revision == "v2"
+    assert chosen(world, name=str(world.teacher), revision="v3").teacher.revision == "v3"
+    record_pairs(world.shards, [{**aligned, "teacher": {"name": str(world.teacher), "revision": "v4"}}])
+    assert chosen(world, name=str(world.teacher)).teacher.revision is None  # which of two, nobody said
+
+
 def test_a_teacher_that_is_no_model_is_refused(world: World, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     assert "cannot be loaded" in refused(world, ModelError, name=str(tmp_path / "empty"))

@@ -9,7 +9,7 @@ response is a span. The tokenizers are only there to be recognised: no id comes 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -170,14 +170,18 @@ def write_side(
     write_section(shards, f"sides/{name}", side_schema(), rows, facts)
 
 
-def write_alignment(shards: Path, name: str = ALIGNMENT) -> None:
-    """The alignment of the two sides, sealed."""
+def write_alignment(shards: Path, name: str = ALIGNMENT, *, without: Collection[int] = ()) -> None:
+    """The alignment of the two sides, sealed; the student lacks the examples `without`."""
     nothing = np.zeros(0, np.int32)
+    rows = [alignment_row(number) for number in range(NUM_ROWS)]
+    for number in without:
+        none = nothing.reshape(0, 2)
+        rows[number] = AlignmentRow(rows[number].id, "skipped:left_overlong", none, none)
     write_section(
         shards,
         f"alignments/{name}",
         alignment_schema(),
-        [alignment_row(number) for number in range(NUM_ROWS)],
+        rows,
         {},
         made_from=(f"sides/{STUDENT_SIDE}", f"sides/{TEACHER_SIDE}"),
         vocabulary=StoredVocabulary(nothing, nothing, nothing, nothing, None),
