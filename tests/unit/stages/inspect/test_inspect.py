@@ -97,6 +97,15 @@ def test_both_rows_show_their_pieces_with_the_spans_beneath_each_other():
     assert "#50256" in lines[3]
 
 
+def test_what_is_covered_is_measured_in_the_teachers_text():
+    """The student's template writes every character twice."""
+    twice = {**STUDENT, "text": "".join(2 * letter for letter in TEXT), "ends": [2 * end for end in STUDENT["ends"]]}
+    twice["response_ranges"] = [[10, 30]]
+    inspection = example(student=twice, spans=(SPANS[0][:1], SPANS[1][:1]))
+    assert inspection.covered == len("Hello") / len("Hello 東京 😀")
+    assert "".join(piece.text for piece in inspection.turns[0][0].student) == "HHeelllloo"
+
+
 def test_other_options_than_the_usual_ones_are_named():
     assert "aligned by" not in printed(example(), 140)[1]
     assert printed(example(alignment=f"{PAIR}~word"), 160)[1].endswith("characters in spans · aligned by word")
@@ -106,6 +115,9 @@ def test_tokens_that_share_a_character_are_marked_as_its_parts():
     kinds = np.array([OPEN, CLOSES, CLOSES, SPECIAL], np.uint8)
     pieces = cut_pieces("é!", np.array([7, 8, 9, 0], np.int32), np.array([1, 1, 2, 0], np.int32), kinds)
     assert [visible(piece) for piece in pieces] == ["é¹⁄₂", "²⁄₂", "!", "#0"]
+    ends = np.array([1, 2, 2, 2, 3, 4, 4], np.int32)
+    pieces = cut_pieces("a😀bé", np.arange(7, dtype=np.int32), ends, np.full(7, CLOSES, np.uint8))
+    assert [visible(piece) for piece in pieces] == ["a", "😀¹⁄₃", "²⁄₃", "³⁄₃", "b", "é¹⁄₂", "²⁄₂"]
 
 
 def test_special_tokens_are_known_by_their_kind_alone():

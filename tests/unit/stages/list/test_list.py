@@ -133,6 +133,11 @@ def test_a_whole_folder_is_listed_with_the_numbers_of_its_rows(options: AlignOpt
     assert alignment["options"] == {"boundaries": "token", "max_spans": 1024, "vocabulary_match": "bytes"}
     assert alignment["spans"] == int(pair.index.num_spans.sum())
     assert 0.9 < alignment["covered"] <= 1
+    (words,) = (entry.words for entry in list_shards(options.out).of("alignments"))
+    assert (
+        f"{taught['skipped']['overlong']} skipped ({taught['skipped']['overlong']} overlong in {pair.teacher})"
+        in (words[1])
+    )
     (teacher,) = found["teachers"]
     assert (teacher["model"], teacher["side"], teacher["layers"]) == ("org/teacher", pair.teacher, [2])
     assert (teacher["hidden_dtype"], teacher["top_k"], teacher["positions"]) == ("bf16", 0, positions)
@@ -172,6 +177,16 @@ def test_an_unfinished_alignment_says_how_far_it_is_and_what_goes_on(options: Al
     whole = list_shards(options.out)
     assert {entry.state for entry in whole.entries} == {"sealed"}
     assert whole.as_dict()["corpus"]["dev"] == num_dev
+
+
+def test_what_goes_on_with_a_folder_names_the_models_it_was_asked_for(options: AlignOptions, world: Path) -> None:
+    align(options, Reporter())
+    other = str(world / "more [bytes]")
+    align(AlignOptions(**{**vars(options), "teachers": (other,), "units": "0:2"}), Reporter())
+    unfinished = [entry for entry in list_shards(options.out).entries if not entry.is_sealed]
+    assert [entry.section.partition("/")[0] for entry in unfinished] == ["sides", "alignments"]
+    command = f"sra-data align --teacher '{other}' --student {options.students[0]} --out {options.out}"
+    assert all(entry.go_on == f"run `{command}` with the same data and options" for entry in unfinished)
 
 
 def test_unfinished_pages_say_how_far_they_are_and_what_goes_on(options: AlignOptions) -> None:

@@ -7,11 +7,13 @@ import re
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from sra_data.errors import ShardError
 from sra_data.shards.store import ShardSet
 from sra_data.stages.report.plots import charts_of
+from sra_data.stages.report.sample import PLACES
 from sra_data.stages.report.stage import ReportOptions, report
 from sra_data.terminal import Reporter
 from tests.integration.command_lines import sra_data
@@ -69,6 +71,40 @@ def test_an_alignment_reads_the_same_from_both_ends(several: Path) -> None:
     assert forth.sizes != back.sizes
     (same,) = (pair for ends, pair in by_pair.items() if ends[0] == ends[1])
     assert all(size[: len(size) // 2] == size[-(len(size) // 2) :] for size in same.sizes)
+
+
+def test_the_numbers_of_an_alignment_are_those_of_its_two_sides(several: Path) -> None:
+    with ShardSet.open(several) as opened:
+        everything = range(len(opened.corpus))
+        for shown in gathered(several).alignments:
+            student, teacher = (opened.side(name).read(everything) for name in (shown.student, shown.teacher))
+            pair = opened.pair(student=shown.student, teacher=shown.teacher, name=shown.name).read(everything)
+            fine = [number for number in everything if pair[number].status == "ok"]
+            tokens = [sum(int(np.diff(side[n].response_spans).sum()) for n in fine) for side in (student, teacher)]
+            assert [shown.student_tokens, shown.teacher_tokens] == tokens
+            spans = [len(pair[number].student_spans) for number in fine]
+            labels = [int(np.diff(student[number].label_spans).sum()) for number in fine]
+            positions = [teacher[number].num_positions for number in fine]
+            np.testing.assert_allclose(shown.spans_per_student_token, np.divide(spans, labels))
+            np.testing.assert_allclose(shown.spans_per_teacher_token, np.divide(spans, positions))
+
+
+def test_attention_of_every_teacher_is_summed_over_spans_of_its_own_side(several: Path) -> None:
+    facts = gathered(several)
+    with ShardSet.open(several) as opened:
+        everything = range(len(opened.corpus))
+        for pages in facts.pages:
+            first = next(one for one in facts.alignments if one.teacher == pages.facts["side"])
+            assert pages.alignment == first.name
+            pair = opened.pair(student=first.student, teacher=first.teacher, name=first.name)
+            expected = np.zeros(PLACES)
+            for said, spans in zip(opened.teacher(pages.name).read(everything), pair.read(everything), strict=True):
+                (attention,) = said.attention.values()
+                mass_of = dict(zip(said.positions.tolist(), attention.tolist(), strict=True))
+                mass = [sum(mass_of[token] for token in range(a, b)) for a, b in spans.teacher_spans.tolist()]
+                for place, one in enumerate(mass if len(mass) > 1 else ()):
+                    expected[place * PLACES // len(mass)] += one / sum(mass) * len(mass)
+            np.testing.assert_allclose(pages.sample.salience, expected, rtol=1e-6)
 
 
 def test_a_teacher_or_a_student_may_be_chosen(several: Path, shards: Path) -> None:
