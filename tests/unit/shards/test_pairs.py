@@ -66,6 +66,19 @@ def test_a_pair_seen_from_the_other_side_has_its_spans_swapped(sealed_set: Seale
         assert [len(one.student_spans) > 0 for one in forth.read(numbers)] == [True, False, True, True, False, False]
 
 
+def test_left_and_right_are_told_by_what_they_do_here(sealed_set: Sealed) -> None:
+    with ShardSet.open(sealed_set[0]) as shards:
+        forth, back = shards.pair(student=LEFT, teacher=RIGHT), shards.pair(student=RIGHT, teacher=LEFT)
+    assert (forth.roles, back.roles) == (("student", "teacher"), ("teacher", "student"))
+    told = {
+        "skipped:left_overlong": ("skipped:student_overlong", "skipped:teacher_overlong"),
+        "skipped:right_left_out": ("skipped:teacher_left_out", "skipped:student_left_out"),
+        "ok": ("ok", "ok"),
+    }
+    for status, words in told.items():
+        assert (forth.in_roles(status), back.in_roles(status)) == words
+
+
 def test_the_vocabulary_of_a_pair_follows_its_direction_sorted_by_student(sealed_set: Sealed) -> None:
     with ShardSet.open(sealed_set[0]) as shards:
         forth = shards.pair(student=LEFT, teacher=RIGHT).vocabulary()

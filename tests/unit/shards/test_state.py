@@ -86,6 +86,30 @@ def test_a_folder_is_counted_part_by_part(tmp_path: Path) -> None:
     assert notes_of(tmp_path / "corpus", plan) == [{"seen": 0}, {"seen": 2}]
 
 
+@pytest.mark.parametrize("section", SECTIONS)
+def test_going_on_with_a_sealed_folder_leaves_the_manifest_as_it_is(section: str, shards: Path) -> None:
+    before = (shards / "manifest.json").read_bytes()
+
+    def never() -> list[Any]:
+        raise AssertionError("its units are known")
+
+    plan = begin(shards, section, FINGERPRINT, never, made_from=MADE_FROM[section], facts={"source": "elsewhere"})
+    assert plan == Plan.load(shards / section)
+    assert (shards / "manifest.json").read_bytes() == before
+    assert state_of(shards, section).is_sealed
+
+
+def test_what_is_said_at_the_beginning_stands_in_the_manifest_at_once_and_sealing_adds_to_it(tmp_path: Path) -> None:
+    rows = make_rows(12, full_teacher_schema())["corpus"]
+    begin(tmp_path, "corpus", FINGERPRINT, lambda: UNITS, facts={"source": ["a file"], "num_dev": 3})
+    begun = {"fingerprint": FINGERPRINT, "root": None, "source": ["a file"], "num_dev": 3}
+    assert Manifest.load(tmp_path).section("corpus") == begun
+    for unit in UNITS:
+        write_part(tmp_path / "corpus", corpus_schema(), unit, rows[unit.start : unit.stop], [4])
+    root = seal(tmp_path, "corpus", {"num_dev": 4}).root
+    assert {**begun, "root": root, "num_dev": 4}.items() <= Manifest.load(tmp_path).sealed("corpus").items()
+
+
 def test_a_file_beside_the_parts_counts_once_it_is_there(shards: Path) -> None:
     before = state_of(shards, ALIGNMENT)
     assert has_file(shards / ALIGNMENT, VOCABULARY)
