@@ -23,8 +23,8 @@ from sra_train.methods.terms.divergence import ABSENT, Divergence, divergence_an
 from sra_train.methods.terms.head_loss import ChunkedHead, HeadTerm
 
 
-class _TeacherHeadTerm(HeadTerm):
-    """What the two terms with the teacher's head share: its logits, one chunk at a time."""
+class TeacherHeadTerm(HeadTerm):
+    """What the terms with the teacher's head share: its logits, one chunk at a time."""
 
     def __init__(
         self,
@@ -54,7 +54,7 @@ class _TeacherHeadTerm(HeadTerm):
         return (logits / self.temperature).to(dtype)
 
 
-class SharedVocabularyTerm(_TeacherHeadTerm):
+class SharedVocabularyTerm(TeacherHeadTerm):
     """Divergence between softmaxes over V; the teacher's head holds the rows of V only, in V's order.
 
     `columns` [V] are the student's ids in the same order; None where its head holds the rows of V only, too.
@@ -103,7 +103,7 @@ class TeacherOutcomes:
         return len(self.doubles)
 
 
-class SharedOrRestTerm(_TeacherHeadTerm):
+class SharedOrRestTerm(TeacherHeadTerm):
     """Divergence over V and {rest}; both heads whole, the teacher's with V first.
 
     `shared` [V] are the student's ids in V's order.

@@ -18,8 +18,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from sra_train.methods.terms.distributions import TeacherHeadTerm
 from sra_train.methods.terms.divergence import ABSENT, Divergence, divergence_and_gradient
-from sra_train.methods.terms.head_loss import ChunkedHead, HeadTerm
+from sra_train.methods.terms.head_loss import ChunkedHead
 
 
 @dataclass(frozen=True)
@@ -89,7 +90,7 @@ class Events:
         return Events(self.student.to(device), self.teacher.to(device), self.count)
 
 
-class EventTerm(HeadTerm):
+class EventTerm(TeacherHeadTerm):
     """Divergence between two next-token distributions over events; both heads whole, in their own order."""
 
     def __init__(
@@ -102,20 +103,13 @@ class EventTerm(HeadTerm):
         temperature: float,
         kind: Divergence,
     ) -> None:
-        """`teacher_states` [R, D_t] are the states whose distribution is taught."""
-        self.teacher_states = teacher_states
-        self.teacher_head = teacher_head
-        self.coefficients = coefficients
+        super().__init__(teacher_states, teacher_head, coefficients, temperature=temperature, kind=kind)
         self.events = events
-        self.temperature = temperature
-        self.kind: Divergence = kind
-        self.chunk_start = 0
         self.teacher_events = teacher_states.new_empty(0)
 
     def begin(self, start: int, stop: int) -> None:
-        self.chunk_start = start
-        logits = self.teacher_head.logits(self.teacher_states[start:stop])
-        log_probs = torch.log_softmax(logits / self.temperature, 1)
+        super().begin(start, stop)
+        log_probs = torch.log_softmax(self.teacher_logits / self.temperature, 1)
         self.teacher_events = event_log_probs(log_probs, self.events.teacher, self.events.count)
 
     def evaluate(self, logits: Tensor, start: int, stop: int) -> tuple[Tensor, Tensor]:
