@@ -8,6 +8,11 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
 
 import pytest
+from hypothesis import HealthCheck, settings
+
+# How large or slow to draw an example is says something of the strategy and the machine, nothing of the law under test.
+settings.register_profile("house", suppress_health_check=[HealthCheck.data_too_large, HealthCheck.too_slow])
+settings.load_profile("house")
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
