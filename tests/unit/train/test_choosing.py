@@ -167,13 +167,15 @@ def test_the_manifest_says_who_taught_whom_and_with_what(shards) -> None:
     ]
     assert facts.data == "random words, seed 0"
     assert (first.shape.num_layers, first.shape.hidden_size) == (TEACHER_LAYERS, TEACHER_WIDTH)
-    assert second.shape.num_layers == TEACHER_LAYERS + 1
-    knowledge = first.knowledge
-    assert len(knowledge.shared_student_ids) == len(knowledge.shared_teacher_ids) > 200
-    assert knowledge.head.weight.shape == (first.shape.vocabulary_size, TEACHER_WIDTH)
-    assert knowledge.embeddings.weight.shape == (len(knowledge.embeddings.ids), TEACHER_WIDTH)
-    shared = dict(zip(knowledge.shared_teacher_ids.tolist(), knowledge.shared_student_ids.tolist(), strict=True))
-    assert all(int(knowledge.teacher_to_student[teacher]) == student for teacher, student in shared.items())
+    assert (second.shape.num_layers, second.shape.hidden_size) == (TEACHER_LAYERS + 1, TEACHER_WIDTH + 4)
+    for teacher in (first, second):  # each what is its own
+        knowledge, size = teacher.knowledge, teacher.shape
+        assert len(knowledge.shared_student_ids) == len(knowledge.shared_teacher_ids) > 200
+        assert knowledge.head.weight.shape == (size.vocabulary_size, size.hidden_size)
+        assert knowledge.embeddings.weight.shape == (len(knowledge.embeddings.ids), size.hidden_size)
+        assert int(knowledge.shared_teacher_ids.max()) < len(knowledge.teacher_to_student) <= size.vocabulary_size
+        shared = dict(zip(knowledge.shared_teacher_ids.tolist(), knowledge.shared_student_ids.tolist(), strict=True))
+        assert all(int(knowledge.teacher_to_student[own]) == student for own, student in shared.items())
 
 
 def test_a_teacher_is_told_only_what_is_asked_for(shards) -> None:
