@@ -121,10 +121,20 @@ def test_a_row_that_one_teacher_lacks_keeps_everything_else(variant: str, lackin
         assert float(whole.per_example[own][2]) > 0
     for place in (0, 1):
         assert int(found.counts[f"rows_without_teacher[teacher-{place}]"]) == (place == lacking)
+        assert int(found.counts[f"examples_without_span[teacher-{place}]"]) == 1  # the row it lacks is none of them
+    assert int(whole.counts["spans"]) == sum(len(sizes) for sizes in SIZES + OTHER_SIZES)
+    assert int(found.counts["spans"]) == int(whole.counts["spans"]) - len((SIZES, OTHER_SIZES)[lacking][2])
+    # a row that is lacking still counts in what the terms are divided by
+    terms, alpha = found.terms, world.options.alpha
+    distilled = sum(
+        share * (terms[f"cos[{name}]"] + world.options.lambda_geo * terms[f"geo[{name}]"] + terms[f"kd[{name}]"])
+        for name, share in zip(("teacher-0", "teacher-1"), SHARES, strict=True)
+    )
+    close(found.total.detach(), alpha * terms["ce"] + (1 - alpha) * distilled)
     # to the lacking row's last states speak the labels and the other teacher alone
     kept, share, last = (world.first, world.second)[1 - lacking], SHARES[1 - lacking], worlds.STUDENT_LAYERS - 1
     _, alone = world.run(world.method(1 - lacking, shares=(1.0,)), kept)
-    world.options, alpha = world.options.model_copy(update={"alpha": 1.0}), world.options.alpha
+    world.options = world.options.model_copy(update={"alpha": 1.0})
     _, of_labels = world.run(world.method(1 - lacking, shares=(1.0,)), kept)
     close(gradients[last][2], share * alone[last][2] + (1 - share) * alpha * of_labels[last][2])
 

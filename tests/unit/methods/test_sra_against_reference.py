@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from sra_data.errors import ShardError
 from sra_train.contract import StudentOutput
 from sra_train.methods.sra import LayerPair, SRAOptions
 from tests.unit.methods import worlds
@@ -110,6 +111,53 @@ def test_terms_and_gradients_equal_the_slow_reference(case: str, form: str) -> N
         torch.testing.assert_close(
             actual, expected, rtol=1e-8, atol=1e-10, msg=lambda text, name=name: f"{name}: {text}"
         )
+
+
+INNER = {
+    "an inner pair": {"layer_pairs": ("1:2",)},
+    "an inner pair, boundary": {"layer_pairs": ("1:2",), **BOUNDARY},
+    "an inner pair, boundary, top k": {"layer_pairs": ("1:2",), "kd_source": "top_k", **BOUNDARY},
+    "an inner pair, uniform mean": {"layer_pairs": ("1:2",), "pooling": "mean", "salience_power": 0.0},
+    "an inner pair, no kd": {"layer_pairs": ("1:2",), "kd": False},
+    "kd alone": {"cos": False, "geo": False},
+    "kd alone, boundary": {"cos": False, "geo": False, **BOUNDARY},
+}
+
+
+@pytest.mark.parametrize("options", (CASES | INNER).values(), ids=CASES | INNER)
+def test_what_is_asked_for_suffices_and_without_any_of_it_the_loss_is_refused(options) -> None:
+    options, examples = SRAOptions(**options), build()
+    head = worlds.make_head(12, worlds.STUDENT_VOCABULARY, worlds.STUDENT_WIDTH)
+    teacher_head = worlds.make_head(11, worlds.TEACHER_VOCABULARY, worlds.TEACHER_WIDTH)
+    worlds.add_top_k(examples, teacher_head, k=6)
+    method = worlds.make_method(options, teacher_head)
+    batch, hidden, attention = worlds.make_batch(examples)
+    (teacher,), (needs,), own = batch.teachers, method.needs, method.student_needs
+    columns = {
+        "hidden": {layer: teacher.hidden[layer] for layer in needs.hidden},
+        "attention": {layer: teacher.attention[layer] for layer in needs.attention},
+        "log_tails": {one: teacher.log_tails[one] for one in needs.temperatures},
+        "top_k_ids": teacher.top_k_ids if needs.top_k else None,
+        "top_k_values": teacher.top_k_values if needs.top_k else None,
+    }
+    said = {"hidden": {layer: hidden[layer] for layer in own.layers}}
+    said["attention"] = {layer: attention[layer] for layer in own.attention_layers}
+
+    def total(columns, said):
+        pages = replace(batch, teachers=(replace(teacher, **columns),))
+        return method(StudentOutput(**said, head=head.live()), pages, worlds.totals_of(examples)).total
+
+    whole = method(StudentOutput(hidden, attention, head.live()), batch, worlds.totals_of(examples)).total
+    assert torch.equal(total(columns, said), whole)
+    for name, values in columns.items():
+        for key in values if isinstance(values, dict) else ():
+            lacking = {**columns, name: {other: one for other, one in values.items() if other != key}}
+            with pytest.raises(ShardError, match="its pages hold no"):
+                total(lacking, said)
+    for name, values in said.items():
+        for key in values:
+            with pytest.raises((KeyError, AssertionError)):
+                total(columns, {**said, name: {other: one for other, one in values.items() if other != key}})
 
 
 def test_terms_are_reported_as_they_stand_in_the_formula() -> None:

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from sra_data.models.attention import LastQueryAttention
-from sra_data.models.decoder import decoder_body
-from sra_train.body import Body, needs_padding_mask
+from sra_data.models.decoder import decoder_body, decoder_layers
+from sra_train.body import PACKING_CHECK, Body, needs_padding_mask
 from tests.model_zoo import ATTENTION_FAMILIES, FAMILIES, tiny_model
 from tests.waits import WaitCounter
 
@@ -57,6 +57,13 @@ def test_a_body_that_looks_ahead_gets_its_mask() -> None:
     assert not torch.allclose(bare[mask.bool()], expected[mask.bool()])
 
 
+def test_one_layer_that_looks_ahead_is_enough_and_so_is_a_configuration_that_says_so() -> None:
+    causal, one_layer, said = (tiny_model("llama") for _ in range(3))
+    decoder_layers(one_layer)[1].self_attn.is_causal = False
+    said.config.is_causal = False
+    assert [needs_padding_mask(model) for model in (causal, one_layer, said)] == [False, True, True]
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_forward_and_its_backward_never_wait_for_the_device(family: str) -> None:
     model = tiny_model(family).train()
@@ -71,6 +78,10 @@ def test_what_transformers_was_told_is_taken_back() -> None:
     from transformers import masking_utils
 
     before = masking_utils.find_packed_sequence_indices
-    model = tiny_model("llama")
-    Body(model)(torch.ones((1, 3), dtype=torch.int64), torch.tensor([3]))
+    assert before.__name__ == PACKING_CHECK  # no test before this one has left another there
+    body = Body(tiny_model("llama"))
+    body(torch.ones((1, 3), dtype=torch.int64), torch.tensor([3]))
+    assert masking_utils.find_packed_sequence_indices is before
+    with pytest.raises(IndexError):  # an id that there is not
+        body(torch.full((1, 3), 97), torch.tensor([3]))
     assert masking_utils.find_packed_sequence_indices is before

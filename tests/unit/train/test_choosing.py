@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from sra_data.errors import ShardError, TokenizerError
+from sra_data.shards.durable import write_json
 from sra_data.shards.manifest import Manifest, record, record_pairs
 from sra_data.shards.store import ShardSet
 from sra_train.choosing import ChosenStudent, choose_sources, choose_student
@@ -61,6 +62,13 @@ def another_student(path: Path, name: str, *, side: str = STUDENT) -> None:
     record_pairs(path, [{**pair, "student": {"name": name, "revision": "abc"}, "student_side": side}])
 
 
+def copy_side(path: Path, name: str) -> str:
+    """The student's side once more, under another name."""
+    shutil.copytree(path / "sides" / STUDENT, path / "sides" / name)
+    record(path, f"sides/{name}", **Manifest.load(path).sealed(f"sides/{STUDENT}"))
+    return name
+
+
 # --------------------------------------------------------------------------- the student
 
 
@@ -79,6 +87,34 @@ def test_a_student_is_found_by_model_by_side_and_by_its_tokenizer(made, tmp_path
     assert (by_tokenizer.name, by_tokenizer.side) == (str(moved), STUDENT)
 
 
+def with_revision(path: Path, revision: str) -> None:
+    """Let the shards have been aligned for a revision of the student."""
+    content = Manifest.load(path).content
+    for pair in content["pairs"]:
+        pair["student"]["revision"] = revision
+    write_json(path / "manifest.json", content)
+
+
+def test_a_student_nobody_named_has_the_revision_it_was_aligned_with(made, apart) -> None:
+    with_revision(apart, "abc")
+    found = chosen_by(apart)
+    assert (found.name, found.options.revision) == (str(made.student.resolve()), "abc")
+    assert chosen_by(apart, name=STUDENT).options.revision == "abc"
+    assert chosen_by(apart, revision="def").options.revision == "def"
+
+
+def test_another_revision_of_a_student_reads_the_side_of_its_name(made, apart) -> None:
+    """Two sides are of its tokenizer: the name tells which, whatever the revision."""
+    with_revision(apart, "abc")
+    copy_side(apart, "student-11111111")
+    assert chosen_by(apart, name=str(made.student), revision="def").side == STUDENT
+
+
+def test_the_whole_name_of_a_side_comes_before_the_start_of_another(apart) -> None:
+    copy_side(apart, f"{STUDENT}9")
+    assert chosen_by(apart, side=STUDENT).side == STUDENT
+
+
 def test_of_several_students_one_has_to_be_named(made, apart) -> None:
     another_student(apart, "someone/else")
     with pytest.raises(ShardError, match=r"aligned for 2 students \(.*student, someone/else@abc\).*with --student"):
@@ -88,9 +124,7 @@ def test_of_several_students_one_has_to_be_named(made, apart) -> None:
 
 def test_of_several_sides_of_one_tokenizer_one_has_to_be_named(made, apart, tmp_path) -> None:
     """A second side with another maximum length: the model's name alone no longer says which."""
-    other = "student-11111111"
-    shutil.copytree(apart / "sides" / STUDENT, apart / "sides" / other)
-    record(apart, f"sides/{other}", **Manifest.load(apart).sealed(f"sides/{STUDENT}"))
+    other = copy_side(apart, "student-11111111")
     moved = tmp_path / "moved"
     shutil.copytree(made.student, moved)
     with pytest.raises(ShardError, match=rf"made 2 sides \({STUDENT}, {other}\).*student\.side=NAME"):
@@ -167,13 +201,15 @@ def test_the_manifest_says_who_taught_whom_and_with_what(shards) -> None:
     ]
     assert facts.data == "random words, seed 0"
     assert (first.shape.num_layers, first.shape.hidden_size) == (TEACHER_LAYERS, TEACHER_WIDTH)
-    assert second.shape.num_layers == TEACHER_LAYERS + 1
-    knowledge = first.knowledge
-    assert len(knowledge.shared_student_ids) == len(knowledge.shared_teacher_ids) > 200
-    assert knowledge.head.weight.shape == (first.shape.vocabulary_size, TEACHER_WIDTH)
-    assert knowledge.embeddings.weight.shape == (len(knowledge.embeddings.ids), TEACHER_WIDTH)
-    shared = dict(zip(knowledge.shared_teacher_ids.tolist(), knowledge.shared_student_ids.tolist(), strict=True))
-    assert all(int(knowledge.teacher_to_student[teacher]) == student for teacher, student in shared.items())
+    assert (second.shape.num_layers, second.shape.hidden_size) == (TEACHER_LAYERS + 1, TEACHER_WIDTH + 4)
+    for teacher in (first, second):  # each what is its own
+        knowledge, size = teacher.knowledge, teacher.shape
+        assert len(knowledge.shared_student_ids) == len(knowledge.shared_teacher_ids) > 200
+        assert knowledge.head.weight.shape == (size.vocabulary_size, size.hidden_size)
+        assert knowledge.embeddings.weight.shape == (len(knowledge.embeddings.ids), size.hidden_size)
+        assert int(knowledge.shared_teacher_ids.max()) < len(knowledge.teacher_to_student) <= size.vocabulary_size
+        shared = dict(zip(knowledge.shared_teacher_ids.tolist(), knowledge.shared_student_ids.tolist(), strict=True))
+        assert all(int(knowledge.teacher_to_student[own]) == student for own, student in shared.items())
 
 
 def test_a_teacher_is_told_only_what_is_asked_for(shards) -> None:

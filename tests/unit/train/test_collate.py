@@ -203,6 +203,19 @@ def test_every_teacher_has_its_own_part_of_the_batch() -> None:
     assert second.teacher_span_last.tolist() == teacher_of(other).teacher_span_last.tolist()
 
 
+def test_teachers_of_one_shape_share_no_memory() -> None:
+    one, other = example("a", seed=0), example("a", seed=1)
+    both = replace(one, teachers=(*one.teachers, *other.teachers))
+    staging = StagingBuffer(pinned=False)
+    batch = collate([both], forms=[form_of(), replace(form_of(), name="teacher-1")], staging=staging)
+    for found, expected in zip(batch.teachers, (teacher_of(one), teacher_of(other)), strict=True):
+        for name in ("hidden", "attention", "log_tails"):
+            assert all(torch.equal(getattr(found, name)[key], value) for key, value in getattr(expected, name).items())
+        for name in ("top_k_ids", "top_k_values", "next_log_prob", "teacher_span_ids", "ids", "position_mask"):
+            assert torch.equal(getattr(found, name), getattr(expected, name)), name
+    assert not torch.equal(batch.teachers[0].hidden[3], batch.teachers[1].hidden[3])
+
+
 def test_span_level_pages_have_one_row_a_span() -> None:
     row = example()
     pages = TeacherRow(id="a", hidden={3: encode_float32(np.eye(2, WIDTH, dtype=np.float32), "fp32")})
@@ -210,6 +223,12 @@ def test_span_level_pages_have_one_row_a_span() -> None:
     assert teacher.teacher_span_ids.tolist() == [[0, 1]]
     assert teacher.teacher_span_last.tolist() == [[0, 1]]
     assert teacher.hidden[3].shape == (1, 2, WIDTH)
+
+
+def test_the_token_of_a_span_is_its_last_and_what_follows_stands_behind_it() -> None:
+    teacher = teacher_of(example(teacher=9), form=form_of(CacheNeeds(ids=True), by_span=True))
+    assert teacher.ids.tolist() == [[54, 57]]  # the ends of [2, 5) and [5, 8)
+    assert teacher.next_ids.tolist() == [[55, 58]]
 
 
 def test_pages_of_another_length_are_refused() -> None:

@@ -90,6 +90,7 @@ def test_teachers_share_what_the_given_weights_leave() -> None:
     assert weights_of("a", "org/b@main:0.5", "c") == {"a": 0.25, "org/b@main": 0.5, "c": 0.25}
     assert weights_of("a:0.3333333", "b:0.6666666") == {"a": 0.3333333, "b": 0.6666666}
     assert weights_of("C:models") == {"C:models": 1.0}  # no number: part of the name
+    assert weights_of("C:models:0.25", "b") == {"C:models": 0.25, "b": 0.75}
 
 
 def test_teachers_in_a_file_and_as_flags_are_the_same(tmp_path) -> None:

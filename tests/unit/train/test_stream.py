@@ -162,6 +162,30 @@ def test_an_example_a_teacher_failed_on_is_one_it_lacks(tmp_path) -> None:
     assert after.num_spans.sum() < before.num_spans.sum()
 
 
+def test_a_row_that_is_not_aligned_is_one_the_teacher_lacks_whoever_skipped_it(two) -> None:
+    with ShardSet.open(two.shards) as shards:
+        sources = sources_of(shards, *TEACHERS[:2])
+        learns = sources.side.index.is_ok
+        for teacher in sources.teachers:
+            assert teacher.has_row.tolist() == (learns & teacher.side.index.is_ok).tolist()
+            assert teacher.num_spans[~teacher.has_row].sum() == 0
+    assert not learns.all()
+
+
+@pytest.mark.parametrize("beside", ["spans", "pages", "text"])
+def test_what_stands_beside_another_example_is_refused_by_name(made, beside, monkeypatch) -> None:
+    with ShardSet.open(made.shards) as shards:
+        sources = sources_of(shards, TEACHERS[0])
+        read, rows = RowReader(sources, [NEEDS]), np.flatnonzero(RowTable.read(sources).is_train)[:2].tolist()
+        names = [row.side.id for row in read(rows, with_text=True)]
+        (teacher,) = sources.teachers
+        swapped = {"spans": teacher.pair, "pages": teacher.pages, "text": shards.corpus}[beside]
+        original = swapped.read
+        monkeypatch.setattr(swapped, "read", lambda numbers, *columns: original(numbers, *columns)[::-1])
+        with pytest.raises(ShardError, match=rf"example {names[0]} stands beside another; run `sra-data verify`"):
+            read(rows, with_text=True)
+
+
 def test_everything_a_method_may_ask_for_is_read(two) -> None:
     needs = CacheNeeds(hidden=(2, 3), attention=(3,), temperatures=(2.0,), next_log_prob=True, ids=True)
     with ShardSet.open(two.shards) as shards:
