@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields, is_dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor
@@ -25,6 +25,9 @@ if TYPE_CHECKING:
     from sra_data.models.output_head import OutputHead
 
 IGNORED_LABEL = -100
+# How rows of student and teacher are laid beside each other (docs/method.md, section 10): at every shared boundary; at
+# those alone after which the next token is one on both sides; the first of a response with the first, and so on.
+Aligned = Literal["boundary", "strict", "response"]
 
 
 @dataclass(frozen=True)
@@ -50,6 +53,17 @@ class SpanRows:
     student_positions: Tensor  # [S] int64, of the span's last token, into the flattened [B x N]
     teacher_positions: Tensor  # [S] int64, of the span's last position, into P
     targets: Tensor  # [S] int64, the label the student's position predicts; IGNORED_LABEL where it predicts none
+
+
+@dataclass(frozen=True)
+class AlignedRows:
+    """Rows whose next-token distributions are compared, example by example, in order; see `Aligned`."""
+
+    example: Tensor  # [S] int64
+    student_positions: Tensor  # [S] int64, into the flattened [B x N]
+    teacher_positions: Tensor  # [S] int64, into P
+    targets: Tensor  # [S] int64, the label the student's position predicts; IGNORED_LABEL where it predicts none
+    other_labels: LabelRows  # the batch's label rows at none of these positions
 
 
 @dataclass(frozen=True)
@@ -79,6 +93,7 @@ class TeacherBatch:
     next_log_prob: Tensor | None = None  # [B, P] float32, of the token that follows; NaN where none does
     ids: Tensor | None = None  # [B, P] int64, the teacher's token at each position; -1 where padded
     next_ids: Tensor | None = None  # [B, P] int64, the one that follows; -1 where none does
+    aligned: AlignedRows | None = None  # where `CacheNeeds` asks for them
 
 
 @dataclass(frozen=True)
@@ -160,6 +175,7 @@ class CacheNeeds:
     temperatures: tuple[float, ...] = ()  # of the top k: its values, and the log tail at each of these; none: no top k
     next_log_prob: bool = False
     ids: bool = False  # the teacher's tokens at its positions, and those that follow
+    aligned: Aligned | None = None  # which rows are laid beside each other
     tokens: RowKind | None = None  # what reads rows of single tokens, which pages cached by spans do not hold
     centers: RowKind | None = None  # what reads distributions at centres of mass, which only those hold
 

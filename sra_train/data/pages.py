@@ -24,7 +24,8 @@ from sra_data.errors import ShardError
 from sra_data.shards.codecs import EncodedTensor
 from sra_data.shards.columns import FolderSchema
 from sra_data.shards.schema import SideRow, TeacherRow
-from sra_train.contract import CacheNeeds, TeacherBatch
+from sra_train.contract import AlignedRows, CacheNeeds, TeacherBatch
+from sra_train.data.aligned_rows import aligned_rows
 from sra_train.data.examples import ExampleParts, TeacherPart, name_of
 from sra_train.data.index_rows import Positions, label_rows, span_rows
 from sra_train.data.staging import StagingBuffer
@@ -52,6 +53,7 @@ class PageForm:
         columns: name on disk -> (shape of one position's value, dtype), of those that are read.
         temperatures: of the stored log tails, in their order.
         by_span: whether the pages' rows are the spans themselves, pooled before they were stored.
+        end_of_sequence: the pair (student's id, teacher's id), where both have one.
     """
 
     name: str
@@ -59,9 +61,17 @@ class PageForm:
     columns: dict[str, tuple[tuple[int, ...], torch.dtype]]
     temperatures: tuple[float, ...] = ()
     by_span: bool = False
+    end_of_sequence: tuple[int, int] | None = None
 
     @classmethod
-    def of(cls, name: str, needs: CacheNeeds, schema: FolderSchema, temperatures: Sequence[float]) -> PageForm:
+    def of(
+        cls,
+        name: str,
+        needs: CacheNeeds,
+        schema: FolderSchema,
+        temperatures: Sequence[float],
+        end_of_sequence: tuple[int, int] | None = None,
+    ) -> PageForm:
         """The form of pages with the columns of `schema`, all of which that are needed exist."""
         columns = {}
         for wanted in column_names(needs):
@@ -69,7 +79,7 @@ class PageForm:
             assert column is not None, f"{name} has no column {wanted}"
             shape = tuple(size for size in column.shape if isinstance(size, int))
             columns[wanted] = (() if wanted == "log_tails" else shape, TORCH_DTYPES[column.codec])
-        return cls(name, needs, columns, tuple(temperatures), schema.granularity == "span")
+        return cls(name, needs, columns, tuple(temperatures), schema.granularity == "span", end_of_sequence)
 
 
 def column_names(needs: CacheNeeds) -> list[str]:
@@ -96,7 +106,7 @@ class _TeacherSide:
     def __init__(
         self, examples: Sequence[ExampleParts | None], *, place: int, form: PageForm, staging: StagingBuffer
     ) -> None:
-        self.form, self.staging, self.prefix = form, staging, f"{place}."
+        self.form, self.staging, self.prefix, self.examples = form, staging, f"{place}.", examples
         self.names = [name_of(one) for one in examples]
         self.parts = [None if one is None else one.teachers[place] for one in examples]
         self.positions = [
@@ -135,8 +145,23 @@ class _TeacherSide:
             position_mask=self._copied("position_mask", np.arange(self.width)[None] < self.counts[:, None]),
             span_rows=between,
             other_labels=label_rows(f"{self.prefix}other_labels", labels, self.staging, without=taken),
+            aligned=self._aligned(labels),
             **self._columns(),
             **(self._ids() if self.form.needs.ids else {}),
+        )
+
+    def _aligned(self, labels: Positions) -> AlignedRows | None:
+        if self.form.needs.aligned is None:
+            return None
+        return aligned_rows(
+            self.form.needs.aligned,
+            self.examples,
+            self.parts,
+            cached=self.positions,
+            end_of_sequence=self.form.end_of_sequence,
+            labels=labels,
+            staging=self.staging,
+            name=f"{self.prefix}aligned",
         )
 
     def _columns(self) -> dict[str, Any]:

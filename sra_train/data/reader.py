@@ -19,6 +19,7 @@ from sra_train.data.pages import PageForm, column_names
 from sra_train.data.sources import Sources, TeacherSource
 
 SIDE_COLUMNS = ("ids", "label_spans")
+ALIGNED_COLUMNS = ("ids", "response_spans", "response_turns")  # of both sides
 SIDE_TEXT_COLUMNS = ("ends", "response_ranges", "text")
 TEXT_COLUMNS = ("prompt", "response")
 
@@ -43,6 +44,9 @@ class RowReader:
         self.sources = sources
         self.teachers = [_TeacherReader(source, own) for source, own in zip(sources.teachers, needs, strict=True)]
         self.forms = tuple(teacher.form for teacher in self.teachers)
+        self.side_columns = [*SIDE_COLUMNS]
+        if any(one.aligned for one in needs):
+            self.side_columns += [name for name in ALIGNED_COLUMNS if name not in SIDE_COLUMNS]
 
     def __call__(self, rows: Sequence[int], *, with_text: bool = False) -> list[ExampleParts]:
         """The rows, in the order asked; `with_text`: with what bits per byte need.
@@ -50,7 +54,7 @@ class RowReader:
         Raises:
             ShardError: If a row is damaged, or the folders disagree about which example it is.
         """
-        columns = [*SIDE_COLUMNS, *(SIDE_TEXT_COLUMNS if with_text else ())]
+        columns = [*self.side_columns, *(SIDE_TEXT_COLUMNS if with_text else ())]
         sides: list[SideRow] = self.sources.side.read(rows, columns)
         corpus = self.sources.shards.corpus
         texts: list[ExampleRow | None] = corpus.read(rows, TEXT_COLUMNS) if with_text else [None] * len(rows)
@@ -79,9 +83,12 @@ class _TeacherReader:
         refuse_other_granularity(source, needs)
         refuse_missing_columns(source, needs)
         self.source = source
-        self.form = PageForm.of(source.name, needs, source.pages.schema, source.temperatures)
+        end_of_sequence = source.pair.vocabulary().end_of_sequence if needs.aligned else None
+        self.form = PageForm.of(source.name, needs, source.pages.schema, source.temperatures, end_of_sequence)
         self.columns = column_names(needs)
         self.side_columns = ["response_spans", *(["ids"] if needs.ids else [])]
+        if needs.aligned:
+            self.side_columns = [*ALIGNED_COLUMNS]
 
     def read(self, rows: Sequence[int]) -> list[TeacherPart | None]:
         """The teacher's part of each row; None where it lacks it."""

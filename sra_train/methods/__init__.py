@@ -1,7 +1,9 @@
 """Training objectives, one file each; importing this package registers them all."""
 
 from sra_train.methods.base import METHODS, method_type
+from sra_train.methods.boundary import Boundary
 from sra_train.methods.sft import SFT
 from sra_train.methods.sra import SRA
+from sra_train.methods.strict import Strict
 
-__all__ = ["METHODS", "SFT", "SRA", "method_type"]
+__all__ = ["METHODS", "SFT", "SRA", "Boundary", "Strict", "method_type"]

@@ -16,7 +16,6 @@ Shapes: B examples, N student tokens, P teacher positions, K spans, S real spans
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
@@ -40,15 +39,22 @@ from sra_train.contract import (
 )
 from sra_train.methods.base import Method, register
 from sra_train.methods.terms.cosine import cosine_loss
-from sra_train.methods.terms.cross_entropy import count_labels, sum_per_example
+from sra_train.methods.terms.cross_entropy import sum_per_example
 from sra_train.methods.terms.divergence import Divergence
 from sra_train.methods.terms.geometry import geometry_loss
 from sra_train.methods.terms.head_loss import HeadTerm, product_dtype
 from sra_train.methods.terms.head_terms import HeadTerms, TaughtRows, head_terms
-from sra_train.methods.terms.kd import EVENTS, Distillation, KDPosition, KDSource, KDVocabulary
+from sra_train.methods.terms.kd import (
+    EVENTS,
+    Distillation,
+    KDPosition,
+    KDSource,
+    KDVocabulary,
+    check_distillation,
+)
 from sra_train.methods.terms.layers import LayerPair, MappedLayers, check_layer_pairs, map_layers, orthogonal_projector
 from sra_train.methods.terms.spans import Pooling, SpanStates
-from sra_train.methods.terms.teachers import by_teacher, weighted_sum
+from sra_train.methods.terms.teachers import Taught, together
 
 TERMS = ("cos", "geo", "kd")
 
@@ -74,6 +80,9 @@ class SRAOptions(BaseModel):
     kd_divergence: Divergence = "forward"
     kd_reduction: Literal["sum", "mean", "salience"] = Field("sum", description="over an example's spans")
     temperature: float = 2.0
+    student_top_k: int = Field(
+        0, description="with outcomes that are events: only the student's likeliest so many stand alone; 0 for all"
+    )
 
     @model_validator(mode="after")
     def check(self) -> SRAOptions:
@@ -87,13 +96,8 @@ class SRAOptions(BaseModel):
             if not 0 <= value < math.inf:
                 remedy = "; 0 weighs all spans alike" if name == "salience_power" else ""
                 raise ConfigError(f"{name}={value}: must be a finite number that is not negative{remedy}")
-        if not 0 < self.temperature < math.inf:
-            raise ConfigError(f"temperature={self.temperature}: must be a positive finite number")
-        if self.kd and self.kd_vocabulary in EVENTS and (self.kd_position, self.kd_source) != ("boundary", "head"):
-            raise ConfigError(
-                f"kd_vocabulary={self.kd_vocabulary}: its outcomes are what follows a boundary, in the teacher's whole"
-                " distribution; set kd_position=boundary and kd_source=head"
-            )
+        if self.kd:
+            check_distillation(self)
         check_layer_pairs(self.layer_pairs)
         return self
 
@@ -106,16 +110,6 @@ class SRAOptions(BaseModel):
     def kd_reads_head(self) -> bool:
         """Whether the teacher's distributions come from its head."""
         return self.kd and self.kd_source == "head"
-
-
-@dataclass(frozen=True)
-class Taught:
-    """What one teacher adds to a micro-batch."""
-
-    total: Tensor  # scalar with gradient, cross entropy included where it was asked for
-    ce_sum: Tensor | None  # [B] nats
-    values: dict[str, Tensor]  # the terms that are on, of each example [B], without their coefficients
-    counts: dict[str, Tensor]
 
 
 class SpanTeacher(nn.Module):
@@ -329,14 +323,5 @@ class SRA(Method):
             teacher(output, batch, pages, totals, with_labels=place == 0)
             for place, (teacher, pages) in enumerate(zip(self.teachers, batch.teachers, strict=True))
         ]
-        ce_sum = found[0].ce_sum
-        assert ce_sum is not None
         shares = {teacher.name: teacher.weight for teacher in self.teachers}
-        per_example = weighted_sum(shares, [one.values for one in found])
-        terms = {name: (batch.weight * values).sum() / max(totals.examples, 1) for name, values in per_example.items()}
-        return LossTerms(
-            total=sum((one.total for one in found[1:]), start=found[0].total),
-            terms={"ce": (batch.weight * ce_sum).sum() / max(totals.labels, 1), **terms},
-            per_example={"ce_sum": ce_sum, "labels": count_labels(batch).to(ce_sum.dtype), **per_example},
-            counts=by_teacher(shares, [one.counts for one in found]),
-        )
+        return together(found, shares, batch, totals)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from sra_train.contract import IGNORED_LABEL, Batch, LabelRows, SpanRows
+from sra_train.contract import IGNORED_LABEL, AlignedRows, Batch, LabelRows, SpanRows
 from sra_train.methods.terms.divergence import softmax_and_log_sum
 from sra_train.methods.terms.head_loss import HeadTerm
 
@@ -29,10 +29,10 @@ class CrossEntropyTerm(HeadTerm):
 
 
 class LabelledRows:
-    """Rows of the head whose cross entropy counts: labels of a batch, or the last tokens of its spans."""
+    """Rows of the head whose cross entropy counts: labels of a batch, or rows where a teacher teaches too."""
 
-    def __init__(self, rows: LabelRows | SpanRows, batch: Batch) -> None:
-        """Of span rows, those that predict no label are computed and count nothing."""
+    def __init__(self, rows: LabelRows | SpanRows | AlignedRows, batch: Batch) -> None:
+        """Of rows where a teacher teaches, those that predict no label are computed and count nothing."""
         self.batch = batch
         self.example = rows.example
         if isinstance(rows, LabelRows):

@@ -91,7 +91,11 @@ class Events:
 
 
 class EventTerm(TeacherHeadTerm):
-    """Divergence between two next-token distributions over events; both heads whole, in their own order."""
+    """Divergence between two next-token distributions over events; both heads whole, in their own order.
+
+    With `student_top_k` only the events that the STUDENT finds likeliest stand alone, and all others are one outcome:
+    a divergence on the student's support, which no cache of the teacher's top k can give.
+    """
 
     def __init__(
         self,
@@ -102,9 +106,12 @@ class EventTerm(TeacherHeadTerm):
         events: Events,
         temperature: float,
         kind: Divergence,
+        student_top_k: int = 0,
     ) -> None:
+        """`student_top_k`: how many events stand alone; 0 for all."""
         super().__init__(teacher_states, teacher_head, coefficients, temperature=temperature, kind=kind)
         self.events = events
+        self.student_top_k = student_top_k if student_top_k < events.count - 1 else 0
         self.teacher_events = teacher_states.new_empty(0)
 
     def begin(self, start: int, stop: int) -> None:
@@ -115,16 +122,36 @@ class EventTerm(TeacherHeadTerm):
     def evaluate(self, logits: Tensor, start: int, stop: int) -> tuple[Tensor, Tensor]:
         log_probs = torch.log_softmax(logits / self.temperature, 1)  # [r, S]
         of_events = event_log_probs(log_probs, self.events.student, self.events.count)  # [r, E]
-        teacher = self.teacher_events[start - self.chunk_start : stop - self.chunk_start]
-        values, slopes = divergence_and_gradient(
-            student_log_probs=of_events.clone(),
-            teacher_log_probs=teacher.to(logits.dtype, copy=True),
-            kind=self.kind,
-        )
+        teacher = self.teacher_events[start - self.chunk_start : stop - self.chunk_start].to(logits.dtype)
+        compared = self._compared_whole if not self.student_top_k else self._compared_on_support
+        values, slopes = compared(of_events, teacher)
         # Through an event's sum: each id takes its share of the event's slope.
         ids = self.events.student.expand(len(logits), -1)
         gradient = log_probs.sub_(of_events.gather(1, ids)).exp_()
         return values, gradient.mul_(slopes.gather(1, ids)).mul_(1 / self.temperature)
+
+    def _compared_whole(self, student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
+        """Values [r] and the slope of each event [r, E]."""
+        return divergence_and_gradient(
+            student_log_probs=student.clone(), teacher_log_probs=teacher.clone(), kind=self.kind
+        )
+
+    def _compared_on_support(self, student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
+        """The same over the student's likeliest events (never the residual) and one outcome for all the rest."""
+        chosen = student[:, :-1].topk(self.student_top_k, dim=1).indices  # [r, k]
+        (student_log_probs, rest), (teacher_log_probs, _) = (_with_rest(one, chosen) for one in (student, teacher))
+        values, slopes = divergence_and_gradient(
+            student_log_probs=student_log_probs, teacher_log_probs=teacher_log_probs, kind=self.kind
+        )
+        # Each event of the rest takes its share of the rest's slope.
+        spread = (student - rest).exp_().mul_(slopes[:, -1:])
+        return values, spread.scatter_(1, chosen, slopes[:, :-1])
+
+
+def _with_rest(log_probs: Tensor, chosen: Tensor) -> tuple[Tensor, Tensor]:
+    """Log-probabilities of the chosen events and of all others as one [r, k + 1]; and of the others alone [r, 1]."""
+    rest = torch.logsumexp(log_probs.scatter(1, chosen, -torch.inf), 1, keepdim=True).clamp_min(ABSENT)
+    return torch.cat([log_probs.gather(1, chosen), rest], 1), rest
 
 
 def event_log_probs(log_probs: Tensor, events: Tensor, count: int) -> Tensor:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from sra_train.contract import Batch, LabelRows, SpanRows
+from sra_train.contract import AlignedRows, Batch, LabelRows, SpanRows
 from sra_train.methods.terms.cross_entropy import CrossEntropyTerm, LabelledRows, rows_of
 from sra_train.methods.terms.head_loss import HeadTerm, RowGroup, head_losses, product_dtype
 
@@ -25,11 +25,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class TaughtRows:
-    """A teacher's distributions at the spans of a batch."""
+    """A teacher's distributions at spans or at rows that stand beside each other."""
 
     term: HeadTerm
-    rows: SpanRows
-    other_labels: LabelRows  # the batch's label rows without those at the last tokens of spans
+    rows: SpanRows | AlignedRows
+    other_labels: LabelRows  # the batch's label rows without those at these positions
     pooled: Tensor | None  # [S', D], the states taught in the last S' rows; in the others, those of spans' last tokens
     ids: Tensor | None  # the student's ids that the head is cut to; None for the whole head, as labels need it
 
@@ -58,7 +58,7 @@ def head_terms(
     groups: list[RowGroup] = []
     labelled: list[tuple[LabelledRows, CrossEntropyTerm]] = []
 
-    def label(rows: LabelRows | SpanRows) -> list[HeadTerm]:
+    def label(rows: LabelRows | SpanRows | AlignedRows) -> list[HeadTerm]:
         """The cross entropy of `rows`, if it is asked for."""
         if ce_factor is None:
             return []

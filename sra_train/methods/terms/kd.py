@@ -8,6 +8,7 @@ Shapes: R rows, V shared ids, S and T the vocabularies of student and teacher.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Literal, Protocol
 
@@ -15,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from sra_data.errors import ConfigError, ShardError
-from sra_train.contract import SpanRows, TeacherBatch, TeacherKnowledge
+from sra_train.contract import AlignedRows, SpanRows, TeacherBatch, TeacherKnowledge
 from sra_train.methods.terms.distributions import (
     SharedOrRestTerm,
     SharedVocabularyTerm,
@@ -47,6 +48,29 @@ class DistillationOptions(Protocol):
     def kd_divergence(self) -> Divergence: ...
     @property
     def temperature(self) -> float: ...
+    @property
+    def student_top_k(self) -> int: ...
+
+
+def check_distillation(options: DistillationOptions) -> None:
+    """Refuse values and combinations that mean nothing.
+
+    Raises:
+        ConfigError: With the remedy.
+    """
+    if not 0 < options.temperature < math.inf:
+        raise ConfigError(f"temperature={options.temperature}: must be a positive finite number")
+    is_event = options.kd_vocabulary in EVENTS
+    if is_event and (options.kd_position, options.kd_source) != ("boundary", "head"):
+        raise ConfigError(
+            f"kd_vocabulary={options.kd_vocabulary}: its outcomes are what follows a boundary, in the teacher's whole"
+            " distribution; set kd_position=boundary and kd_source=head"
+        )
+    if options.student_top_k < 0 or (options.student_top_k and not is_event):
+        raise ConfigError(
+            f"student_top_k={options.student_top_k}: how many events stand alone, with kd_vocabulary="
+            f"{' or '.join(EVENTS)} and kd_source=head; 0 for all"
+        )
 
 
 class Distillation(nn.Module):
@@ -119,7 +143,15 @@ class Distillation(nn.Module):
         temperature, kind = self.options.temperature, self.options.kd_divergence
         if self.student_events is not None and self.teacher_events is not None:
             events = Events(self.student_events, self.teacher_events, self._num_events)
-            return EventTerm(states, head, coefficients, events=events, temperature=temperature, kind=kind)
+            return EventTerm(
+                states,
+                head,
+                coefficients,
+                events=events,
+                temperature=temperature,
+                kind=kind,
+                student_top_k=self.options.student_top_k,
+            )
         shared = self.vocabulary.student_ids
         if self.doubles is None or self.into is None:
             columns = None if ids_alone else shared
@@ -140,8 +172,8 @@ class Distillation(nn.Module):
             self._cast = {key: (weight.to(dtype), None if bias is None else bias.to(dtype))}
         return self._cast[key]
 
-    def top_k_term(self, teacher: TeacherBatch, rows: SpanRows, coefficients: Tensor) -> HeadTerm:
-        """The teacher's truncated distributions at the last position of each span.
+    def top_k_term(self, teacher: TeacherBatch, rows: SpanRows | AlignedRows, coefficients: Tensor) -> HeadTerm:
+        """The teacher's truncated distributions at the teacher's position of each row.
 
         Raises:
             ShardError: If the batch lacks the columns.

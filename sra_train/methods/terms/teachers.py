@@ -6,10 +6,58 @@ Shapes: B examples.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 from torch import Tensor
 
-OF_ALL = frozenset({"spans"})  # counts that are worth their sum, not one of each teacher
+from sra_train.contract import Batch, LossTerms, StepTotals
+from sra_train.methods.terms.cross_entropy import count_labels
+
+
+@dataclass(frozen=True)
+class Taught:
+    """What one teacher adds to a micro-batch."""
+
+    total: Tensor  # scalar with gradient, cross entropy included where it was asked for
+    ce_sum: Tensor | None  # [B] nats
+    values: dict[str, Tensor]  # the terms that are on, of each example [B], without their coefficients
+    counts: dict[str, Tensor]
+
+
+def together(
+    found: Sequence[Taught],
+    shares: Mapping[str, float],
+    batch: Batch,
+    totals: StepTotals,
+    *,
+    per_label: frozenset[str] = frozenset(),
+) -> LossTerms:
+    """The step's loss from what every teacher added; the first one brought the cross entropy along.
+
+    Args:
+        found: Of each teacher, in order.
+        shares: teacher -> lambda_j, in the same order.
+        batch: What they spoke about.
+        totals: Of the global step.
+        per_label: Terms that are divided by the labels of the step; the others are by its examples.
+    """
+    ce_sum = found[0].ce_sum
+    assert ce_sum is not None
+    per_example = weighted_sum(shares, [one.values for one in found])
+
+    def divisor(name: str) -> float:
+        return max(totals.labels if name.partition("[")[0] in per_label else totals.examples, 1)
+
+    terms = {name: (batch.weight * values).sum() / divisor(name) for name, values in per_example.items()}
+    return LossTerms(
+        total=sum((one.total for one in found[1:]), start=found[0].total),
+        terms={"ce": (batch.weight * ce_sum).sum() / max(totals.labels, 1), **terms},
+        per_example={"ce_sum": ce_sum, "labels": count_labels(batch).to(ce_sum.dtype), **per_example},
+        counts=by_teacher(shares, [one.counts for one in found]),
+    )
+
+
+OF_ALL = frozenset({"spans", "boundaries"})  # counts that are worth their sum, not one of each teacher
 
 
 def weighted_sum(shares: Mapping[str, float], values: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:

@@ -1,0 +1,207 @@
+"""Boundary: next-token distributions wherever both models have read the same text (docs/method.md, section 10).
+
+    L = alpha CE + (1 - alpha) sum_j lambda_j D_j,     D_j = KL( events of teacher j || events of the student ) at rows
+
+A row is a shared boundary: the end of a span, or the start of a response, so that the FIRST token is taught too and
+the end of the response. What is compared are events about the bytes that follow (section 6), for the next tokens are
+different pieces of the same text. Nothing else is read of the teacher: no attention, no projector, no inner layer.
+
+`strict.py` is the same at fewer rows. Shapes: B examples, S rows of the batch, D_s / D_t hidden sizes.
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar, Literal
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+from torch import Tensor, nn
+
+from sra_data.errors import ConfigError, ShardError
+from sra_train.contract import (
+    Aligned,
+    AlignedRows,
+    Batch,
+    CacheNeeds,
+    KnowledgeNeeds,
+    LossTerms,
+    MethodSetting,
+    ModelShape,
+    RowKind,
+    StepTotals,
+    StudentNeeds,
+    StudentOutput,
+    TeacherBatch,
+    TeacherSetting,
+)
+from sra_train.methods.base import Method, register
+from sra_train.methods.terms.cross_entropy import sum_per_example
+from sra_train.methods.terms.divergence import Divergence
+from sra_train.methods.terms.head_loss import HeadTerm, product_dtype
+from sra_train.methods.terms.head_terms import TaughtRows, head_terms
+from sra_train.methods.terms.kd import EVENTS, Distillation, KDPosition, KDSource, KDVocabulary, check_distillation
+from sra_train.methods.terms.teachers import Taught, together
+
+Reduction = Literal["token", "mean", "sum"]
+
+
+class BoundaryOptions(BaseModel):
+    """Distributions over events about the next bytes, at every shared boundary."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    alpha: float = Field(0.5, description="share of cross entropy")
+    kd_source: KDSource = "head"
+    kd_vocabulary: KDVocabulary = Field(
+        "first_piece", description="what is compared with kd_source=head; top_k always has its rest as one outcome"
+    )
+    kd_divergence: Divergence = "forward"
+    kd_reduction: Reduction = Field(
+        "token", description="token: over the labels of the step, as cross entropy; mean or sum: over an example's rows"
+    )
+    temperature: float = 1.0
+    student_top_k: int = Field(
+        0, description="with outcomes that are events: only the student's likeliest so many stand alone; 0 for all"
+    )
+
+    @model_validator(mode="after")
+    def check(self) -> BoundaryOptions:
+        """Refuse values and combinations that mean nothing."""
+        if not 0 <= self.alpha < 1:
+            raise ConfigError(f"alpha={self.alpha}: must lie in [0, 1); with 1 nothing is distilled: method=sft")
+        check_distillation(self)
+        return self
+
+    @property
+    def kd_position(self) -> KDPosition:
+        """Distributions of the next token, always."""
+        return "boundary"
+
+
+class BoundaryTeacher(nn.Module):
+    """The term of one teacher; nothing in it is trained."""
+
+    def __init__(
+        self, options: BoundaryOptions, student: ModelShape, setting: TeacherSetting, *, aligned: Aligned, method: str
+    ) -> None:
+        """Refuses knowledge of the teacher that is not there (ConfigError)."""
+        super().__init__()
+        self.options, self.name, self.weight = options, setting.name, setting.weight
+        self.last_layers = student.num_layers, setting.shape.num_layers
+        self.aligned, self.method = aligned, method
+        self.distillation = Distillation(options, setting.knowledge, student_vocabulary=student.vocabulary_size)
+
+    @property
+    def needs(self) -> CacheNeeds:
+        """What is read of the teacher's pages."""
+        with_head = self.options.kd_source == "head"
+        return CacheNeeds(
+            hidden=(self.last_layers[1],) if with_head else (),
+            temperatures=() if with_head else (self.options.temperature,),
+            aligned=self.aligned,
+            tokens=RowKind(f"method={self.method}", "choose method=sra"),
+        )
+
+    def forward(
+        self, output: StudentOutput, batch: Batch, pages: TeacherBatch, totals: StepTotals, *, with_labels: bool
+    ) -> Taught:
+        """What this teacher adds; `with_labels`: the cross entropy comes along, in the same pass over the head."""
+        options, rows = self.options, pages.aligned
+        assert rows is not None, "the reader fills what `needs` asks for"
+        hidden = output.hidden[self.last_layers[0]]
+        weights = self._row_weights(rows, batch)
+        size = totals.labels if options.kd_reduction == "token" else totals.examples
+        share = (1 - options.alpha) * self.weight / max(size, 1)
+        ids = None if with_labels else self.distillation.ids_read
+        coefficients = batch.weight[rows.example] * weights * share
+        term = self._term(pages, rows, coefficients, product_dtype(hidden), ids_alone=ids is not None)
+        found = head_terms(
+            output.head,
+            hidden,
+            batch,
+            ce_factor=options.alpha / max(totals.labels, 1) if with_labels else None,
+            taught=TaughtRows(term=term, rows=rows, other_labels=rows.other_labels, pooled=None, ids=ids),
+        )
+        assert found.taught is not None
+        values = {"kd": sum_per_example(weights * found.taught, rows.example, len(batch.weight))}
+        return Taught(found.total, found.ce_sum, values, _counts(rows, batch, pages))
+
+    def _term(
+        self, pages: TeacherBatch, rows: AlignedRows, coefficients: Tensor, dtype: torch.dtype, *, ids_alone: bool
+    ) -> HeadTerm:
+        """The teacher's distributions at the rows."""
+        if self.options.kd_source == "top_k":
+            return self.distillation.top_k_term(pages, rows, coefficients)
+        layer = self.last_layers[1]
+        if layer not in pages.hidden:
+            raise ShardError(
+                f"teacher {pages.name}: its pages hold no hidden states of layer {layer}, which the method reads; "
+                f"run `sra-data cache-teacher --layers {layer}` into a new folder"
+            )
+        states = pages.hidden[layer][rows.example, rows.teacher_positions].to(dtype)
+        return self.distillation.head_term(states, coefficients, dtype, ids_alone=ids_alone)
+
+    def _row_weights(self, rows: AlignedRows, batch: Batch) -> Tensor:
+        """How much each row's divergence counts within its example [S]."""
+        ones = torch.ones_like(rows.example, dtype=batch.weight.dtype)
+        if self.options.kd_reduction != "mean":
+            return ones
+        return ones / sum_per_example(ones, rows.example, len(batch.weight))[rows.example]
+
+
+def _counts(rows: AlignedRows, batch: Batch, pages: TeacherBatch) -> dict[str, Tensor]:
+    """Events of a micro-batch."""
+    real = batch.weight > 0
+    ones = torch.ones_like(rows.example)
+    of_example = sum_per_example(ones, rows.example, len(batch.weight))
+    return {
+        "boundaries": ones.sum(),
+        "examples_without_boundary": (real & pages.has_teacher & (of_example == 0)).sum(),
+        "rows_without_teacher": (real & ~pages.has_teacher).sum(),
+    }
+
+
+@register("boundary")
+class Boundary(Method):
+    """Distributions at every shared boundary, with one teacher or several."""
+
+    options_type: ClassVar[type[BaseModel]] = BoundaryOptions
+    aligned: ClassVar[Aligned] = "boundary"
+
+    def __init__(self, options: BoundaryOptions, setting: MethodSetting) -> None:
+        """Refuses what `BoundaryTeacher` refuses, and to be without a teacher (ConfigError)."""
+        super().__init__()
+        if not setting.teachers:
+            raise ConfigError(f"method={self.name}: the shards hold no teacher's pages; run `sra-data cache-teacher`")
+        self.options, self.last_layer = options, setting.student.num_layers
+        self.teachers: Any = nn.ModuleList(  # of BoundaryTeacher
+            BoundaryTeacher(options, setting.student, teacher, aligned=self.aligned, method=self.name)
+            for teacher in setting.teachers
+        )
+
+    @classmethod
+    def knowledge_needs(cls, options: BoundaryOptions) -> KnowledgeNeeds:
+        with_head = options.kd_source == "head"
+        return KnowledgeNeeds(head=with_head, images=with_head and options.kd_vocabulary in EVENTS)
+
+    @property
+    def needs(self) -> tuple[CacheNeeds, ...]:
+        return tuple(teacher.needs for teacher in self.teachers)
+
+    @property
+    def student_needs(self) -> StudentNeeds:
+        return StudentNeeds(layers=(self.last_layer,))
+
+    def forward(self, output: StudentOutput, batch: Batch, totals: StepTotals) -> LossTerms:
+        """The loss of one micro-batch.
+
+        Raises:
+            ShardError: If the batch lacks a column of the cache that the options read.
+        """
+        found: list[Taught] = [
+            teacher(output, batch, pages, totals, with_labels=place == 0)
+            for place, (teacher, pages) in enumerate(zip(self.teachers, batch.teachers, strict=True))
+        ]
+        shares = {teacher.name: teacher.weight for teacher in self.teachers}
+        per_label = frozenset({"kd"}) if self.options.kd_reduction == "token" else frozenset[str]()
+        return together(found, shares, batch, totals, per_label=per_label)
