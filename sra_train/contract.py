@@ -28,6 +28,7 @@ IGNORED_LABEL = -100
 # How rows of student and teacher are laid beside each other (docs/method.md, section 10): at every shared boundary; at
 # those alone after which the next token is one on both sides; the first of a response with the first, and so on.
 Aligned = Literal["boundary", "strict", "response"]
+SpanChoice = Literal["all", "single"]  # single: spans of one token on both sides alone
 
 
 @dataclass(frozen=True)
@@ -176,6 +177,7 @@ class CacheNeeds:
     next_log_prob: bool = False
     ids: bool = False  # the teacher's tokens at its positions, and those that follow
     aligned: Aligned | None = None  # which rows are laid beside each other
+    spans: SpanChoice = "all"  # which spans there are
     tokens: RowKind | None = None  # what reads rows of single tokens, which pages cached by spans do not hold
     centers: RowKind | None = None  # what reads distributions at centres of mass, which only those hold
 

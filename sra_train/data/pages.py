@@ -117,11 +117,7 @@ class _TeacherSide:
 
     def batch(self, labels: Positions) -> TeacherBatch:
         """All of it."""
-        spans = [NO_SPANS if part is None else part.spans.student_spans for part in self.parts]
-        rows = [
-            NO_SPANS if part is None else rows_of_spans(part, positions, by_span=self.form.by_span)
-            for part, positions in zip(self.parts, self.positions, strict=True)
-        ]
+        spans, rows = self._spans()
         num_spans = np.array([len(one) for one in spans], dtype=np.int64)
         most = max(int(num_spans.max()), 1)  # an axis of length 0 has no maximum, in any method
         student_ids, student_last = span_tensors(spans, labels.shape[1], most, self.staging, f"{self.prefix}student")
@@ -149,6 +145,20 @@ class _TeacherSide:
             **self._columns(),
             **(self._ids() if self.form.needs.ids else {}),
         )
+
+    def _spans(self) -> tuple[list[NDArray[Any]], list[NDArray[Any]]]:
+        """The spans of every slot [K, 2]: in the student's tokens, and in the teacher's cached rows."""
+        spans, rows = [], []
+        for part, positions in zip(self.parts, self.positions, strict=True):
+            ours = NO_SPANS if part is None else part.spans.student_spans
+            theirs = NO_SPANS if part is None else rows_of_spans(part, positions, by_span=self.form.by_span)
+            if part is not None and self.form.needs.spans == "single":
+                both = np.stack([part.spans.student_spans, part.spans.teacher_spans])  # [2, K, 2] tokens
+                keep = (both[:, :, 1] - both[:, :, 0] == 1).all(axis=0)
+                ours, theirs = ours[keep], theirs[keep]
+            spans.append(ours)
+            rows.append(theirs)
+        return spans, rows
 
     def _aligned(self, labels: Positions) -> AlignedRows | None:
         if self.form.needs.aligned is None:

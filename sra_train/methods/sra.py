@@ -31,6 +31,7 @@ from sra_train.contract import (
     MethodSetting,
     ModelShape,
     RowKind,
+    SpanChoice,
     StepTotals,
     StudentNeeds,
     StudentOutput,
@@ -70,6 +71,7 @@ class SRAOptions(BaseModel):
     kd: bool = Field(True, description="distributions (L_KD)")
     lambda_geo: float = Field(50.0, description="weight of L_geo beside L_cos and L_KD")
     layer_pairs: tuple[LayerPair, ...] = Field((LayerPair(),), description="student:teacher[:weight], weights sum to 1")
+    spans: SpanChoice = Field("all", description="single: spans of one token on both sides alone (token level)")
     pooling: Pooling = Field("attention", description="how a span's state is made")
     salience_power: float = Field(1.0, description="p of the span weights; 0 is uniform")
     kd_position: KDPosition = "center_of_mass"
@@ -172,6 +174,7 @@ class SpanTeacher(nn.Module):
             temperatures=(options.temperature,) if top_k else (),
             tokens=self._reads_tokens(),
             centers=centers if top_k and options.kd_pools else None,
+            spans=options.spans,
         )
 
     def _reads_tokens(self) -> RowKind | None:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from sra_data.shards.images import StoredImages
 from sra_data.shards.schema import OK
 from sra_data.spans.alignment import SpanTable, TokenOffsets
 from sra_data.spans.ragged import Ragged
@@ -32,6 +33,7 @@ def count_pair(
     left: SideBatch,
     right: SideBatch,
     vocabulary: SharedVocabulary,
+    images: StoredImages,
 ) -> None:
     """Count a batch that was lined up.
 
@@ -41,6 +43,7 @@ def count_pair(
         table: Its spans; the table's student is the left side.
         left: The batch as one side reads it; right likewise.
         vocabulary: What they share; its student is the left side.
+        images: Where each side's ids go among the other's.
     """
     is_ok = np.array([status == OK for status in statuses], dtype=bool)
     counts.statuses.update(statuses)
@@ -56,6 +59,23 @@ def count_pair(
     counts.left_tokens, counts.left_shared = counts.left_tokens + tokens, counts.left_shared + shared
     tokens, shared = _tokens(right, vocabulary.student_of_teacher, is_ok)
     counts.right_tokens, counts.right_shared = counts.right_tokens + tokens, counts.right_shared + shared
+    _add_images(counts, table, left, right, images)
+
+
+def _add_images(counts: PairCounts, table: SpanTable, left: SideBatch, right: SideBatch, images: StoredImages) -> None:
+    """At the start of every span both sides have read the same text: do the maps say what each reads next?"""
+    row_of = np.repeat(np.arange(len(table.splits) - 1), np.diff(table.splits))
+    ours = left.ids.values[left.ids.splits[row_of] + table.student_starts]
+    theirs = right.ids.values[right.ids.splits[row_of] + table.teacher_starts]
+    counts.left_first_piece += _num_images(ours, theirs, images.left.first_piece)
+    counts.left_byte_prefix += _num_images(ours, theirs, images.left.byte_prefix)
+    counts.right_first_piece += _num_images(theirs, ours, images.right.first_piece)
+    counts.right_byte_prefix += _num_images(theirs, ours, images.right.byte_prefix)
+
+
+def _num_images(ids: NDArray[np.int32], others: NDArray[np.int32], image: NDArray[np.int32]) -> int:
+    known = ids < len(image)
+    return int((image[ids[known]] == others[known]).sum())
 
 
 def _add_sizes(counts: PairCounts, table: SpanTable) -> None:

@@ -77,6 +77,8 @@ class PairCounts(Sums):
         left_shared: Those whose id is in the shared vocabulary; right_shared likewise.
         characters: Of the responses, as the left side reads them; `covered` of them lie in spans.
         sizes: Spans by "left tokens:right tokens".
+        left_first_piece: Spans whose first token on the right is the first-piece image of their first on the left: how
+            often a map is right about the text that follows; right_first_piece from right to left, byte_prefix likewise.
     """
 
     statuses: Counter[str] = field(default_factory=Counter)
@@ -90,3 +92,7 @@ class PairCounts(Sums):
     right_shared: int = 0
     characters: int = 0
     covered: int = 0
+    left_first_piece: int = 0
+    right_first_piece: int = 0
+    left_byte_prefix: int = 0
+    right_byte_prefix: int = 0

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from sra_data.choices import Boundaries, Overlong, VocabularyMatch
 from sra_data.corpus.tokenization import SideTokenizer
+from sra_data.shards.images import StoredImages
 from sra_data.shards.schema import OK
 from sra_data.shards.store import EncodedRows, StoredVocabulary, alignment_columns, alignment_name
 from sra_data.spans.alignment import MAX_SPANS, align, segments_for
@@ -110,7 +111,9 @@ class Pair:
             end_of_sequence=self.end_of_sequence,
         )
 
-    def align(self, examples: Examples, left: SideBatch, right: SideBatch, counts: PairCounts) -> EncodedRows:
+    def align(
+        self, examples: Examples, left: SideBatch, right: SideBatch, counts: PairCounts, images: StoredImages
+    ) -> EncodedRows:
         """Line up a batch; counts it, and returns the rows as the alignment stores them."""
         statuses = [_status(first, second) for first, second in zip(left.statuses, right.statuses, strict=True)]
         keep = np.array([status == OK for status in statuses], dtype=bool)
@@ -128,7 +131,15 @@ class Pair:
             boundaries=self.options.boundaries,
             max_spans=self.options.max_spans,
         )
-        count_pair(counts, statuses=statuses, table=table, left=left, right=right, vocabulary=self.vocabulary)
+        count_pair(
+            counts,
+            statuses=statuses,
+            table=table,
+            left=left,
+            right=right,
+            vocabulary=self.vocabulary,
+            images=images,
+        )
         return alignment_columns(
             ids=[row.id for row in examples.rows],
             statuses=statuses,

@@ -67,6 +67,8 @@ class PairSummary:
         covered: Share of the responses' characters that lie in spans.
         shared_ids: Pairs of ids; `student_ids_shared` their share of the student's vocabulary, teacher's likewise.
         student_tokens_shared: Share of the student's response tokens whose id has a counterpart, teacher's likewise.
+        first_piece_right: Share of the spans whose first token of the student is the image of the teacher's, by the map
+            of first pieces; byte_prefix_right likewise.
     """
 
     alignment: str
@@ -87,6 +89,8 @@ class PairSummary:
     covered: float = 0.0
     student_tokens_shared: float = 0.0
     teacher_tokens_shared: float = 0.0
+    first_piece_right: float = 0.0
+    byte_prefix_right: float = 0.0
 
     @property
     def lines(self) -> list[str]:
@@ -102,6 +106,8 @@ class PairSummary:
             f"shared vocabulary: {self.shared_ids:,} ids = {self.student_ids_shared:.1%} of the student's, "
             f"{self.teacher_ids_shared:.1%} of the teacher's; they cover {self.student_tokens_shared:.1%} of the "
             f"student's response tokens, {self.teacher_tokens_shared:.1%} of the teacher's",
+            "where the teacher's next token goes among the student's is what the student reads next: "
+            f"{self.first_piece_right:.1%} by first piece, {self.byte_prefix_right:.1%} by byte prefix",
         ]
 
 
@@ -204,6 +210,8 @@ def _pair_summary(shards: Path, asked: AskedPair, pair: Pair, *, is_whole: bool)
         "tokens": (counts.left_tokens, counts.right_tokens),
         "shared": (counts.left_shared, counts.right_shared),
         "strings": (pair.num_left, pair.num_right),
+        "first_piece": (counts.left_first_piece, counts.right_first_piece),
+        "byte_prefix": (counts.left_byte_prefix, counts.right_byte_prefix),
     }
     student = {name: both[0 if student_is_left else 1] for name, both in of_left.items()}
     teacher = {name: both[1 if student_is_left else 0] for name, both in of_left.items()}
@@ -227,6 +235,8 @@ def _pair_summary(shards: Path, asked: AskedPair, pair: Pair, *, is_whole: bool)
         covered=_share(counts.covered, counts.characters),
         student_tokens_shared=_share(student["shared"], student["tokens"]),
         teacher_tokens_shared=_share(teacher["shared"], teacher["tokens"]),
+        first_piece_right=_share(teacher["first_piece"], counts.spans),
+        byte_prefix_right=_share(teacher["byte_prefix"], counts.spans),
     )
 
 

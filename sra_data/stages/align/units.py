@@ -24,6 +24,7 @@ import numpy as np
 from sra_data.corpus.chat import Rendered, Renderer
 from sra_data.corpus.examples import Row
 from sra_data.corpus.sources import Source, SourceRange
+from sra_data.shards.images import StoredImages, load_images
 from sra_data.shards.store import (
     TEXT_BYTES_PER_GROUP,
     EncodedRows,
@@ -71,6 +72,7 @@ class AlignWorker:
     # Kept from unit to unit, made where they are used: a worker travels to its process without them.
     _renderers: dict[str, Renderer] = field(init=False, default_factory=dict)
     _stored: dict[str, tuple[int, SideBatch]] = field(init=False, default_factory=dict)
+    _images: dict[str, StoredImages] = field(init=False, default_factory=dict)
 
     def run(self, units: Sequence[Unit]) -> Iterator[tuple[Unit, int]]:
         """Do units one after the other; yields each, once it is on disk, with the tokens that were cut for it."""
@@ -174,8 +176,15 @@ class AlignWorker:
             made.add(f"sides/{name}", sides[name].columns(examples))
             count_side(made.side_counts[name], sides[name])
         for pair in made.wanted.pairs:
-            rows = pair.align(examples, sides[pair.left], sides[pair.right], made.pair_counts[pair.name])
+            sides_of_pair = sides[pair.left], sides[pair.right]
+            rows = pair.align(examples, *sides_of_pair, made.pair_counts[pair.name], self._images_of(pair))
             made.add(f"alignments/{pair.name}", rows)
+
+    def _images_of(self, pair: Pair) -> StoredImages:
+        """Where the pair's ids go among each other's, from its folder."""
+        if pair.name not in self._images:
+            self._images[pair.name] = load_images(self.shards / "alignments" / pair.name)
+        return self._images[pair.name]
 
     def _write(self, unit: Unit, made: UnitParts, writers: Mapping[str, ThreadPoolExecutor]) -> list[Future[Receipt]]:
         """Begin to write the parts that are missing, each folder's in a thread of its own."""

@@ -9,10 +9,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sra_train.contract import Batch, TeacherBatch
+from sra_data.shards.schema import SideRow, TeacherRow
+from sra_data.shards.store import PairSpans
+from sra_train.contract import Aligned, AlignedRows, Batch, TeacherBatch
+from sra_train.data.aligned_rows import aligned_rows
+from sra_train.data.examples import ExampleParts, TeacherPart
 from sra_train.data.index_rows import label_rows, span_rows
 from sra_train.data.staging import StagingBuffer
-from tests.unit.methods.examples import Example
+from tests.unit.methods.examples import END, Example
 
 
 def make_batch(
@@ -25,6 +29,7 @@ def make_batch(
     extra_positions: int = 0,
     extra_spans: int = 0,
     garbage: float = 7.0,
+    aligned: Aligned | None = None,
 ) -> tuple[Batch, dict[int, Tensor], dict[int, Tensor]]:
     """Pad and stack; None is a row that only fills the batch. Padding holds `garbage`, which must not matter.
 
@@ -35,6 +40,7 @@ def make_batch(
         weights: Of the rows; 0 for a row that counts nowhere. 1 for every real row where None.
         extra_tokens, extra_positions, extra_spans: Padding beyond what is needed.
         garbage: See above.
+        aligned: Which rows are laid beside each other, if any.
     """
     real = [example for example in examples if example is not None]
     num_tokens = max(len(example.ids) for example in real) + extra_tokens
@@ -59,6 +65,7 @@ def make_batch(
                 extra_positions=extra_positions,
                 extra_spans=extra_spans,
                 garbage=garbage,
+                aligned=aligned,
             )
             for place, rows in enumerate([examples] if teachers is None else teachers)
         ),
@@ -85,6 +92,7 @@ def teacher_batch(
     extra_positions: int = 0,
     extra_spans: int = 0,
     garbage: float = 7.0,
+    aligned: Aligned | None = None,
 ) -> TeacherBatch:
     """One teacher's part of a batch; None is a row that it lacks."""
     real = [example for example in examples if example is not None]
@@ -136,6 +144,57 @@ def teacher_batch(
         top_k_ids=column(lambda e: e.top_k_ids, positions, 0) if has_top_k else None,
         top_k_values=column(lambda e: e.top_k_values, positions, -1.0) if has_top_k else None,
         log_tails={t: column(lambda e, t=t: e.log_tails[t], positions, -1.0) for t in like.log_tails},
+        aligned=None if aligned is None else aligned_of(aligned, examples, labels, staging),
+    )
+
+
+def aligned_of(
+    kind: Aligned, examples: list[Example | None], labels: Tensor, staging: StagingBuffer
+) -> AlignedRows:
+    """Rows beside each other, as the package finds them in the examples' tables."""
+    parts = [None if one is None else part_of(one) for one in examples]
+    return aligned_rows(
+        kind,
+        [None if one is None else ExampleParts(student_side(one)) for one in examples],
+        parts,
+        cached=[np.zeros(0, np.int32) if one is None else np.arange(len(one.teacher_hidden[1])) for one in examples],
+        end_of_sequence=END,
+        labels=labels.numpy(),
+        staging=staging,
+        name="aligned",
+    )
+
+
+def student_side(example: Example) -> SideRow:
+    stop = example.student_spans[-1][-1] + 1 if example.student_spans else example.label_start
+    return side_row(example.name, example.ids, (example.label_start, stop))
+
+
+def part_of(example: Example) -> TeacherPart:
+    """The teacher's tokens are its cached rows: one before the response, the response, and an end where there is one."""
+    rows = len(example.teacher_hidden[1])
+    ids = [0] * rows + ([END[1]] if example.ids[-1] == END[0] else [])
+    tables = [
+        np.array([(span[0], span[-1] + 1) for span in spans], dtype=np.int32).reshape(-1, 2)
+        for spans in (example.student_spans, example.teacher_spans)
+    ]
+    spans = PairSpans(example.name, "ok", *tables)
+    return TeacherPart(spans, side_row(example.name, ids, (1, rows)), TeacherRow(id=example.name))
+
+
+def side_row(name: str, ids: Sequence[int], response: tuple[int, int]) -> SideRow:
+    nothing = np.zeros(len(ids), np.int32)
+    return SideRow(
+        id=name,
+        status="ok",
+        ids=np.array(ids, np.int32),
+        starts=nothing,
+        ends=nothing,
+        kinds=nothing.astype(np.uint8),
+        response_ranges=np.zeros((1, 2), np.int32),
+        response_turns=np.zeros(1, np.int32),
+        response_spans=np.array([response], np.int32),
+        label_spans=np.array([(response[0], len(ids))], np.int32),
     )
 
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
+END = (12, 16)  # end of sequence: the student's id, the teacher's
 
 @dataclass
 class Example:

@@ -29,12 +29,11 @@ from sra_train.methods import SRA
 from sra_train.methods.sra import SRAOptions
 from tests.reference import losses as slow
 from tests.unit.methods.batches import make_batch
-from tests.unit.methods.examples import Example
+from tests.unit.methods.examples import END, Example
 
 STUDENT_VOCABULARY, TEACHER_VOCABULARY = 13, 17
 SHARED = [(0, 2), (2, 1), (5, 3), (6, 11), (7, 7), (9, 0), (11, 15)]
 DOUBLES = {9: 5, 12: 5, 13: 0}  # teacher ids that spell a shared string too
-END = (12, 16)
 STUDENT_WIDTH, TEACHER_WIDTH = 6, 8
 STUDENT_LAYERS, TEACHER_LAYERS = 3, 4
 
@@ -211,7 +210,8 @@ def make_method(
 def run(
     method: Any, examples: list[Example | None], head: Head, totals: StepTotals | None = None, **padding: Any
 ) -> LossTerms:
-    batch, hidden, attention = make_batch(examples, **padding)
+    aligned = method.needs[0].aligned if method.needs else None
+    batch, hidden, attention = make_batch(examples, aligned=aligned, **padding)
     return method(StudentOutput(hidden, attention, head.live()), batch, totals or totals_of(examples))
 
 
