@@ -93,7 +93,9 @@ class StudentConfig(Section):
     freeze: tuple[str, ...] = Field(
         default=(), description="parameters whose name starts with one of these are not trained"
     )
-    lora: LoraConfig | None = None
+    lora: LoraConfig | None = Field(
+        default=None, description="false: full fine-tuning; SRA's research code always trains adapters"
+    )
 
     @field_validator("lora", mode="before")
     @classmethod
@@ -149,11 +151,15 @@ class TrainingConfig(Section):
     )
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
     warmup: float = Field(default=0.1, ge=0, le=1, description="share of all steps")
-    weight_decay: float = Field(default=0.01, ge=0)
+    weight_decay: float = Field(
+        default=0.01, ge=0, description="on matrices only; SRA's research code decays norms and biases too"
+    )
     beta1: float = Field(default=0.9, ge=0, lt=1)
     beta2: float = Field(default=0.999, ge=0, lt=1)
     epsilon: float = Field(default=1e-8, gt=0)
-    max_grad_norm: float | None = Field(default=1.0, gt=0, description="none: measured, not clipped")
+    max_grad_norm: float | None = Field(
+        default=1.0, gt=0, description="none: measured, not clipped, as SRA's research code has it"
+    )
     seed: int = Field(default=42, ge=0)
     precision: Precision = Field(default="auto", description="auto: bf16 where the GPU has it, else no")
     strategy: Literal["ddp", "fsdp2"] = Field(default="ddp", description="how several processes share the work")

@@ -70,7 +70,10 @@ class SRAOptions(BaseModel):
     geo: bool = Field(True, description="geometry between spans (L_geo)")
     kd: bool = Field(True, description="distributions (L_KD)")
     lambda_geo: float = Field(50.0, description="weight of L_geo beside L_cos and L_KD")
-    layer_pairs: tuple[LayerPair, ...] = Field((LayerPair(),), description="student:teacher[:weight], weights sum to 1")
+    layer_pairs: tuple[LayerPair, ...] = Field(
+        (LayerPair(),),
+        description="student:teacher[:weight], weights sum to 1; last: after the final norm (research code: before)",
+    )
     spans: SpanChoice = Field("all", description="single: spans of one token on both sides alone (token level)")
     pooling: Pooling = Field("attention", description="how a span's state is made")
     salience_power: float = Field(1.0, description="p of the span weights; 0 is uniform")

@@ -28,7 +28,9 @@ OPTIONS = [
     {"kd_position": "boundary"},
     {"kd_position": "boundary", "kd_vocabulary": "byte_prefix"},
     {"pooling": "mean"},
+    {"spans": "single"},
 ]
+NEXT_TOKENS = [{"name": "boundary"}, {"name": "boundary", "kd_vocabulary": "next_byte"}, {"name": "strict"}]
 
 
 @dataclass(frozen=True)
@@ -93,6 +95,36 @@ def assert_equal(taught: Lesson, folders: list[Path], names: tuple[str, ...]) ->
 def test_offline_equals_online(world: World, options: dict[str, str]) -> None:
     with lesson(world.shards, world.student, range(EXAMPLES), teachers=[world.teacher], **options) as taught:
         assert_equal(taught, [world.teacher], FIVE)
+
+
+@pytest.mark.parametrize("options", NEXT_TOKENS)
+def test_offline_equals_online_where_next_tokens_are_taught(world: World, options: dict[str, str]) -> None:
+    teachers = [world.teacher, f"{world.second}:0.25"]
+    with lesson(world.shards, world.student, range(EXAMPLES), teachers=teachers, **options) as taught:
+        names = tuple(f"kd[{source.name}]" for source in taught.sources.teachers)
+        assert_equal(taught, [world.teacher, world.second], ("ce_sum", "labels", "kd", *names))
+
+
+@pytest.mark.parametrize("name", ["boundary", "strict"])
+def test_rows_that_stand_beside_each_other_have_read_the_same_text(world: World, name: str) -> None:
+    """On both sides the last token that was read ends at one character; strictly, the next ends at one too."""
+    teachers = [world.teacher, world.second]
+    with lesson(world.shards, world.student, range(EXAMPLES), teachers=teachers, name=name) as taught:
+        width, ours = taught.batch.input_ids.shape[1], taught.sources.side.read(range(EXAMPLES))
+        for pages, source in zip(taught.batch.teachers, taught.sources.teachers, strict=True):
+            theirs, rows = source.side.read(range(EXAMPLES)), pages.aligned
+            assert rows is not None
+            columns = rows.example.tolist(), rows.student_positions.tolist(), rows.teacher_positions.tolist()
+            starts = 0
+            for example, position, row in zip(*columns, strict=True):
+                here, there = position % width, int(response_positions(theirs[example].response_spans)[row])
+                assert position // width == example
+                assert ours[example].ends[here] == theirs[example].ends[there]
+                starts += here == int(ours[example].response_spans[0, 0]) - 1
+                if name == "strict":
+                    assert ours[example].ends[here + 1] == theirs[example].ends[there + 1]
+            assert starts == EXAMPLES if name == "boundary" else starts > 0
+            assert len(rows.example) > 2 * EXAMPLES
 
 
 @pytest.mark.parametrize("options", OPTIONS)

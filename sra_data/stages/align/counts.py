@@ -78,7 +78,7 @@ class PairCounts(Sums):
         characters: Of the responses, as the left side reads them; `covered` of them lie in spans.
         sizes: Spans by "left tokens:right tokens".
         left_first_piece: Spans whose first token on the right is the first-piece image of their first on the left: how
-            often a map is right about the text that follows; right_first_piece from right to left, byte_prefix likewise.
+            often a map is right about what follows. right_first_piece from right to left, byte_prefix likewise.
     """
 
     statuses: Counter[str] = field(default_factory=Counter)

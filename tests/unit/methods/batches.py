@@ -148,9 +148,7 @@ def teacher_batch(
     )
 
 
-def aligned_of(
-    kind: Aligned, examples: list[Example | None], labels: Tensor, staging: StagingBuffer
-) -> AlignedRows:
+def aligned_of(kind: Aligned, examples: list[Example | None], labels: Tensor, staging: StagingBuffer) -> AlignedRows:
     """Rows beside each other, as the package finds them in the examples' tables."""
     parts = [None if one is None else part_of(one) for one in examples]
     return aligned_rows(
@@ -171,7 +169,7 @@ def student_side(example: Example) -> SideRow:
 
 
 def part_of(example: Example) -> TeacherPart:
-    """The teacher's tokens are its cached rows: one before the response, the response, and an end where there is one."""
+    """The teacher's tokens are its cached rows: one before the response, the response; then an end where there is one."""
     rows = len(example.teacher_hidden[1])
     ids = [0] * rows + ([END[1]] if example.ids[-1] == END[0] else [])
     tables = [

@@ -8,6 +8,7 @@ from torch import Tensor
 
 END = (12, 16)  # end of sequence: the student's id, the teacher's
 
+
 @dataclass
 class Example:
     """One example without padding."""

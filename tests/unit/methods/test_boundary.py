@@ -71,17 +71,22 @@ def rows_by_hand(example: worlds.Example, name: str) -> list[tuple[int, int]]:
 
 def of_row(options: Any, example: worlds.Example, student: Tensor, teacher: Tensor, row: int) -> Tensor:
     """The divergence at one row, by the slow loops."""
-    mapping = dict((t, s) for s, t in worlds.SHARED) | worlds.DOUBLES | {worlds.END[1]: worlds.END[0]}
+    mapping = {t: s for s, t in worlds.SHARED} | worlds.DOUBLES | {worlds.END[1]: worlds.END[0]}
     temperature, kind = options.temperature, options.kd_divergence
     if options.kd_source == "top_k":
         ids, values = example.top_k_ids[row].tolist(), example.top_k_values[row]
-        return slow.kd_top_k(student, ids, values, float(example.log_tails[temperature][row]), mapping, temperature, kind)
+        return slow.kd_top_k(
+            student, ids, values, float(example.log_tails[temperature][row]), mapping, temperature, kind
+        )
     if options.kd_vocabulary == "renormalised":
         return slow.kd_renormalised(student, teacher, [*worlds.SHARED, worlds.END], temperature, kind)
     if options.kd_vocabulary == "next_byte":
         groups = [[list(range(start, size - 1, 3)) for start in range(3)] + [[size - 1]] for size in (13, 17)]
         log_q, log_p = (slow.log_softmax([z / temperature for z in one]) for one in (student, teacher))
-        events = [[slow.log_sum_exp([log[i] for i in ids]) for ids in of] for log, of in zip((log_q, log_p), groups)]
+        events = [
+            [slow.log_sum_exp([log[i] for i in ids]) for ids in of]
+            for log, of in zip((log_q, log_p), groups, strict=True)
+        ]
         return slow.divergence(events[1], events[0], kind)
     if options.student_top_k:
         log_q, log_p = (slow.log_softmax([z / temperature for z in one]) for one in (student, teacher))
@@ -155,9 +160,7 @@ def test_the_first_token_of_a_response_and_its_end_are_taught() -> None:
 @pytest.mark.parametrize("case", CASES)
 @settings(max_examples=10, deadline=None)
 @given(
-    sizes=st.lists(
-        st.lists(st.tuples(st.integers(1, 3), st.integers(1, 3)), max_size=4), min_size=1, max_size=4
-    ),
+    sizes=st.lists(st.lists(st.tuples(st.integers(1, 3), st.integers(1, 3)), max_size=4), min_size=1, max_size=4),
     data=st.data(),
 )
 def test_numbers_of_an_example_do_not_depend_on_padding_company_or_order(case: str, sizes, data) -> None:
@@ -187,7 +190,9 @@ def test_micro_batches_add_up_to_the_large_batch(case: str) -> None:
         total = sum(worlds.run(method, batch, student, totals).total for batch in batches)
         return total.detach(), torch.autograd.grad(total, student.weight)[0]
 
-    for one, other in zip(gradient([examples]), gradient([examples[:2], [None, examples[2]], examples[3:]]), strict=True):
+    for one, other in zip(
+        gradient([examples]), gradient([examples[:2], [None, examples[2]], examples[3:]]), strict=True
+    ):
         torch.testing.assert_close(one, other)
 
 
@@ -208,17 +213,13 @@ def test_two_teachers_are_the_weighted_mean_and_a_row_that_one_lacks_keeps_the_r
         examples, teachers=[examples, lacking], aligned=method.needs[0].aligned
     )
     found = method(StudentOutput(hidden, attention, student.live()), batch, totals)
-    alone = [
-        worlds.run(method_of(name, head, kd_reduction=reduction), examples, student) for head in (teacher, other)
-    ]
+    alone = [worlds.run(method_of(name, head, kd_reduction=reduction), examples, student) for head in (teacher, other)]
     expected = [one.per_example["kd"].clone() for one in alone]
     expected[1][0] = 0
     torch.testing.assert_close(found.per_example["kd"], 0.25 * expected[0] + 0.75 * expected[1])
     torch.testing.assert_close(found.per_example["ce_sum"], alone[0].per_example["ce_sum"])
     size = totals.labels if reduction == "token" else totals.examples
-    torch.testing.assert_close(
-        found.total, 0.5 * found.terms["ce"] + 0.5 * found.per_example["kd"].sum() / size
-    )
+    torch.testing.assert_close(found.total, 0.5 * found.terms["ce"] + 0.5 * found.per_example["kd"].sum() / size)
     assert int(found.counts["rows_without_teacher[teacher-1]"]) == 1
 
 

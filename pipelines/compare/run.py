@@ -1,0 +1,160 @@
+"""Every method on the same shards, on a laptop: the comparison behind the table in RESULTS.md.
+
+A teacher learns the whole corpus for several epochs. Two students with clearly different tokenizers (one byte-level
+BPE, one Unigram), far smaller, learn a part of it, from random weights and after other text: four settings. In each,
+`sra-train compare` tunes the rate of every method over the same grid on the development split, trains every seed, and
+measures on the test split. The result is whatever it is.
+
+    python pipelines/compare/run.py --output compare-output [--data FOLDER with train, dev and test.jsonl]
+
+Every step resumes: run the same command again after an interruption.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+sys.path[:0] = [str(HERE), str(HERE.parent / "demo")]
+
+from results import write_results
+from small_models import STUDENTS, write_models
+
+from sra_data.corpus.builtin import builtin_records
+
+COMMANDS = Path(sys.executable).parent
+MANY_SEEDS = ("sft", "paper", "strict", "boundary", "tuned")
+FEW_SEEDS = ("uld", "multilevel-ot", "alm", "dskd", "dskdv2", "sra-mean")
+STARTS = ("random", "pretrained")
+
+
+def main() -> None:
+    """Run what is missing; the last line printed is the path of the results."""
+    arguments = parse_arguments()
+    output: Path = arguments.output
+    output.mkdir(parents=True, exist_ok=True)
+    started = time.monotonic()
+
+    say("1. The corpus, three tokenizers, untrained models")
+    data = write_corpus(output, arguments.data)
+    write_models(output, data, arguments)
+
+    say("2. The teacher learns the whole training split; the students read other text first")
+    teacher = fine_tune(
+        output / "teacher", output / "untrained" / "teacher", data / "train.jsonl", data, "teacher.yaml"
+    )
+    starts = {("random", name): output / "untrained" / name for name in STUDENTS}
+    for name in STUDENTS:
+        folder, model = output / f"pretrained-{name}", output / "untrained" / name
+        starts["pretrained", name] = fine_tune(folder, model, data / "other.jsonl", data, "pretrain.yaml")
+
+    say("3. Shards: both students' sides, the teacher's pages once")
+    shards = output / "shards"
+    students = [word for name in STUDENTS for word in ("--student", output / "untrained" / name)]
+    call("sra-data", "align", "--teacher", teacher, *students, "--data", data / "student.jsonl",
+         "--dev-data", data / "dev.jsonl", "--out", shards)  # fmt: skip
+    call("sra-data", "cache-teacher", shards, "--teacher", teacher, "--logits", "none")
+
+    say("4. The comparisons")
+    for name in STUDENTS:
+        for start in arguments.starts:
+            compare(output, shards, starts[start, name], f"{name}-{start}", teacher, data, arguments)
+
+    settings = [f"{name}-{start}" for name in STUDENTS for start in arguments.starts]
+    write_results(output, settings, seconds=time.monotonic() - started)
+    print(output / "RESULTS.md")
+
+
+def parse_arguments() -> argparse.Namespace:
+    """What is worth changing."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--output", type=Path, default=Path("compare-output"), help="folder to write; resumed if there")
+    parser.add_argument(
+        "--data", type=Path, default=None, help="folder with train, dev and test.jsonl [built-in corpus]"
+    )
+    parser.add_argument("--student-examples", type=int, default=2400, help="the students' part of the training split")
+    parser.add_argument("--steps", type=int, default=150, help="of every student")
+    parser.add_argument("--seeds", type=int, default=5, help=f"of {', '.join(MANY_SEEDS)}")
+    parser.add_argument("--few-seeds", type=int, default=3, help="of the other methods")
+    parser.add_argument("--rates", default="1e-3,3e-3,6e-3", help="grid of every method")
+    parser.add_argument("--methods", default=None, help="names, or name:seeds, in place of all")
+    parser.add_argument("--starts", nargs="+", choices=STARTS, default=list(STARTS))
+    parser.add_argument("--teacher-epochs", type=int, default=3)
+    parser.add_argument("--seed", type=int, default=17, help="of the models")
+    return parser.parse_args()
+
+
+def write_corpus(output: Path, given: Path | None) -> Path:
+    """train, dev, test, the students' part of train, and other text for pretraining, as JSON lines."""
+    folder = output / "data"
+    if (folder / "done").exists():
+        return folder
+    folder.mkdir(exist_ok=True)
+    builtin = builtin_records("train")
+    if given is None:  # other text: the other half of the modules
+        half = len(builtin) // 2
+        splits = {"train": builtin[:half], "dev": builtin_records("dev"), "test": builtin_records("test")}
+        other = builtin[half:]
+    else:
+        splits = {name: read_lines(given / f"{name}.jsonl") for name in ("train", "dev", "test")}
+        other = builtin
+    for name, rows in {**splits, "other": other}.items():
+        write_lines(folder / f"{name}.jsonl", rows)
+    (folder / "done").touch()
+    return folder
+
+
+def read_lines(path: Path) -> list[dict[str, str]]:
+    """Rows of a file."""
+    return [json.loads(line) for line in path.read_text("utf-8").splitlines()]
+
+
+def write_lines(path: Path, rows: list[dict[str, str]]) -> None:
+    """Prompt and response of each row."""
+    lines = (json.dumps({key: row[key] for key in ("prompt", "response")}) for row in rows)
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def fine_tune(folder: Path, model: Path, train: Path, data: Path, config: str) -> Path:
+    """Plain fine-tuning of a model on a file: it needs shards of the model with itself, and no cache."""
+    call("sra-data", "align", "--teacher", model, "--student", model, "--data", train,
+         "--dev-data", data / "dev.jsonl", "--out", folder / "shards")  # fmt: skip
+    call("sra-train", "run", folder / "shards", "--config", HERE / config, "--output-dir", folder / "run")
+    return folder / "run" / "model"
+
+
+def compare(
+    output: Path, shards: Path, student: Path, name: str, teacher: Path, data: Path, arguments: argparse.Namespace
+) -> None:
+    """One setting: every method, tuned alike."""
+    few = arguments.few_seeds
+    methods = arguments.methods or ",".join([*MANY_SEEDS, *(f"{one}:{few}" for one in FEW_SEEDS)])
+    call("sra-train", "compare", shards, "--student", student, "--config", HERE / "student.yaml",
+         "--set", f"training.max_steps={arguments.steps}", "--methods", methods, "--seeds", arguments.seeds,
+         "--rates", arguments.rates, "--test", data / "test.jsonl", "--teacher-model", teacher,
+         "--output-dir", output / "comparisons" / name)  # fmt: skip
+
+
+def call(*words: object) -> None:
+    """Run one of the commands, showing it first."""
+    line = [str(word) for word in words]
+    print("$ " + " ".join(line), flush=True)
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
+    done = subprocess.run([str(COMMANDS / line[0]), *line[1:]], env=environment, check=False)
+    if done.returncode:
+        sys.exit(done.returncode)
+
+
+def say(text: str) -> None:
+    """A heading."""
+    print(f"\n== {text}", flush=True)
+
+
+if __name__ == "__main__":
+    main()
