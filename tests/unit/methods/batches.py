@@ -169,7 +169,7 @@ def student_side(example: Example) -> SideRow:
 
 
 def part_of(example: Example) -> TeacherPart:
-    """The teacher's tokens are its cached rows: one before the response, the response; then an end where there is one."""
+    """The teacher's tokens are its cached rows: one before the response, the response, then its end if any."""
     rows = len(example.teacher_hidden[1])
     ids = [0] * rows + ([END[1]] if example.ids[-1] == END[0] else [])
     tables = [
