@@ -1,5 +1,6 @@
 # Every target does its own set-up: a virtual environment with the versions of constraints.txt.
 #   make demo       the whole way on a laptop: no network beyond the package index, no account, no GPU
+#   make compare    every method, two students, several seeds: up to 90 minutes on two cores
 #   make test       what CI runs
 #   make test-all   the long tests too
 PYTHON ?= python3
@@ -9,7 +10,10 @@ TORCH_INDEX_URL ?=
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: help demo test test-all lint types layers bench clean
+# The comparison's corpus: a folder with train, dev and test.jsonl; the built-in one where it is not there.
+COMPARE_DATA ?= ../shared/data/dolly
+
+.PHONY: help demo compare test test-all lint types layers bench clean
 help:
 	@sed -n 's/^#   //p' Makefile
 
@@ -25,6 +29,9 @@ $(READY): pyproject.toml constraints.txt
 
 demo: $(READY)
 	@$(BIN)/python pipelines/demo/run.py --output demo-output
+
+compare: $(READY)
+	@$(BIN)/python pipelines/compare/run.py --output compare-output $(if $(wildcard $(COMPARE_DATA)),--data $(COMPARE_DATA))
 
 test: $(READY) lint types layers
 	$(BIN)/python -m pytest -m "not slow" --cov --cov-report=term
@@ -46,4 +53,4 @@ bench: $(READY)
 	@for script in align cache read train; do $(BIN)/python benchmarks/$$script.py || exit 1; done
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info demo-output
+	rm -rf $(VENV) build dist *.egg-info demo-output compare-output

@@ -13,22 +13,21 @@ Every step resumes: run the same command again after an interruption.
 from __future__ import annotations
 
 import argparse
-import json
-import os
-import subprocess
 import sys
 import time
 from pathlib import Path
 
-HERE = Path(__file__).resolve().parent
-sys.path[:0] = [str(HERE), str(HERE.parent / "demo")]
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "demo"))
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 from results import write_results
 from small_models import STUDENTS, write_models
+from steps import call, read_rows, say, write_rows
 
 from sra_data.corpus.builtin import builtin_records
 
-COMMANDS = Path(sys.executable).parent
+HERE = Path(__file__).resolve().parent
 MANY_SEEDS = ("sft", "paper", "strict", "boundary", "tuned")
 FEW_SEEDS = ("uld", "multilevel-ot", "alm", "dskd", "dskdv2", "sra-mean")
 STARTS = ("random", "pretrained")
@@ -42,7 +41,7 @@ def main() -> None:
     started = time.monotonic()
 
     say("1. The corpus, three tokenizers, untrained models")
-    data = write_corpus(output, arguments.data)
+    data = write_corpus(output, arguments.data, num_student_examples=arguments.student_examples)
     write_models(output, data, arguments)
 
     say("2. The teacher learns the whole training split; the students read other text first")
@@ -90,7 +89,7 @@ def parse_arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def write_corpus(output: Path, given: Path | None) -> Path:
+def write_corpus(output: Path, given: Path | None, *, num_student_examples: int) -> Path:
     """train, dev, test, the students' part of train, and other text for pretraining, as JSON lines."""
     folder = output / "data"
     if (folder / "done").exists():
@@ -102,23 +101,13 @@ def write_corpus(output: Path, given: Path | None) -> Path:
         splits = {"train": builtin[:half], "dev": builtin_records("dev"), "test": builtin_records("test")}
         other = builtin[half:]
     else:
-        splits = {name: read_lines(given / f"{name}.jsonl") for name in ("train", "dev", "test")}
+        splits = {name: read_rows(given / f"{name}.jsonl") for name in ("train", "dev", "test")}
         other = builtin
-    for name, rows in {**splits, "other": other}.items():
-        write_lines(folder / f"{name}.jsonl", rows)
+    students = splits["train"][:: max(1, len(splits["train"]) // num_student_examples)][:num_student_examples]
+    for name, rows in {**splits, "student": students, "other": other}.items():
+        write_rows(folder / f"{name}.jsonl", rows)
     (folder / "done").touch()
     return folder
-
-
-def read_lines(path: Path) -> list[dict[str, str]]:
-    """Rows of a file."""
-    return [json.loads(line) for line in path.read_text("utf-8").splitlines()]
-
-
-def write_lines(path: Path, rows: list[dict[str, str]]) -> None:
-    """Prompt and response of each row."""
-    lines = (json.dumps({key: row[key] for key in ("prompt", "response")}) for row in rows)
-    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
 def fine_tune(folder: Path, model: Path, train: Path, data: Path, config: str) -> Path:
@@ -139,21 +128,6 @@ def compare(
          "--set", f"training.max_steps={arguments.steps}", "--methods", methods, "--seeds", arguments.seeds,
          "--rates", arguments.rates, "--test", data / "test.jsonl", "--teacher-model", teacher,
          "--output-dir", output / "comparisons" / name)  # fmt: skip
-
-
-def call(*words: object) -> None:
-    """Run one of the commands, showing it first."""
-    line = [str(word) for word in words]
-    print("$ " + " ".join(line), flush=True)
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
-    done = subprocess.run([str(COMMANDS / line[0]), *line[1:]], env=environment, check=False)
-    if done.returncode:
-        sys.exit(done.returncode)
-
-
-def say(text: str) -> None:
-    """A heading."""
-    print(f"\n== {text}", flush=True)
 
 
 if __name__ == "__main__":

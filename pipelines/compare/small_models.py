@@ -8,15 +8,17 @@ tokenizer is in earnest: it was not made for the data it is distilled on.
 from __future__ import annotations
 
 import argparse
+import json
+from collections.abc import Iterable
 from pathlib import Path
 
-import run as this
-from models import save_random_model, train_student_tokenizer, train_teacher_tokenizer
-from transformers import GPT2Config, PreTrainedTokenizerFast
+from models import gpt2, save_random_model, train_byte_level_bpe
+from steps import read_rows
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import PreTrainedTokenizerFast
 
-POSITIONS = 160  # tokens of an example; longer ones are cut, and left out of every measure
 STUDENTS = ("bpe", "unigram")
-SIZES = {"teacher": (256, 4, 4), "bpe": (96, 3, 4), "unigram": (96, 3, 4)}  # width, layers, heads
+SIZES = {"teacher": (256, 4), "bpe": (96, 3), "unigram": (96, 3)}  # width, layers
 
 
 def write_models(output: Path, data: Path, arguments: argparse.Namespace) -> None:
@@ -26,36 +28,52 @@ def write_models(output: Path, data: Path, arguments: argparse.Namespace) -> Non
         return
     corpus, other = (texts_of(data / f"{name}.jsonl") for name in ("train", "other"))
     mixed = other[::8] + corpus[::24]
-    student_rows = this.read_lines(data / "train.jsonl")[:: max(1, len(corpus) // arguments.student_examples)]
-    this.write_lines(data / "student.jsonl", student_rows[: arguments.student_examples])
     tokenizers = {
-        "teacher": train_teacher_tokenizer(corpus, vocab_size=4096),
-        "bpe": train_teacher_tokenizer(mixed, vocab_size=1800),
-        "unigram": train_student_tokenizer(mixed, vocab_size=1800),
+        "teacher": train_byte_level_bpe(corpus, vocab_size=4096),
+        "bpe": train_byte_level_bpe(mixed, vocab_size=1800),
+        "unigram": train_unigram(mixed, vocab_size=1800),
     }
     for place, (name, tokenizer) in enumerate(tokenizers.items()):
-        save_random_model(config_of(name, tokenizer), tokenizer, folder / name, seed=arguments.seed + place)
+        width, layers = SIZES[name]
+        config = gpt2(tokenizer, width=width, layers=layers)
+        save_random_model(config, tokenizer, folder / name, seed=arguments.seed + place)
     (folder / "done").touch()
 
 
 def texts_of(path: Path) -> list[str]:
     """Prompt and response in one, of every row."""
-    return [row["prompt"] + row["response"] for row in this.read_lines(path)]
+    return [row["prompt"] + row["response"] for row in read_rows(path)]
 
 
-def config_of(name: str, tokenizer: PreTrainedTokenizerFast) -> GPT2Config:
-    """A GPT-2 of that model's size, without dropout."""
-    width, layers, heads = SIZES[name]
-    return GPT2Config(
-        vocab_size=len(tokenizer),
-        n_embd=width,
-        n_layer=layers,
-        n_head=heads,
-        n_positions=POSITIONS,
-        resid_pdrop=0.0,
-        embd_pdrop=0.0,
-        attn_pdrop=0.0,
-        bos_token_id=None,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
+def train_unigram(texts: Iterable[str], *, vocab_size: int) -> PreTrainedTokenizerFast:
+    """A Unigram tokenizer in the manner of SentencePiece: "▁" for the space, unknown characters cut into bytes."""
+    byte_pieces = [f"<0x{byte:02X}>" for byte in range(256)]
+    tokenizer = Tokenizer(models.Unigram())
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split("\n", behavior="isolated"),
+            pre_tokenizers.Metaspace(prepend_scheme="never", split=True),
+        ]
     )
+    trainer = trainers.UnigramTrainer(
+        vocab_size=vocab_size - len(byte_pieces),
+        special_tokens=["<unk>", "</s>"],
+        unk_token="<unk>",
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    tokenizer.model = with_byte_fallback(tokenizer, byte_pieces)
+    tokenizer.decoder = decoders.Sequence(
+        [decoders.ByteFallback(), decoders.Metaspace(prepend_scheme="never"), decoders.Fuse()]
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, unk_token="<unk>", eos_token="</s>", pad_token="</s>", bos_token=None
+    )
+
+
+def with_byte_fallback(tokenizer: Tokenizer, byte_pieces: list[str]) -> models.Unigram:
+    """The trained Unigram model with the 256 byte pieces added at the score of its rarest piece."""
+    vocabulary = [(piece, score) for piece, score in json.loads(tokenizer.to_str())["model"]["vocab"]]
+    rarest = min(score for _, score in vocabulary)
+    vocabulary += [(piece, rarest - 10.0) for piece in byte_pieces]
+    return models.Unigram(vocabulary, unk_id=0, byte_fallback=True)
