@@ -25,7 +25,7 @@ def write_results(output: Path, settings: list[str], *, seconds: float) -> None:
     lines = [
         "# Results",
         "",
-        f"{datetime.date.today().isoformat()}, {platform.machine()}, {versions}; this call: {seconds / 60:.0f} minutes.",
+        f"{datetime.date.today().isoformat()}, {platform.machine()}, {versions}; {seconds / 60:.0f} minutes.",
         "Bits per byte on the test split, mean and standard deviation over the seeds; lower is better. The difference",
         "is paired with plain fine-tuning of the same seed on the same examples; its interval is a hierarchical",
         "bootstrap over seeds and examples. Rates were chosen on the development split from one grid for all.",

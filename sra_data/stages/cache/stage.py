@@ -38,6 +38,7 @@ from sra_data.shards.store import (
 )
 from sra_data.stages.cache.faithfulness import measure, refuse_unfaithful
 from sra_data.stages.cache.options import CacheOptions, check_options
+from sra_data.stages.cache.reach import can_measure, measure_reach
 from sra_data.stages.cache.run import FILES, CacheRun
 from sra_data.stages.cache.size import refuse_small_disk
 from sra_data.stages.cache.summary import CacheSummary, facts_at_beginning, facts_at_end, summarise
@@ -159,6 +160,11 @@ def finish(run: CacheRun, plan: Plan, *, is_new: bool) -> None:
         refuse_failed(failed, run.options.max_failed)
         seal(run.shards.path, run.section, facts_at_end(run, plan))
         measure_faithfulness(run)
+        with ShardSet.open(run.shards.path) as sealed:
+            if can_measure(sealed.manifest, run.section, run.identity.num_layers):
+                head = OutputHead.from_model(run.teacher.model).detach()
+                reach = measure_reach(sealed, run.section.partition("/")[2], head)
+                record(run.shards.path, run.section, reach=reach)
 
 
 def measure_faithfulness(run: CacheRun) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 from sra_data.options import recorded
 from sra_data.shards.store import Manifest, Plan, notes_of, state_of
 from sra_data.stages.cache.faithfulness import describe as describe_faithfulness
+from sra_data.stages.cache.reach import reach_from
 from sra_data.stages.cache.run import CacheRun
 from sra_data.terminal import bytes_in_words
 
@@ -27,7 +28,7 @@ class CacheSummary:
         granularity: "token" or "span".
         num_bytes: of the teacher's folder; `bytes_per_position` of its parts alone.
         num_failed, num_splits: examples with numbers that are not finite; batches that had to be split.
-        faithfulness: see `faithfulness.py`; empty while units are missing.
+        faithfulness: see `faithfulness.py`; empty while units are missing. `reach` see `reach.py`, of each student.
     """
 
     shards: str
@@ -47,6 +48,7 @@ class CacheSummary:
     num_splits: int
     granularity: str = "token"
     faithfulness: dict[str, Any] = field(default_factory=dict)
+    reach: list[dict[str, Any]] = field(default_factory=list)
 
     def lines(self) -> list[str]:
         """It in words."""
@@ -63,7 +65,7 @@ class CacheSummary:
             )
         if self.root is None:
             lines.append("unfinished: run the same command again for the missing units")
-        return lines + describe_faithfulness(self.faithfulness)
+        return lines + describe_faithfulness(self.faithfulness) + [reach_from(one).line for one in self.reach]
 
 
 def summarise(run: CacheRun, plan: Plan, *, num_done: int) -> CacheSummary:
@@ -89,6 +91,7 @@ def summarise(run: CacheRun, plan: Plan, *, num_done: int) -> CacheSummary:
         num_splits=sum(note["splits"] for note in notes),
         granularity=run.settings.capture.granularity,
         faithfulness=section.get("faithfulness", {}) if section.get("root") else {},
+        reach=section.get("reach", []) if section.get("root") else [],
     )
 
 
