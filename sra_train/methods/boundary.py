@@ -64,6 +64,14 @@ class BoundaryOptions(BaseModel):
         0, description="with outcomes that are events: only the student's likeliest so many stand alone; 0 for all"
     )
 
+    @model_validator(mode="before")
+    @classmethod
+    def top_k_has_a_rest(cls, value: Any) -> Any:
+        """With kd_source=top_k the outcomes are the cached ids and their rest; to say one is to say both."""
+        if isinstance(value, dict) and value.get("kd_source") == "top_k":
+            return {"kd_vocabulary": "rest", **value}
+        return value
+
     @model_validator(mode="after")
     def check(self) -> BoundaryOptions:
         """Refuse values and combinations that mean nothing."""

@@ -20,8 +20,9 @@ import torch
 from numpy.typing import NDArray
 
 from sra_data.models.output_head import OutputHead
+from sra_data.shards.images import IMAGES
 from sra_data.shards.schema import response_positions
-from sra_data.shards.store import FolderReader, Manifest, PairReader, ShardSet, sides_of
+from sra_data.shards.store import FolderReader, Manifest, PairReader, ShardSet, has_file, sides_of
 from sra_data.stages.sampling import sample_rows
 
 EXAMPLES = 16
@@ -84,7 +85,8 @@ def measure_reach(shards: ShardSet, teacher: str, head: OutputHead) -> list[dict
     for name in shards.manifest.names("alignments"):
         sealed = (shards.manifest.section(f"alignments/{name}") or {}).get("root")
         others = set(sides_of(name)) - {side}
-        if side not in sides_of(name) or not others or sealed is None:
+        has_maps = has_file(shards.path / "alignments" / name, IMAGES)
+        if side not in sides_of(name) or not others or sealed is None or not has_maps:
             continue
         (student,) = others
         pair = shards.pair(student=student, teacher=side, name=name)

@@ -270,7 +270,7 @@ def test_a_forward_and_its_backward_never_wait_for_the_device(case: str) -> None
     [
         ({"alpha": 1.0}, r"alpha=1\.0: must lie in \[0, 1\)"),
         ({"temperature": 0.0}, "temperature=0.0: must be a positive finite number"),
-        ({"kd_source": "top_k"}, "kd_vocabulary=first_piece.*kd_source=head"),
+        ({"kd_source": "top_k", "kd_vocabulary": "first_piece"}, "kd_vocabulary=first_piece.*kd_source=head"),
         ({"student_top_k": -1}, "student_top_k=-1"),
         ({"student_top_k": 8, "kd_vocabulary": "rest"}, "student_top_k=8: how many events stand alone"),
     ],
