@@ -39,6 +39,11 @@ class HeldOut:
     max_new_tokens: int = 512
 
     @property
+    def identity(self) -> dict[str, Any]:
+        """What must not change between a comparison and its continuation; Rouge-L may be asked for later."""
+        return {"digest": self.digest, "max_length": self.max_length}
+
+    @property
     def asked(self) -> dict[str, Any]:
         """What decides the numbers; where a file lies does not."""
         found = {name: value for name, value in asdict(self).items() if name not in ("data", "columns", "split")}

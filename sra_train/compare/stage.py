@@ -75,7 +75,7 @@ def prepare(options: CompareOptions, reporter: Reporter) -> Work:
         checked = check_all(shards, configs)
         test = held_out(options, shards)
     folder = Path(options.output_dir)
-    claim_folder(folder, roots=checked.roots, settings=common_settings(common), test=test.asked)
+    claim_folder(folder, roots=checked.roots, settings=common_settings(common), test=test.identity)
     abouts = {entry.name: PRESETS[entry.name].about if entry.name in PRESETS else methods[entry.name] for entry in entries}
     return Work(options, reporter, folder, entries, tables, grid, configs, abouts, common, checked, test, Pool(slots))
 

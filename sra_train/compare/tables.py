@@ -34,7 +34,7 @@ def cells_of_method(method: MethodResult) -> Cells:
         "s a step": "" if method.seconds_per_step is None else f"{method.seconds_per_step:.3g}",
         "peak memory": "" if method.peak_memory_bytes is None else bytes_in_words(method.peak_memory_bytes),
         "teacher covered": "" if method.covered is None else f"{method.covered:.1%}",
-        "losses at step 1": ", ".join(f"{name} {value:.3g}" for name, value in method.losses.items()),
+        "losses at step 1": losses_in_words(method),
     }
 
 
@@ -47,6 +47,11 @@ def cells_of_reference(reference: Reference) -> Cells:
         "temperature": f"{reference.temperature:.2f}",
         "Rouge-L": "" if reference.rouge_l is None else f"{reference.rouge_l:.2f}",
     }
+
+
+def losses_in_words(method: MethodResult) -> str:
+    """What each term began with."""
+    return ", ".join(f"{name} {value:.3g}" for name, value in method.losses.items())
 
 
 def spread(mean: float, deviation: float, count: int) -> str:
@@ -98,6 +103,7 @@ def in_words(found: Comparison) -> list[str]:
     lines = [title + left_out, *drawn(rows_of(found), without=narrow)]
     for name, methods in found.tables.items():
         lines += ["", f"ablation: {name}", *drawn(rows_of(found, methods), without=narrow)]
+    lines += [f"losses at step 1, {method.name}: {losses_in_words(method)}" for method in found.methods]
     lines += ["to sft: bits per byte less those of sft, with a 95 % interval over seeds and examples; * beyond 0"]
     return [*lines, *(f"! {note}" for note in found.notes), *found.files.values()]
 

@@ -23,6 +23,7 @@ from sra_train.compare.jobs import Job
 from sra_train.compare.measure import Measured, development_rows, reported_rows
 from sra_train.compare.records import RUN, Trained, read_tested, read_trained, write_tested, write_trained
 from sra_train.measure.evaluation import EvaluateOptions, load_model, load_side
+from sra_train.record.run_folder import RUN_FILE
 from sra_train.run import run
 from sra_train.student import load_student
 
@@ -56,11 +57,14 @@ def trained_model(job: Job, reporter: terminal.Reporter) -> tuple[str | None, in
     """(folder or name of the model, the step of its weights); (None, 0) where training diverged, which is kept."""
     if job.kind != "run":
         return job.model or "", 0
+    folder = job.folder / RUN
+    if not (folder / RUN_FILE).is_file():
+        shutil.rmtree(folder, ignore_errors=True)  # stopped before it knew whose it was
     try:
         summary = run(job.config, reporter)
     except DivergedError as error:
         write_trained(job.folder, Trained("diverged", " ".join(str(error).split())))
-        shutil.rmtree(job.folder / RUN / "checkpoints", ignore_errors=True)
+        shutil.rmtree(folder / "checkpoints", ignore_errors=True)
         return None, 0
     assert summary.model_folder is not None
     return summary.model_folder, summary.exported_step
@@ -73,6 +77,7 @@ def open_model(job: Job, name: str, shards: ShardSet) -> Measured:
         chosen = choose_student(shards, options)
         side = load_side(chosen.name, revision=chosen.options.revision, trust_remote_code=options.trust_remote_code)
         return Measured(chosen.name, load_student(chosen.name, chosen.options, seed=job.config.training.seed), side)
+    name = str(job.folder / RUN / "model") if job.kind == "run" else name  # the folder may have been moved
     own = EvaluateOptions(models=(name,), data="", trust_remote_code=options.trust_remote_code)
     return Measured(name, load_model(name, own), load_side(name, trust_remote_code=options.trust_remote_code))
 
