@@ -35,7 +35,9 @@ def run(
     config: Annotated[str | None, typer.Option(help="YAML; flags win over it.")] = None,
     preset: Annotated[
         str | None,
-        typer.Option(help="Named settings under --config and the flags; `sra-train compare --list-methods` lists them."),
+        typer.Option(
+            help="Named settings under --config and the flags; `sra-train compare --list-methods` lists them."
+        ),
     ] = None,
     method: Annotated[str | None, typer.Option(help="sra, or sft (cross-entropy alone) (default: sra).")] = None,
     teacher: Annotated[

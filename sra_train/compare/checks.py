@@ -70,9 +70,7 @@ def check_all(shards: ShardSet, configs: Mapping[str, TrainConfig]) -> Checked:
         key = hears_ends_only(config), tuple(teacher.name for teacher in run.sources.teachers)
         if run.sources.teachers and key not in known:
             shares = [covered_share(one, run.table.is_train, ends_only=key[0]) for one in run.sources.teachers]
-            known[key] = sum(
-                one.weight * share for one, share in zip(run.sources.teachers, shares, strict=True)
-            )
+            known[key] = sum(one.weight * share for one, share in zip(run.sources.teachers, shares, strict=True))
         covered[name] = known.get(key)
     return Checked(roots, covered, run.total_steps, run.student_name)
 
@@ -106,7 +104,9 @@ def covered_share(teacher: TeacherSource, is_train: Any, *, ends_only: bool) -> 
     return heard / max(tokens, 1)
 
 
-def claim_folder(folder: Path, *, roots: Mapping[str, str], settings: Mapping[str, Any], test: Mapping[str, Any]) -> None:
+def claim_folder(
+    folder: Path, *, roots: Mapping[str, str], settings: Mapping[str, Any], test: Mapping[str, Any]
+) -> None:
     """Make sure that `folder` is free or this comparison's, and remember whose it is.
 
     A method that reads further folders may join later; what is known of a folder must stay.
@@ -159,5 +159,3 @@ def refuse_other_contents(folder: Path) -> None:
         raise TrainingError(f"{folder}: a file; give another --output-dir")
     if folder.is_dir() and any(folder.iterdir()):
         raise TrainingError(f"{folder}: not empty and not the folder of a comparison; give another --output-dir")
-
-

@@ -80,7 +80,9 @@ class Job:
         trained = read_trained(self.folder)
         if trained is None:
             return False
-        return trained.status == "diverged" or self.test is None or read_tested(self.folder, self.test.asked) is not None
+        return (
+            trained.status == "diverged" or self.test is None or read_tested(self.folder, self.test.asked) is not None
+        )
 
     def write(self) -> None:
         """Tell the process what to do.
@@ -99,7 +101,9 @@ class Job:
             write_text(self.folder / CONFIG, self.config.to_yaml())
             write_text(self.folder / JOB, json.dumps(record, indent=1, ensure_ascii=False))
         except OSError as error:
-            raise TrainingError(f"{self.folder}: cannot be written ({error.strerror}); give another --output-dir") from None
+            raise TrainingError(
+                f"{self.folder}: cannot be written ({error.strerror}); give another --output-dir"
+            ) from None
 
     @classmethod
     def read(cls, folder: Path) -> Job:

@@ -17,7 +17,9 @@ class Listing:
 
     def as_dict(self) -> dict[str, Any]:
         """With the settings of each preset."""
-        presets = [{"name": name, "about": about, "settings": PRESETS[name].settings} for name, about in self.presets.items()]
+        presets = [
+            {"name": name, "about": about, "settings": PRESETS[name].settings} for name, about in self.presets.items()
+        ]
         return {"methods": [{"name": name, "about": about} for name, about in self.methods.items()], "presets": presets}
 
     def lines(self) -> list[str]:

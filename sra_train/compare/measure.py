@@ -23,7 +23,7 @@ from torch import nn
 from sra_data.errors import ConfigError, SourceError
 from sra_data.shards.store import ShardSet
 from sra_train.compare.jobs import HeldOut
-from sra_train.compare.records import Tested
+from sra_train.compare.records import Scored
 from sra_train.config import GenerationConfig
 from sra_train.measure.evaluation import (
     OK,
@@ -124,14 +124,14 @@ class Measured:
         at_one = float(totals[TEMPERATURES.index(1.0)] / max(int(num_bytes), 1))
         return at_one, best_temperature(TEMPERATURES, totals), int(fits.sum())
 
-    def test(self, rows: Sequence[Any], test: HeldOut, temperature: float) -> Tested:
+    def test(self, rows: Sequence[Any], test: HeldOut, temperature: float) -> Scored:
         """Everything that is reported of the test data; `temperature` is the development split's best."""
         bits, left_out = self.bits(rows, (1.0, temperature), max_length=test.max_length)
         rouge = None
         if test.rouge:
             protocol = GenerationConfig(seeds=test.rouge, max_new_tokens=test.max_new_tokens)
             rouge = rouge_scores(self.model, self.side.tokenizer, make_prompts(rows, self.side), protocol).per_seed
-        return Tested(test.asked, bits[0], bits[1], byte_counts(rows), rouge, left_out)
+        return Scored(test.asked, bits[0], bits[1], byte_counts(rows), rouge, left_out)
 
 
 def byte_counts(rows: Sequence[Any]) -> NDArray[np.int64]:

@@ -74,7 +74,12 @@ def draw_differences(axes: Any, found: Comparison) -> None:
             difference.mean, place, xerr=ends, fmt="o", markersize=6, capsize=4, color=look_of(place)["color"]
         )
         axes.annotate(
-            f"{difference.mean:+.4f}", (difference.mean, place), (0, 7), textcoords="offset points", ha="center", fontsize=8.5
+            f"{difference.mean:+.4f}",
+            (difference.mean, place),
+            (0, 7),
+            textcoords="offset points",
+            ha="center",
+            fontsize=8.5,
         )
     axes.axvline(0, color=SOFT, linewidth=1)
     axes.set_yticks(range(len(names)), names)

@@ -60,7 +60,7 @@ class Trained:
 
 
 @dataclass(frozen=True, eq=False)
-class Tested:
+class Scored:
     """The test data, example by example; NaN where an example does not fit the model.
 
     Attributes:
@@ -94,7 +94,7 @@ def read_trained(folder: Path) -> Trained | None:
     return None if found is None else Trained(**found)
 
 
-def write_tested(folder: Path, tested: Tested) -> None:
+def write_tested(folder: Path, tested: Scored) -> None:
     """Keep it, arrays first."""
     temporary = folder / f"{ARRAYS}.tmp"
     with temporary.open("wb") as file:
@@ -105,7 +105,7 @@ def write_tested(folder: Path, tested: Tested) -> None:
     write_text(folder / TESTED, json.dumps(record, indent=1, ensure_ascii=False))
 
 
-def read_tested(folder: Path, asked: Mapping[str, Any]) -> Tested | None:
+def read_tested(folder: Path, asked: Mapping[str, Any]) -> Scored | None:
     """The numbers for what is asked; None where there are none, or those of other data.
 
     Raises:
@@ -120,7 +120,7 @@ def read_tested(folder: Path, asked: Mapping[str, Any]) -> Tested | None:
     except (OSError, ValueError, KeyError) as error:
         raise TrainingError(f"{folder / ARRAYS}: damaged ({error}); delete it and {TESTED} and run again") from None
     rouge = None if found["rouge"] is None else tuple(found["rouge"])
-    return Tested(found["asked"], bits, tempered, num_bytes, rouge, found["left_out"])
+    return Scored(found["asked"], bits, tempered, num_bytes, rouge, found["left_out"])
 
 
 def read_json(path: Path) -> dict[str, Any] | None:

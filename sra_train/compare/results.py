@@ -15,13 +15,15 @@ from numpy.typing import NDArray
 from sra_data.errors import SourceError
 from sra_train.compare.bootstrap import Difference, paired_difference
 from sra_train.compare.plan import Point, RunKey
-from sra_train.compare.records import RUN, Tested, Trained
+from sra_train.compare.records import RUN, Scored, Trained
 from sra_train.config import YARDSTICK
 from sra_train.record.tracking import read_metrics
 
-NOT_A_LOSS = frozenset(
-    "kind step epoch lr projector_lr grad_norm tokens spans tokens_per_second seconds data_wait peak_memory_bytes".split()
-)
+NOT_A_LOSS = {"kind", "step", "epoch", "lr", "projector_lr", "grad_norm", "tokens", "spans", "tokens_per_second"} | {
+    "seconds",
+    "data_wait",
+    "peak_memory_bytes",
+}
 
 
 @dataclass(frozen=True)
@@ -111,7 +113,7 @@ class Ended:
     """A run or a reference with everything that is known of it."""
 
     trained: Trained
-    tested: Tested | None
+    tested: Scored | None
 
 
 @dataclass(frozen=True, eq=False)
@@ -127,7 +129,7 @@ class Ruler:
     num_bytes: NDArray[np.int64]
 
     @classmethod
-    def of(cls, tested: Sequence[Tested]) -> Ruler:
+    def of(cls, tested: Sequence[Scored]) -> Ruler:
         """The examples that all of them read.
 
         Raises:
@@ -193,8 +195,8 @@ def method_result(
     name: str,
     point: Point,
     runs: Sequence[RunResult],
-    tested: Mapping[int, Tested],
-    yardstick: Mapping[int, Tested] | None,
+    tested: Mapping[int, Scored],
+    yardstick: Mapping[int, Scored] | None,
     ruler: Ruler,
     *,
     about: str,
@@ -300,9 +302,7 @@ class Comparison:
         return asdict(self)
 
 
-def notes_of(
-    *, methods: Sequence[MethodResult], references: Sequence[Reference], is_development: bool
-) -> list[str]:
+def notes_of(*, methods: Sequence[MethodResult], references: Sequence[Reference], is_development: bool) -> list[str]:
     """What a reader must know before the numbers."""
     found = []
     if is_development:
@@ -320,7 +320,8 @@ def notes_of(
             f" the fine-tuned student ({sft.bits_per_byte:.4f}), so there is nothing to be learnt from it."
         )
     found += [
-        f"{method.name}: {method.num_diverged} of {method.num_diverged + method.num_seeds} runs diverged and count in no mean"
+        f"{method.name}: {method.num_diverged} of {method.num_diverged + method.num_seeds} runs diverged and count in no"
+        " mean"
         for method in methods
         if method.num_diverged
     ]

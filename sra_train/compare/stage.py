@@ -26,7 +26,7 @@ from sra_train.compare.page import page
 from sra_train.compare.pictures import draw
 from sra_train.compare.plan import Entry, Point, RunKey, entries_of, grid_of, seed_runs, tuning_runs
 from sra_train.compare.pool import Pool, cores_of_machine, devices_of_machine, make_slots
-from sra_train.compare.records import RUN, Tested, Trained, read_tested, read_trained
+from sra_train.compare.records import RUN, Scored, Trained, read_tested, read_trained
 from sra_train.compare.results import (
     Comparison,
     Ended,
@@ -76,7 +76,9 @@ def prepare(options: CompareOptions, reporter: Reporter) -> Work:
         test = held_out(options, shards)
     folder = Path(options.output_dir)
     claim_folder(folder, roots=checked.roots, settings=common_settings(common), test=test.identity)
-    abouts = {entry.name: PRESETS[entry.name].about if entry.name in PRESETS else methods[entry.name] for entry in entries}
+    abouts = {
+        entry.name: PRESETS[entry.name].about if entry.name in PRESETS else methods[entry.name] for entry in entries
+    }
     return Work(options, reporter, folder, entries, tables, grid, configs, abouts, common, checked, test, Pool(slots))
 
 
@@ -169,7 +171,9 @@ class Work:
             for entry in self.entries
         }
         methods = [self.method(entry, runs, by_seed, ruler) for entry in self.entries]
-        found = self.comparison(methods, [self.measured(name, one, ruler) for name, one in references.items()], runs, ruler)
+        found = self.comparison(
+            methods, [self.measured(name, one, ruler) for name, one in references.items()], runs, ruler
+        )
         return write_reports(found, self.folder)
 
     # ------------------------------------------------------------------ jobs
@@ -198,7 +202,7 @@ class Work:
         assert found is not None, f"{folder}: its job is done and has left nothing"
         return found
 
-    def tested(self, folder: Path) -> Tested:
+    def tested(self, folder: Path) -> Scored:
         """Likewise of the test data."""
         found = read_tested(folder, self.test.asked)
         assert found is not None, f"{folder}: its job is done and has left nothing"
@@ -233,7 +237,7 @@ class Work:
             grid=self.tried[entry.name],
         )
 
-    def measured(self, name: str, tested: Tested, ruler: Ruler) -> Reference:
+    def measured(self, name: str, tested: Scored, ruler: Ruler) -> Reference:
         """One reference."""
         model = self.checked.student if name == "untrained" else str(self.options.teacher_model)
         return Reference(

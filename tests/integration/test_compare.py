@@ -90,7 +90,9 @@ def test_a_killed_comparison_goes_on_with_what_is_missing(whole) -> None:
 
 def test_a_comparison_that_is_done_does_nothing_and_says_the_same(whole) -> None:
     out = Path(whole.options.output_dir)
-    done = {path: path.stat().st_mtime_ns for path in out.rglob("*") if path.suffix in (".npz", ".jsonl", ".safetensors")}
+    done = {
+        path: path.stat().st_mtime_ns for path in out.rglob("*") if path.suffix in (".npz", ".jsonl", ".safetensors")
+    }
     again = compare(whole.options)
     assert again == whole.found
     assert {path: path.stat().st_mtime_ns for path in done} == done
@@ -185,9 +187,16 @@ def test_a_preset_that_was_changed_is_another_run(whole, monkeypatch) -> None:
 
 def test_a_grid_in_which_every_rate_diverges_is_one_line(still, tmp_path) -> None:
     options = CompareOptions(
-        shards=str(still.shards), output_dir=str(tmp_path / "out"), methods="sft", seeds=1, rates=(1e4,), settings=SETTINGS
+        shards=str(still.shards),
+        output_dir=str(tmp_path / "out"),
+        methods="sft",
+        seeds=1,
+        rates=(1e4,),
+        settings=SETTINGS,
     )
-    with pytest.raises(TrainingError, match=r"sft: at every point of the grid \(lr-10000\) it diverges or ends worse") as e:
+    with pytest.raises(
+        TrainingError, match=r"sft: at every point of the grid \(lr-10000\) it diverges or ends worse"
+    ) as e:
         compare(options)
     assert "\n" not in str(e.value)
 
@@ -206,7 +215,9 @@ def test_a_grid_in_which_every_rate_diverges_is_one_line(still, tmp_path) -> Non
     ],
 )
 def test_what_cannot_be_compared_is_refused_before_anything_is_written(still, tmp_path, changes, message) -> None:
-    options = CompareOptions(shards=str(still.shards), output_dir=str(tmp_path / "out"), methods="sft", settings=SETTINGS)
+    options = CompareOptions(
+        shards=str(still.shards), output_dir=str(tmp_path / "out"), methods="sft", settings=SETTINGS
+    )
     with pytest.raises(ConfigError, match=message) as caught:
         compare(replace(options, **changes))
     assert "\n" not in str(caught.value)
@@ -254,4 +265,3 @@ def test_a_run_takes_a_preset() -> None:
     assert "cos: false" in said.output
     assert "temperature: 3" in said.output
     assert "choose one of paper" in sra_train("run", "--preset", "mine", "--print-config").error
-

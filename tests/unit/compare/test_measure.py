@@ -13,7 +13,7 @@ from sra_data.errors import SourceError, TrainingError
 from sra_data.models.output_head import OutputHead
 from sra_train.compare.measure import TEMPERATURES, best_temperature
 from sra_train.compare.plan import Point, RunKey
-from sra_train.compare.records import ARRAYS, Tested, Trained, read_tested, read_trained, write_tested, write_trained
+from sra_train.compare.records import ARRAYS, Scored, Trained, read_tested, read_trained, write_tested, write_trained
 from sra_train.compare.results import Ruler, Tried
 from sra_train.compare.stage import best_point
 from sra_train.contract import LabelRows
@@ -61,7 +61,9 @@ def test_nats_at_several_temperatures_are_those_of_a_slow_loop() -> None:
     for place, temperature in enumerate((0.5, 1.0, 2.0)):
         for example in range(2):
             expected = sum(
-                -float(torch.log_softmax(weight.double() @ hidden.reshape(-1, 5)[int(p)].double() / temperature, 0)[int(t)])
+                -float(
+                    torch.log_softmax(weight.double() @ hidden.reshape(-1, 5)[int(p)].double() / temperature, 0)[int(t)]
+                )
                 for p, e, t in zip(rows.positions, rows.example, rows.targets, strict=True)
                 if int(e) == example
             )
@@ -73,7 +75,7 @@ def test_what_is_written_is_read_and_other_data_are_not_found(tmp_path) -> None:
     trained = Trained("done", "", "model", 3, 1.25, 1.1, 7)
     write_trained(tmp_path, trained)
     assert read_trained(tmp_path) == trained
-    tested = Tested({"digest": "a"}, np.array([1.0, np.nan]), np.array([2.0, np.nan]), np.array([3, 4]), (1.5, 2.5))
+    tested = Scored({"digest": "a"}, np.array([1.0, np.nan]), np.array([2.0, np.nan]), np.array([3, 4]), (1.5, 2.5))
     write_tested(tmp_path, tested)
     found = read_tested(tmp_path, {"digest": "a"})
     assert found is not None
@@ -89,8 +91,8 @@ def test_what_is_written_is_read_and_other_data_are_not_found(tmp_path) -> None:
 
 
 def test_only_examples_that_all_models_read_count() -> None:
-    def tested(*bits: float) -> Tested:
-        return Tested({}, np.array(bits), np.array(bits), np.array([1, 2, 4]))
+    def tested(*bits: float) -> Scored:
+        return Scored({}, np.array(bits), np.array(bits), np.array([1, 2, 4]))
 
     ruler = Ruler.of([tested(1, 2, 3), tested(1, math.nan, 3)])
     assert ruler.kept.tolist() == [True, False, True]
@@ -107,6 +109,8 @@ def test_the_best_point_has_the_fewest_bits_and_none_may_be_worse_than_untrained
 
     assert best_point("sra", keys, tried(2.0, 1.5, None), 3.0) == Point(1e-2)
     assert best_point("sra", keys, tried(1.5, 1.5, 2.0), 3.0) == Point(1e-3)
-    with pytest.raises(TrainingError, match=r"sra: at every point of the grid \(lr-0\.001, lr-0\.01, lr-0\.1\) .*3\.0000") as e:
+    with pytest.raises(
+        TrainingError, match=r"sra: at every point of the grid \(lr-0\.001, lr-0\.01, lr-0\.1\) .*3\.0000"
+    ) as e:
         best_point("sra", keys, tried(3.1, None, 9.0), 3.0)
     assert "\n" not in str(e.value)
