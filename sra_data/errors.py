@@ -32,3 +32,7 @@ class ShardError(SRAError):
 
 class TrainingError(SRAError):
     """A run that cannot start or must stop."""
+
+
+class DivergedError(TrainingError):
+    """A run whose loss or gradients are no longer finite."""

@@ -5,12 +5,14 @@ Nothing heavy is imported before a command runs, so that `--help` answers at onc
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from sra_data import terminal
+from sra_data.options import expand
 from sra_train.choices import Precision, WeightDtype
+from sra_train.compare.options import CompareOptions
 
 app = typer.Typer(
     help="Teach any student from the shards `sra-data` wrote; the teacher is never loaded.",
@@ -31,6 +33,12 @@ def options() -> None:
 def run(
     shards: Annotated[str | None, typer.Argument(help="The folder of shards (default: shards).")] = None,
     config: Annotated[str | None, typer.Option(help="YAML; flags win over it.")] = None,
+    preset: Annotated[
+        str | None,
+        typer.Option(
+            help="Named settings under --config and the flags; `sra-train compare --list-methods` lists them."
+        ),
+    ] = None,
     method: Annotated[
         str | None, typer.Option(help="sra, sft (cross-entropy alone), boundary or strict (default: sra).")
     ] = None,
@@ -61,7 +69,7 @@ def run(
     json: Json = False,
 ) -> None:
     """Stream the shards and train the student. Running the same command again resumes."""
-    from sra_train.config import load_config
+    from sra_train.config import load_config, pairs
 
     flags = {
         "data.shards": shards,
@@ -80,7 +88,8 @@ def run(
         "student.lora": lora,
         "hub.push_to": push_to_hub,
     }
-    chosen = load_config(config, {name: value for name, value in flags.items() if value is not None} | pairs(settings))
+    given = {name: value for name, value in flags.items() if value is not None} | pairs(settings)
+    chosen = load_config(config, given, preset=preset)
     if print_config:
         print(chosen.to_yaml(), end="")
         return
@@ -134,21 +143,25 @@ def evaluate(
     terminal.finish(summary, as_json=json)
 
 
-def pairs(settings: list[str] | None) -> dict[str, Any]:
-    """``key=value`` flags as a mapping; the values are read as YAML later.
+@app.command()
+@expand()
+def compare(
+    options: CompareOptions,
+    list_methods: Annotated[
+        bool, typer.Option("--list-methods", help="List methods and presets, a line each, and stop; needs no shards.")
+    ] = False,
+    json: Json = False,
+) -> None:
+    """Train the same student by several methods and seeds and say which is better. Run again, it goes on."""
+    if list_methods:
+        from sra_train.compare import listing
 
-    Raises:
-        ConfigError: If one has no ``=``.
-    """
-    from sra_data.errors import ConfigError
+        terminal.finish(listing.list_methods(), as_json=json)
+        return
+    from sra_train.compare import stage, tables
 
-    found = {}
-    for setting in settings or []:
-        name, sign, value = setting.partition("=")
-        if not sign:
-            raise ConfigError(f"--set {setting}: no '=' in it; write --set key=value, say --set method.temperature=1")
-        found[name.strip()] = value
-    return found
+    found = stage.compare(options, terminal.make_reporter(quiet=json))
+    terminal.finish(tables.Shown(found), as_json=json)
 
 
 def whole_numbers(text: str) -> tuple[int, ...]:

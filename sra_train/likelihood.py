@@ -1,9 +1,11 @@
 """How probable a model finds given tokens, without the logits of anything else.
 
-Legend: B batch, N tokens, D hidden size, R rows, V vocabulary.
+Legend: B batch, N tokens, D hidden size, R rows, V vocabulary, T temperatures.
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -25,11 +27,22 @@ def token_nats(*, hidden: Tensor, head: OutputHead, rows: LabelRows) -> Tensor:
     Returns:
         [B] float64.
     """
+    return token_nats_at((1.0,), hidden=hidden, head=head, rows=rows)[0]
+
+
+def token_nats_at(temperatures: Sequence[float], *, hidden: Tensor, head: OutputHead, rows: LabelRows) -> Tensor:
+    """The same with the logits divided by each of several temperatures, from one pass over the head.
+
+    Returns:
+        [T, B] float64.
+    """
     states = hidden.reshape(-1, hidden.shape[2])
-    nats = torch.zeros(len(hidden), dtype=torch.float64, device=hidden.device)
+    nats = torch.zeros(len(temperatures), len(hidden), dtype=torch.float64, device=hidden.device)
     for start in range(0, len(rows.positions), CHUNK_TOKENS):
         chunk = slice(start, start + CHUNK_TOKENS)
         logits = head.logits(states.index_select(0, rows.positions[chunk])).float()
-        found = nn.functional.cross_entropy(logits, rows.targets[chunk], reduction="none")
-        nats.index_add_(0, rows.example[chunk], found.double())
+        for place, temperature in enumerate(temperatures):
+            scaled = logits if temperature == 1 else logits / temperature
+            found = nn.functional.cross_entropy(scaled, rows.targets[chunk], reduction="none")
+            nats[place].index_add_(0, rows.example[chunk], found.double())
     return nats

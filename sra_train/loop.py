@@ -22,7 +22,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from sra_data.errors import TrainingError
+from sra_data.errors import DivergedError, TrainingError
 from sra_data.terminal import Reporter
 from sra_train.config import TrainConfig
 from sra_train.contract import Batch, LabelRows, map_tensors
@@ -135,7 +135,7 @@ class Trainer:
         """Train to the end, to an early stop, or to an interruption.
 
         Raises:
-            TrainingError: If the loss or the gradients are not finite.
+            DivergedError: If the loss or the gradients are not finite.
             KeyboardInterrupt: After a checkpoint, if asked to stop.
         """
         start = self.progress.step
@@ -225,7 +225,7 @@ class Trainer:
         """Take the optimizer's step; `norm` is the gradients' before clipping."""
         scaled = self.accelerator.scaler is not None
         if not math.isfinite(norm) and not scaled:
-            raise TrainingError(
+            raise DivergedError(
                 f"step {step + 1}: the gradients are {norm} though the loss is finite, in a batch with the examples"
                 f" {named(self.ids_of(sums))}; lower training.learning_rate or set training.precision=no;"
                 " the last checkpoint is untouched"
@@ -263,7 +263,7 @@ class Trainer:
         if not found:  # the sum is broken though each example's own numbers are not
             found = [e for ids in gather_objects(self.accelerator, self.ids_of(sums)) for e in ids]
         wrong = ", ".join(f"{name}={value}" for name, value in totals.items() if not math.isfinite(value))
-        raise TrainingError(
+        raise DivergedError(
             f"step {step + 1}: {wrong} with the examples {named(found)}; look at them with `sra-data inspect`, or lower"
             " training.learning_rate or set training.precision=no; the last checkpoint is untouched"
         )

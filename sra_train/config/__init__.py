@@ -3,7 +3,8 @@
 `to_yaml` writes what `load_config` reads.
 """
 
-from sra_train.config.files import load_config
+from sra_train.config.files import load_config, pairs
+from sra_train.config.presets import ABLATIONS, PRESETS, YARDSTICK, Preset, ablation_called
 from sra_train.config.sections import (
     CheckpointConfig,
     DataConfig,
@@ -22,6 +23,9 @@ from sra_train.config.sections import (
 from sra_train.config.teachers import TeacherChoice
 
 __all__ = [
+    "ABLATIONS",
+    "PRESETS",
+    "YARDSTICK",
     "CheckpointConfig",
     "DataConfig",
     "EvaluationConfig",
@@ -29,12 +33,15 @@ __all__ = [
     "HubConfig",
     "LoraConfig",
     "MethodConfig",
+    "Preset",
     "StudentConfig",
     "TeacherChoice",
     "TrackingConfig",
     "TrainConfig",
     "TrainingConfig",
+    "ablation_called",
     "differences",
     "flatten",
     "load_config",
+    "pairs",
 ]

@@ -1,13 +1,13 @@
 """The only way into a configuration: a YAML file, flags over it, and mistakes said in one line.
 
 `load_config(file, overrides)`: the command line hands over dotted names (``training.epochs=3``), the Python API may
-build `TrainConfig` directly. An unknown key is refused with the nearest known one.
+build `TrainConfig` directly. An unknown key is refused with the nearest known one. A preset lies under both.
 """
 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any, get_args
 
@@ -15,27 +15,71 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from sra_data.errors import ConfigError
+from sra_train.config.presets import Preset, preset_called
 from sra_train.config.sections import TrainConfig, options_type
 
 
-def load_config(file: str | Path | None = None, overrides: Mapping[str, Any] | None = None) -> TrainConfig:
+def load_config(
+    file: str | Path | None = None,
+    overrides: Mapping[str, Any] | None = None,
+    *,
+    preset: str | None = None,
+    beneath: Mapping[str, Any] | None = None,
+    not_from_file: Collection[str] = (),
+) -> TrainConfig:
     """Read a YAML file, put `overrides` (dotted names) over it and check the whole.
 
     Args:
         file: YAML, or none for the defaults.
         overrides: Dotted name -> value; strings are read as YAML values (``"1e-4"``, ``"[1, 2]"``, ``"none"``).
+        preset: Name of settings that lie under the file.
+        beneath: Dotted name -> value, under all of that: other defaults than a run's own.
+        not_from_file: Sections and keys of the file's first level that are not read.
 
     Raises:
-        ConfigError: If the file cannot be read, a key is unknown or a value does not fit.
+        ConfigError: If the file cannot be read, there is no such preset, a key is unknown or a value does not fit.
     """
-    values = read_yaml(Path(file)) if file is not None else {}
     where = str(file) if file is not None else "config"
+    values: dict[str, Any] = {}
+    chosen = None if preset is None else preset_called(preset)
+    for name, value in {**(beneath or {}), **(chosen.settings if chosen else {})}.items():
+        put(values, name, value)
+    written = read_yaml(Path(file)) if file is not None else {}
+    lay_over(values, {name: value for name, value in written.items() if name not in not_from_file})
     for name, value in (overrides or {}).items():
         put(values, name, parse_value(value) if isinstance(value, str) else value)
+    if chosen is not None:
+        refuse_another_method(chosen, values["method"])
     try:
         return TrainConfig.model_validate(values)
     except ValidationError as error:
         raise ConfigError(f"{where}: {first_complaint(error, values)}") from None
+
+
+def lay_over(values: dict[str, Any], upper: Mapping[str, Any]) -> None:
+    """Put nested `upper` over `values`: section by section, and whole where one of the two is no section."""
+    for name, value in upper.items():
+        lower = values.get(name)
+        if name == "method" and isinstance(value, str) and isinstance(lower, dict):
+            value = {"name": value}
+        if isinstance(lower, dict) and isinstance(value, Mapping):
+            lay_over(lower, value)
+        else:
+            values[name] = value
+
+
+def refuse_another_method(preset: Preset, method: Any) -> None:
+    """The options of a preset are its method's and no other's.
+
+    Raises:
+        ConfigError: If file or flags name another.
+    """
+    name = method.get("name") if isinstance(method, Mapping) else method
+    if name != preset.method:
+        raise ConfigError(
+            f"--preset {preset.name}: is of the method {preset.method}, but method={name} is asked for; leave one of"
+            " them out"
+        )
 
 
 def read_yaml(file: Path) -> dict[str, Any]:
@@ -57,6 +101,21 @@ def read_yaml(file: Path) -> dict[str, Any]:
             f"{file}: a configuration is a mapping, this is a {type(values).__name__}; see --print-config"
         )
     return values
+
+
+def pairs(settings: Iterable[str] | None) -> dict[str, Any]:
+    """``key=value`` flags as a mapping; the values are read as YAML later.
+
+    Raises:
+        ConfigError: If one has no ``=``.
+    """
+    found = {}
+    for setting in settings or []:
+        name, sign, value = setting.partition("=")
+        if not sign:
+            raise ConfigError(f"--set {setting}: no '=' in it; write --set key=value, say --set method.temperature=1")
+        found[name.strip()] = value
+    return found
 
 
 def parse_value(text: str) -> Any:

@@ -9,14 +9,16 @@ This is the only module of sra_train that reads the user's text; training reads 
 
 from __future__ import annotations
 
+import json
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import nn
 
 from sra_data.corpus.chat import PLAIN_CHAT_TEMPLATE, Renderer
@@ -25,12 +27,13 @@ from sra_data.corpus.sources import open_source
 from sra_data.corpus.tokenization import SideTokenizer, split_revision
 from sra_data.errors import ConfigError, SourceError
 from sra_data.models.output_head import OutputHead
+from sra_data.shards.store import ShardSet
 from sra_data.terminal import Reporter
 from sra_train.body import Body
 from sra_train.choices import WeightDtype
 from sra_train.config import GenerationConfig, StudentConfig
 from sra_train.contract import LabelRows, map_tensors
-from sra_train.likelihood import token_nats
+from sra_train.likelihood import token_nats_at
 from sra_train.measure.generation import Prompt, RougeScores, rouge_scores
 from sra_train.student import load_student
 
@@ -155,12 +158,7 @@ def score_model(
     model = load_model(name, options).to(device).eval()
     ids, wanted = [encoded.ids[index] for index in kept], [encoded.wanted[index] for index in kept]
     with reporter.task(f"bits per byte of {name}", total=len(ids), unit="examples") as task:
-        bits = 0.0
-        order = sorted(range(len(ids)), key=lambda index: len(ids[index]), reverse=True)
-        for start in range(0, len(order), options.batch_size):
-            chosen = order[start : start + options.batch_size]
-            bits += batch_bits(model, [ids[index] for index in chosen], [wanted[index] for index in chosen], device)
-            task.advance(len(chosen))
+        bits = float(example_bits(model, ids, wanted, batch_size=options.batch_size, advance=task.advance).sum())
     rouge = None
     if options.generation is not None:
         prompts = make_prompts([rows[index] for index in kept], side)[: options.generation.max_examples]
@@ -169,11 +167,47 @@ def score_model(
     return ModelScores(name, bits / num_bytes, bits, int(sum(one[1:].sum() for one in wanted)), rouge)
 
 
+def example_bits(
+    model: nn.Module,
+    ids: Sequence[NDArray[np.integer]],
+    wanted: Sequence[NDArray[np.bool_]],
+    *,
+    batch_size: int,
+    temperatures: Sequence[float] = (1.0,),
+    advance: Callable[[int], None] = lambda count: None,
+) -> NDArray[np.float64]:
+    """Sum of -log2 P over the wanted tokens of every example, at each temperature of the softmax.
+
+    Args:
+        model: In evaluation mode, on its device.
+        ids: [N] of each of E examples.
+        wanted: [N] likewise; which of the tokens are scored.
+        batch_size: Examples of one forward.
+        temperatures: T of them; the logits are divided by each.
+        advance: Told how many examples are done.
+
+    Returns:
+        [T, E] bits.
+    """
+    bits = np.zeros((len(temperatures), len(ids)))
+    order = sorted(range(len(ids)), key=lambda index: len(ids[index]), reverse=True)
+    for start in range(0, len(order), batch_size):
+        chosen = order[start : start + batch_size]
+        batch = [ids[index] for index in chosen], [wanted[index] for index in chosen]
+        bits[:, chosen] = batch_bits(model, *batch, temperatures)
+        advance(len(chosen))
+    return bits
+
+
 @torch.no_grad()
 def batch_bits(
-    model: nn.Module, ids: Sequence[np.ndarray], wanted: Sequence[np.ndarray], device: torch.device
-) -> float:
-    """Sum of -log2 P over the wanted tokens of a batch, padded on the right."""
+    model: nn.Module,
+    ids: Sequence[NDArray[np.integer]],
+    wanted: Sequence[NDArray[np.bool_]],
+    temperatures: Sequence[float],
+) -> NDArray[np.float64]:
+    """`example_bits` of one batch, padded on the right [T, B]."""
+    device = next(model.parameters()).device
     lengths = torch.tensor([len(one) for one in ids])
     padded = [torch.from_numpy(tokens.astype(np.int64)) for tokens in ids]
     input_ids = nn.utils.rnn.pad_sequence(padded, batch_first=True)
@@ -181,12 +215,13 @@ def batch_bits(
     example, before = marks[:, 1:].nonzero(as_tuple=True)  # token n + 1 is predicted from n
     rows = LabelRows(example * input_ids.shape[1] + before, example, input_ids[example, before + 1])
     said = Body(model)(input_ids.to(device), lengths.to(device))
-    nats = token_nats(
+    nats = token_nats_at(
+        temperatures,
         hidden=said.last_hidden_state,
         head=OutputHead.from_model(model),
         rows=map_tensors(rows, lambda one: one.to(device)),
     )
-    return float(nats.sum()) / math.log(2)
+    return (nats / math.log(2)).cpu().numpy()
 
 
 def read_rows(data: str, *, columns: str | None, split: str | None, limit: int | None) -> list[Row]:
@@ -204,6 +239,17 @@ def read_rows(data: str, *, columns: str | None, split: str | None, limit: int |
     if not rows:
         raise SourceError(f"{data}: no examples{f' in the split {split}' if split else ''}; check --data and --split")
     return rows
+
+
+def rows_of_split(shards: ShardSet, split: str) -> list[Row]:
+    """The examples of one split of the shards' corpus, as the user gave them; none where the split is empty."""
+    corpus, found = shards.corpus, []
+    for example in corpus.read(np.flatnonzero(corpus.index.in_split(split)), ("prompt", "response", "chat")):
+        chat = json.loads(example.chat) if example.chat else {}
+        where = f"{shards.path}: {example.id}"
+        messages, tools = chat.get("messages"), chat.get("tools")
+        found.append(Row(example.id, where, example.prompt, example.response, messages, split, tools))
+    return found
 
 
 def load_side(name: str, *, revision: str | None = None, trust_remote_code: bool = False) -> SideTokenizer:

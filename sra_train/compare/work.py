@@ -1,0 +1,105 @@
+"""The process of one job: `python -m sra_train.compare.work FOLDER` trains, then measures, and writes down both.
+
+It ends with whoever started it: its standard input is a pipe that nobody writes into, and the end of that pipe counts
+as a SIGTERM, upon which a run keeps a checkpoint. So a comparison that is killed leaves nobody behind who would still
+be writing into a folder when the comparison is started again.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import shutil
+import signal
+import sys
+import threading
+from pathlib import Path
+
+from sra_data import terminal
+from sra_data.errors import DivergedError
+from sra_data.shards.store import ShardSet
+from sra_train.choosing import choose_student
+from sra_train.compare.jobs import Job
+from sra_train.compare.measure import Measured, development_rows, reported_rows
+from sra_train.compare.records import RUN, Trained, read_tested, read_trained, write_tested, write_trained
+from sra_train.measure.evaluation import EvaluateOptions, load_model, load_side
+from sra_train.record.run_folder import RUN_FILE
+from sra_train.run import run
+from sra_train.student import load_student
+
+
+def do(job: Job, reporter: terminal.Reporter) -> None:
+    """What of the job is not done yet.
+
+    Raises:
+        SRAError: One line for everything a user can mend.
+    """
+    trained = read_trained(job.folder)
+    measured: Measured | None = None
+    with ShardSet.open(job.config.data.shards) as shards:
+        if trained is None:
+            model, step = trained_model(job, reporter)
+            if model is None:
+                return
+            measured = open_model(job, model, shards)
+            bits_per_byte, temperature, count = measured.development(development_rows(shards))
+            finite = bits_per_byte if math.isfinite(bits_per_byte) else None
+            trained = Trained("done", "", model, step, finite, temperature, count)
+            write_trained(job.folder, trained)
+            shutil.rmtree(job.folder / RUN / "checkpoints", ignore_errors=True)  # larger than the model, and used up
+        if trained.status == "diverged" or job.test is None or read_tested(job.folder, job.test.asked) is not None:
+            return
+        measured = measured or open_model(job, trained.model, shards)
+        write_tested(job.folder, measured.test(reported_rows(shards, job.test), job.test, trained.temperature))
+
+
+def trained_model(job: Job, reporter: terminal.Reporter) -> tuple[str | None, int]:
+    """(folder or name of the model, the step of its weights); (None, 0) where training diverged, which is kept."""
+    if job.kind != "run":
+        return job.model or "", 0
+    folder = job.folder / RUN
+    if not (folder / RUN_FILE).is_file():
+        shutil.rmtree(folder, ignore_errors=True)  # stopped before it knew whose it was
+    try:
+        summary = run(job.config, reporter)
+    except DivergedError as error:
+        write_trained(job.folder, Trained("diverged", " ".join(str(error).split())))
+        shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+        return None, 0
+    assert summary.model_folder is not None
+    return summary.model_folder, summary.exported_step
+
+
+def open_model(job: Job, name: str, shards: ShardSet) -> Measured:
+    """The model of a job; the student before the first step for one that is `untrained`."""
+    options = job.config.student
+    if job.kind == "untrained":
+        chosen = choose_student(shards, options)
+        side = load_side(chosen.name, revision=chosen.options.revision, trust_remote_code=options.trust_remote_code)
+        return Measured(chosen.name, load_student(chosen.name, chosen.options, seed=job.config.training.seed), side)
+    name = str(job.folder / RUN / "model") if job.kind == "run" else name  # the folder may have been moved
+    own = EvaluateOptions(models=(name,), data="", trust_remote_code=options.trust_remote_code)
+    return Measured(name, load_model(name, own), load_side(name, trust_remote_code=options.trust_remote_code))
+
+
+def end_with_the_parent() -> None:
+    """Take the end of standard input for a SIGTERM."""
+
+    def wait() -> None:
+        os.read(sys.stdin.fileno(), 1)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=wait, daemon=True).start()
+
+
+def main() -> None:
+    """Entry point of the process."""
+    end_with_the_parent()
+    terminal.run(
+        lambda: do(Job.read(Path(sys.argv[1])), terminal.PlainReporter()),
+        how_to_go_on="run the comparison again: it goes on from the last checkpoint",
+    )
+
+
+if __name__ == "__main__":
+    main()
