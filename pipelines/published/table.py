@@ -15,7 +15,7 @@ from typing import Any
 
 PAIRS = Path(__file__).resolve().parent / "pairs.txt"
 COLUMNS = ("teacher", "SFT", "SRA", "SRA, paper", "DSKD, paper")
-WIDTHS = (28, 14, 14, 14, 12, 12)
+WIDTHS = (30, 14, 14, 14, 10, 11)
 
 
 def main() -> None:
@@ -43,27 +43,35 @@ def table(pair: str, sets: dict[str, dict[str, Any]]) -> list[str]:
         pair: As in pairs.txt.
         sets: Of each set, what `evaluate` said of teacher, SFT and SRA, in this order.
     """
-    seeds = [[model["rouge_l"]["per_seed"] for model in said["models"]] for said in sets.values()]
-    rows = [["", *COLUMNS]]
-    for name, said, of_models in zip(sets, sets.values(), seeds, strict=True):
-        cells = [mean_and_deviation(scores) for scores in of_models]
-        rows.append([f"Rouge-L {name} ({said['num_examples']:,})", *cells, "", ""])
-    # The deviation of the mean is that of each seed's mean over the sets.
-    means = [[statistics.fmean(scores) for scores in zip(*of_model, strict=True)] for of_model in zip(*seeds, strict=True)]
-    rows.append(["Rouge-L, mean of the sets", *map(mean_and_deviation, means), *reported(pair)])
+    nothing = ("", "")
+    rows, per_set = [("", *COLUMNS)], []
     for name, said in sets.items():
-        rows.append([f"bits per byte {name}", *(f"{model['bits_per_byte']:.4f}" for model in said["models"]), "", ""])
-    num_seeds = len(means[0])
+        scores = [model["rouge_l"]["per_seed"] for model in said["models"]]
+        rows.append((f"Rouge-L {name} ({said['num_examples']:,})", *map(in_words, scores), *nothing))
+        per_set.append(scores)
+    # Seed by seed the mean over the sets, so that the deviation is that of the mean.
+    by_model = list(zip(*per_set, strict=True))  # [3] models, then sets, then seeds
+    means = [[statistics.fmean(of_seed) for of_seed in zip(*of_sets, strict=True)] for of_sets in by_model]
+    rows.append(("Rouge-L, mean of the sets", *map(in_words, means), *reported(pair)))
+    for name, said in sets.items():
+        rows.append((f"bits per byte {name}", *(f"{model['bits_per_byte']:.4f}" for model in said["models"]), *nothing))
     return [
         pair,
-        *("  ".join(cell.rjust(width) if at else cell.ljust(width) for at, (cell, width) in enumerate(zip(row, WIDTHS, strict=True))).rstrip() for row in rows),
-        f"Rouge-L F x 100, mean ± deviation over {num_seeds} seed{'s' if num_seeds > 1 else ''}, higher is better; bits per byte, lower is better.",
-        "The paper's means are over Dolly, SelfInst, Vicuna, S-NI and DialogSum; other sets do not compare with them.",
+        *map(in_columns, rows),
+        f"Rouge-L F x 100 over {len(means[0])} seeds: mean ± deviation, higher is better. Bits per byte: lower is better.",
+        "The paper's means are over Dolly, SelfInst, Vicuna, S-NI and DialogSum; over other sets they say little.",
     ]
 
 
-def mean_and_deviation(scores: list[float]) -> str:
-    """In words; a single seed has no deviation."""
+def in_columns(row: tuple[str, ...]) -> str:
+    """One line: what it is on the left, numbers under each other on the right."""
+    first, *numbers = row
+    cells = [cell.rjust(width) for cell, width in zip(numbers, WIDTHS[1:], strict=True)]
+    return "  ".join([first.ljust(WIDTHS[0]), *cells]).rstrip()
+
+
+def in_words(scores: list[float]) -> str:
+    """Mean and deviation; a single seed has none."""
     mean = f"{statistics.fmean(scores):.2f}"
     return f"{mean} ± {statistics.stdev(scores):.2f}" if len(scores) > 1 else mean
 
