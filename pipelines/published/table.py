@@ -58,7 +58,7 @@ def table(pair: str, sets: dict[str, dict[str, Any]]) -> list[str]:
     return [
         pair,
         *map(in_columns, rows),
-        f"Rouge-L F x 100 over {len(means[0])} seeds: mean ± deviation, higher is better. Bits per byte: lower is better.",
+        f"Rouge-L F x 100 over {len(means[0])} seeds, mean ± deviation: more is better. Bits per byte: less is better.",
         "The paper's means are over Dolly, SelfInst, Vicuna, S-NI and DialogSum; over other sets they say little.",
     ]
 

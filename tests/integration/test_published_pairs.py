@@ -8,7 +8,9 @@ import os
 import shlex
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -293,29 +295,36 @@ def test_the_cost_is_estimated_from_the_teachers_configuration(pair: Pair, tmp_p
     assert 2 * 64 <= beside <= 2 * 64 + 24  # log-probabilities, tails, attention, the next token's
 
 
+@dataclass(frozen=True)
+class DryRun:
+    """What the script left, was given and printed."""
+
+    out: Path
+    environment: dict[str, object]
+    printed: str
+
+
 @pytest.fixture(scope="module")
-def dry_runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path, dict[str, object], str]]:
-    """Filled by `dry_run`: folder, environment and output of each pair's run."""
-    return {}
+def dry_run(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Pair], DryRun]:
+    """The whole script on the small pair, once for each."""
 
-
-def dry_run(pair: Pair, done: dict[str, tuple[Path, dict[str, object], str]], factory: pytest.TempPathFactory) -> Path:
-    """The whole script on the small pair, once for each; the folder it wrote."""
-    if pair.name not in done:
-        folder = factory.mktemp(pair.name)
+    @cache
+    def run(pair: Pair) -> DryRun:
+        folder = tmp_path_factory.mktemp(pair.name)
         environment = material(pair, folder)
         said = script(pair.name, out=folder / "out", **environment)
         assert said.returncode == 0, said.stderr[-3000:]
-        done[pair.name] = folder / "out", environment, said.stdout
-    return done[pair.name][0]
+        return DryRun(folder / "out", environment, said.stdout)
+
+    return run
 
 
 @quick_and_slow
-def test_a_small_pair_of_the_families_comes_through_to_the_table(pair: Pair, dry_runs, tmp_path_factory) -> None:
-    out = dry_run(pair, dry_runs, tmp_path_factory)
-    printed = dry_runs[pair.name][2]
+def test_a_small_pair_of_the_families_comes_through_to_the_table(pair: Pair, dry_run) -> None:
+    done = dry_run(pair)
+    out = done.out
     table = (out / "table.txt").read_text(encoding="utf-8")
-    assert printed.endswith(table)
+    assert done.printed.endswith(table)
     head, mean = (line.split("  ") for line in table.splitlines() if "DSKD" in line or "mean of the sets" in line)
     assert [cell.strip() for cell in head if cell.strip()] == ["teacher", "SFT", "SRA", "SRA, paper", "DSKD, paper"]
     assert [float(cell) for cell in [cell.strip() for cell in mean if cell.strip()][-2:]] == list(pair.reported)
@@ -334,15 +343,15 @@ def test_a_small_pair_of_the_families_comes_through_to_the_table(pair: Pair, dry
 
 
 @pytest.mark.slow
-def test_a_second_start_does_nothing_again_and_prints_the_same_table(dry_runs, tmp_path_factory) -> None:
-    out = dry_run(QUICK, dry_runs, tmp_path_factory)
-    _, environment, _ = dry_runs[QUICK.name]
+def test_a_second_start_does_nothing_again_and_prints_the_same_table(dry_run) -> None:
+    done = dry_run(QUICK)
+    out = done.out
     kept = [*out.glob("evaluation/*"), *out.glob("shards/teachers/*/*"), out / "estimate.txt"]
     before = {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in kept}
     metrics = {path: path.read_bytes() for path in out.glob("*/metrics.jsonl")}
     assert (len(before) > 5, len(metrics)) == (True, 3)
     table = (out / "table.txt").read_text(encoding="utf-8")
-    said = script(QUICK.name, out=out, **environment)
+    said = script(QUICK.name, out=out, **done.environment)
     assert said.returncode == 0, said.stderr[-3000:]
     assert said.stdout.endswith(table)
     assert {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in before} == before
