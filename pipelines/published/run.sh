@@ -55,7 +55,7 @@ align() { # teacher, student, shards
 # 1. The teacher learns the task: aligned with itself, trained with cross-entropy alone.
 align "$teacher" "$teacher" "$OUT/teacher-shards"
 call sra-train run "$OUT/teacher-shards" --config "$here/$teacher_recipe.yaml" \
-  ${MAX_STEPS:+--max-steps "$MAX_STEPS"} --output-dir "$OUT/teacher"
+  ${MAX_STEPS:+--max-steps "$MAX_STEPS"} ${RUN_OPTIONS:-} --output-dir "$OUT/teacher"
 
 # 2. and 3. What caching it will take, and its pages, once.
 align "$OUT/teacher/model" "$student" "$OUT/shards"
@@ -66,7 +66,7 @@ call sra-data cache-teacher "$OUT/shards" --config "$here/data.yaml"
 # 4. The student, without the teacher: by SRA, and by cross-entropy alone for comparison.
 train() { # method, options
   call sra-train run "$OUT/shards" --config "$here/$student_recipe.yaml" --method "$@" --epochs "$epochs" \
-    ${MAX_STEPS:+--max-steps "$MAX_STEPS"} --output-dir "$OUT/$1"
+    ${MAX_STEPS:+--max-steps "$MAX_STEPS"} ${RUN_OPTIONS:-} --output-dir "$OUT/$1"
 }
 train sft
 train sra --set "method.alpha=$alpha"

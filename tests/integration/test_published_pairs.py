@@ -4,13 +4,8 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import os
 import shlex
-import subprocess
-import sys
-from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -26,6 +21,7 @@ from sra_train.cli import app as train_app
 from sra_train.config import GenerationConfig, StudentConfig, flatten
 from sra_train.student import add_lora, num_parameters
 from tests.integration.command_lines import SENTENCES, sra_data, sra_train, write_examples
+from tests.integration.scripts import Ended, run_script, run_script_here
 from tests.model_zoo import tiny_model
 from tests.tokenizer_zoo import train_byte_level_bpe, train_sentencepiece_bpe
 
@@ -105,34 +101,22 @@ PAIRS = (
         MISTRAL_7B, ("q_proj", "v_proj"),
     ),
 )  # fmt: skip
-QUICK = PAIRS[-1]  # adapters on both sides, and tokenizers that are no byte-level ones
+QUICK = PAIRS[-1]
 each_pair = pytest.mark.parametrize("pair", PAIRS, ids=lambda pair: pair.name)
-quick_and_slow = pytest.mark.parametrize(
-    "pair", [pytest.param(p, id=p.name, marks=() if p is QUICK else pytest.mark.slow) for p in PAIRS]
-)
 
 
 # ------------------------------------------------------------------------------------------------ what would be run
 
 
-def script(pair: str, *, out: Path, **environment: object) -> subprocess.CompletedProcess[str]:
-    """Run the script with this environment beside the tests' own."""
-    named = {name: str(value) for name, value in environment.items()}
-    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
-    ours = {"PATH": path, "PYTHONPATH": str(REPOSITORY), "PYTHON": sys.executable, "OUT": str(out)}
-    return subprocess.run(
-        ["bash", str(PUBLISHED / "run.sh"), pair],
-        env={**os.environ, **ours, **named},
-        capture_output=True,
-        text=True,
-    )
+def script(pair: str) -> list[str]:
+    return ["bash", str(PUBLISHED / "run.sh"), pair]
 
 
 def planned(pair: Pair, out: Path, **environment: object) -> list[list[str]]:
     """The commands the script would run, each as words."""
-    said = script(pair.name, out=out, PLAN=1, **environment)
-    assert said.returncode == 0, said.stderr
-    return [shlex.split(line.removeprefix("$ ")) for line in said.stderr.splitlines()]
+    said = run_script(script(pair.name), {"OUT": out, "PLAN": 1} | environment)
+    assert said.exit_code == 0, said.error
+    return [shlex.split(line.removeprefix("$ ")) for line in said.error.splitlines()]
 
 
 def parsed(words: list[str]) -> dict[str, Any]:
@@ -224,12 +208,13 @@ def test_the_adapters_sit_on_query_and_value_of_the_students_family(pair: Pair, 
 
 
 def test_an_unknown_pair_or_data_without_test_sets_is_refused_in_one_line(tmp_path: Path) -> None:
-    said = script("gpt5_to_abacus", out=tmp_path / "out", PLAN=1)
-    assert (said.returncode, said.stderr.count("\n")) == (2, 1)
-    assert all(pair.name in said.stderr for pair in PAIRS)
-    said = script(QUICK.name, out=tmp_path / "out", PLAN=1, DATA="train.jsonl")
-    assert (said.returncode, said.stderr.count("\n")) == (2, 1)
-    assert "SETS" in said.stderr
+    plan = {"OUT": tmp_path / "out", "PLAN": 1}
+    said = run_script(script("gpt5_to_abacus"), plan)
+    assert (said.exit_code, said.error.count("\n")) == (2, 1)
+    assert all(pair.name in said.error for pair in PAIRS)
+    said = run_script(script(QUICK.name), plan | {"DATA": "train.jsonl"})
+    assert (said.exit_code, said.error.count("\n")) == (2, 1)
+    assert "SETS" in said.error
     assert not (tmp_path / "out").exists()
 
 
@@ -271,6 +256,7 @@ def material(pair: Pair, folder: Path) -> dict[str, object]:
         "MAX_EXAMPLES": 2,
         "MAX_NEW_TOKENS": 4,
         "SEEDS": "10,20",
+        "RUN_OPTIONS": "--set tracking.plots=false",
     }
 
 
@@ -295,36 +281,19 @@ def test_the_cost_is_estimated_from_the_teachers_configuration(pair: Pair, tmp_p
     assert 2 * 64 <= beside <= 2 * 64 + 24  # log-probabilities, tails, attention, the next token's
 
 
-@dataclass(frozen=True)
-class DryRun:
-    """What the script left, was given and printed."""
-
-    out: Path
-    environment: dict[str, object]
-    printed: str
-
-
-@pytest.fixture(scope="module")
-def dry_run(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Pair], DryRun]:
-    """The whole script on the small pair, once for each."""
-
-    @cache
-    def run(pair: Pair) -> DryRun:
-        folder = tmp_path_factory.mktemp(pair.name)
-        environment = material(pair, folder)
-        said = script(pair.name, out=folder / "out", **environment)
-        assert said.returncode == 0, said.stderr[-3000:]
-        return DryRun(folder / "out", environment, said.stdout)
-
-    return run
+@each_pair
+def test_a_small_pair_of_the_families_comes_through_to_the_table(pair: Pair, tmp_path: Path) -> None:
+    (tmp_path / "commands").mkdir()
+    out = tmp_path / "out"
+    said = run_script_here(script(pair.name), material(pair, tmp_path) | {"OUT": out}, tmp_path / "commands")
+    check_dry_run(pair, out, said)
 
 
-@quick_and_slow
-def test_a_small_pair_of_the_families_comes_through_to_the_table(pair: Pair, dry_run) -> None:
-    done = dry_run(pair)
-    out = done.out
+def check_dry_run(pair: Pair, out: Path, ended: Ended) -> None:
+    """Whether everything is there, and the settings still the published ones."""
+    assert ended.exit_code == 0, ended.error[-3000:]
     table = (out / "table.txt").read_text(encoding="utf-8")
-    assert done.printed.endswith(table)
+    assert ended.output.endswith(table)
     head, mean = (line.split("  ") for line in table.splitlines() if "DSKD" in line or "mean of the sets" in line)
     assert [cell.strip() for cell in head if cell.strip()] == ["teacher", "SFT", "SRA", "SRA, paper", "DSKD, paper"]
     assert [float(cell) for cell in [cell.strip() for cell in mean if cell.strip()][-2:]] == list(pair.reported)
@@ -343,17 +312,19 @@ def test_a_small_pair_of_the_families_comes_through_to_the_table(pair: Pair, dry
 
 
 @pytest.mark.slow
-def test_a_second_start_does_nothing_again_and_prints_the_same_table(dry_run) -> None:
-    done = dry_run(QUICK)
-    out = done.out
+def test_a_second_start_does_nothing_again_and_prints_the_same_table(tmp_path: Path) -> None:
+    """With the installed commands, each a process of its own."""
+    out = tmp_path / "out"
+    environment = material(QUICK, tmp_path) | {"OUT": out, "PYTHONPATH": REPOSITORY}
+    check_dry_run(QUICK, out, run_script(script(QUICK.name), environment))
     kept = [*out.glob("evaluation/*"), *out.glob("shards/teachers/*/*"), out / "estimate.txt"]
     before = {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in kept}
     metrics = {path: path.read_bytes() for path in out.glob("*/metrics.jsonl")}
     assert (len(before) > 5, len(metrics)) == (True, 3)
     table = (out / "table.txt").read_text(encoding="utf-8")
-    said = script(QUICK.name, out=out, **done.environment)
-    assert said.returncode == 0, said.stderr[-3000:]
-    assert said.stdout.endswith(table)
+    said = run_script(script(QUICK.name), environment)
+    assert said.exit_code == 0, said.error[-3000:]
+    assert said.output.endswith(table)
     assert {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in before} == before
     assert {path: path.read_bytes() for path in metrics} == metrics
 
