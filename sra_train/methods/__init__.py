@@ -5,5 +5,6 @@ from sra_train.methods.boundary import Boundary
 from sra_train.methods.sft import SFT
 from sra_train.methods.sra import SRA
 from sra_train.methods.strict import Strict
+from sra_train.methods.uld import ULD
 
-__all__ = ["METHODS", "SFT", "SRA", "Boundary", "Strict", "method_type"]
+__all__ = ["METHODS", "SFT", "SRA", "ULD", "Boundary", "Strict", "method_type"]
