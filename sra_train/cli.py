@@ -33,7 +33,7 @@ def run(
     config: Annotated[str | None, typer.Option(help="YAML; flags win over it.")] = None,
     method: Annotated[
         str | None,
-        typer.Option(help="sra, sft (cross-entropy alone), boundary, strict or uld (default: sra)."),
+        typer.Option(help="sra, sft (cross-entropy alone), boundary, strict, uld or alm (default: sra)."),
     ] = None,
     teacher: Annotated[
         list[str] | None,

@@ -19,6 +19,7 @@ LABELS = {
     "cos": ("Span representations, L_cos", "1 - cosine, weighted over spans"),
     "geo": ("Geometry between spans, L_geo", "squared difference of cosines"),
     "kd": ("Distributions, L_KD", "nats per example"),
+    "alm": ("Probabilities of chunks", "nats per example"),
     "uld": ("Sorted distributions", "L1 distance per example"),
     "bits_per_byte": ("Bits per byte on the development split", "bits per byte"),
     "lr": ("Learning rate", "learning rate"),

@@ -14,8 +14,8 @@ from tests.reference import losses as slow
 from tests.unit.methods import worlds
 
 SIZES = [[(1, 1), (2, 3), (1, 2)], [(3, 1)], [], [(1, 1), (1, 1), (2, 1), (1, 4), (2, 2)]]
-ROWS: dict[str, dict[str, Any]] = {"uld": {"aligned": "response"}}
-TERMS = {"uld": ("uld",)}
+ROWS: dict[str, dict[str, Any]] = {"uld": {"aligned": "response"}, "alm": {"chunks": True}}
+TERMS = {"uld": ("uld",), "alm": ("alm",)}
 HEADS: dict[str, dict[str, Any]] = {
     "plain": {},
     "bias and scale": {"bias": True, "scale": 0.7},

@@ -16,6 +16,8 @@ LENGTHS = st.lists(st.tuples(st.integers(1, 4), st.integers(1, 4)), max_size=4)
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "uld": ("uld", {}),
     "uld, token": ("uld", {"kd_reduction": "token", "temperature": 2.0}),
+    "alm": ("alm", {}),
+    "alm, token": ("alm", {"kd_reduction": "token", "temperature": 2.0}),
 }
 OTHER_SIZES = [[(3, 1), (1, 4), (1, 1)], [(1, 3), (3, 2)], []]  # the same tokens of the student, cut elsewhere
 SIZES = [[(1, 2), (2, 1), (2, 3)], [(3, 1), (1, 1)], []]
