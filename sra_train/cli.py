@@ -40,7 +40,8 @@ def run(
         ),
     ] = None,
     method: Annotated[
-        str | None, typer.Option(help="sra, sft (cross-entropy alone), boundary or strict (default: sra).")
+        str | None,
+        typer.Option(help="sra, sft (cross-entropy alone), boundary, strict, uld or alm (default: sra)."),
     ] = None,
     teacher: Annotated[
         list[str] | None,

@@ -7,9 +7,9 @@ A batch has what belongs to the student's side alone, and one `TeacherBatch` for
 Which positions are read (labels, spans) stands in it as rows of indices, made where the lengths are known: a forward
 that looked for them would make the host wait for the device.
 
-Shapes: B examples, N student tokens, P teacher positions, K spans, R labels, S spans of the whole batch, D_s / D_t
-hidden sizes, k top-k entries; all padded on the right. A row of weight 0 is padding of the batch itself (the tail of an
-epoch): it has no label and no span, so it contributes to no term.
+Shapes: B examples, N student tokens, P teacher positions, K spans, R labels, S spans and C chunks of the whole batch,
+D_s / D_t hidden sizes, k top-k entries; all padded on the right. A row of weight 0 is padding of the batch itself (the
+tail of an epoch): it has no label and no span, so it contributes to no term.
 """
 
 from __future__ import annotations
@@ -64,7 +64,24 @@ class AlignedRows:
     student_positions: Tensor  # [S] int64, into the flattened [B x N]
     teacher_positions: Tensor  # [S] int64, into P
     targets: Tensor  # [S] int64, the label the student's position predicts; IGNORED_LABEL where it predicts none
+    place: Tensor  # [S] int64, counted within the example
+    most: int  # rows of the example that has the most
     other_labels: LabelRows  # the batch's label rows at none of these positions
+
+
+@dataclass(frozen=True)
+class ChunkRows:
+    """Spans as chunks of text that each side gives a probability: the rows that predict a chunk's tokens.
+
+    A chunk that is not wholly predicted on both sides (a token that is no label, a first token that nothing stands
+    before) is left out. Chunks are in order, example by example.
+    """
+
+    example: Tensor  # [C] int64
+    labels: Tensor  # [R] int64, places in the batch's `label_rows`: the student's tokens of the chunks
+    chunk_of_label: Tensor  # [R] int64, into C
+    teacher_positions: Tensor  # [Q] int64, into the flattened [B x P]; what follows each is a token of a chunk
+    chunk_of_position: Tensor  # [Q] int64, into C
 
 
 @dataclass(frozen=True)
@@ -95,6 +112,7 @@ class TeacherBatch:
     ids: Tensor | None = None  # [B, P] int64, the teacher's token at each position; -1 where padded
     next_ids: Tensor | None = None  # [B, P] int64, the one that follows; -1 where none does
     aligned: AlignedRows | None = None  # where `CacheNeeds` asks for them
+    chunks: ChunkRows | None = None  # likewise
 
 
 @dataclass(frozen=True)
@@ -178,6 +196,7 @@ class CacheNeeds:
     ids: bool = False  # the teacher's tokens at its positions, and those that follow
     aligned: Aligned | None = None  # which rows are laid beside each other
     spans: SpanChoice = "all"  # which spans there are
+    chunks: bool = False  # by which rows the tokens of each span are predicted
     tokens: RowKind | None = None  # what reads rows of single tokens, which pages cached by spans do not hold
     centers: RowKind | None = None  # what reads distributions at centres of mass, which only those hold
 

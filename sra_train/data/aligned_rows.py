@@ -63,9 +63,12 @@ def aligned_rows(
     example = np.repeat(np.arange(len(found)), counts)
     positions = example * labels.shape[1] + pairs[:, 0]
     targets = next_labels(labels).reshape(-1)[positions]
+    place = np.concatenate([np.arange(count) for count in counts])
     fields = {"example": example, "student_positions": positions, "teacher_positions": pairs[:, 1], "targets": targets}
+    fields |= {"place": place}
     return AlignedRows(
         **{field: staging.copied(f"{name}.{field}", values) for field, values in fields.items()},
+        most=max(counts, default=0),
         other_labels=label_rows(f"{name}.other_labels", labels, staging, without=positions),
     )
 

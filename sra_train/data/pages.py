@@ -24,8 +24,9 @@ from sra_data.errors import ShardError
 from sra_data.shards.codecs import EncodedTensor
 from sra_data.shards.columns import FolderSchema
 from sra_data.shards.schema import SideRow, TeacherRow
-from sra_train.contract import AlignedRows, CacheNeeds, TeacherBatch
+from sra_train.contract import AlignedRows, CacheNeeds, ChunkRows, TeacherBatch
 from sra_train.data.aligned_rows import aligned_rows
+from sra_train.data.chunk_rows import chunk_rows
 from sra_train.data.examples import ExampleParts, TeacherPart, name_of
 from sra_train.data.index_rows import Positions, label_rows, span_rows
 from sra_train.data.staging import StagingBuffer
@@ -142,6 +143,7 @@ class _TeacherSide:
             span_rows=between,
             other_labels=label_rows(f"{self.prefix}other_labels", labels, self.staging, without=taken),
             aligned=self._aligned(labels),
+            chunks=self._chunks(labels),
             **self._columns(),
             **(self._ids() if self.form.needs.ids else {}),
         )
@@ -172,6 +174,18 @@ class _TeacherSide:
             labels=labels,
             staging=self.staging,
             name=f"{self.prefix}aligned",
+        )
+
+    def _chunks(self, labels: Positions) -> ChunkRows | None:
+        if not self.form.needs.chunks:
+            return None
+        return chunk_rows(
+            self.parts,
+            cached=self.positions,
+            labels=labels,
+            width=self.width,
+            staging=self.staging,
+            name=f"{self.prefix}chunks",
         )
 
     def _columns(self) -> dict[str, Any]:

@@ -1,9 +1,11 @@
 """Training objectives, one file each; importing this package registers them all."""
 
+from sra_train.methods.alm import ALM
 from sra_train.methods.base import METHODS, method_type
 from sra_train.methods.boundary import Boundary
 from sra_train.methods.sft import SFT
 from sra_train.methods.sra import SRA
 from sra_train.methods.strict import Strict
+from sra_train.methods.uld import ULD
 
-__all__ = ["METHODS", "SFT", "SRA", "Boundary", "Strict", "method_type"]
+__all__ = ["ALM", "METHODS", "SFT", "SRA", "ULD", "Boundary", "Strict", "method_type"]

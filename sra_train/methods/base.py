@@ -22,10 +22,13 @@ from sra_train.contract import (
     CacheNeeds,
     KnowledgeNeeds,
     LossTerms,
+    MethodSetting,
     StepTotals,
     StudentNeeds,
     StudentOutput,
+    TeacherSetting,
 )
+from sra_train.methods.terms.teachers import Taught, together
 
 
 class Method(nn.Module, ABC):
@@ -57,6 +60,47 @@ class Method(nn.Module, ABC):
     @abstractmethod
     def forward(self, output: StudentOutput, batch: Batch, totals: StepTotals) -> LossTerms:
         """The loss of one micro-batch, normalised by the totals of the global step."""
+
+
+class TaughtMethod(Method):
+    """A method whose loss is cross entropy and what each teacher adds to it, weighted; nothing lies between teachers.
+
+    A teacher is a module with `name`, `weight`, `needs` and a forward that answers with `Taught`; the first one is
+    asked for the cross entropy too, which then comes out of the same pass over the student's head.
+
+    Attributes:
+        per_label: terms that are divided by the labels of the step; the others are by its examples.
+    """
+
+    def __init__(self, options: Any, setting: MethodSetting, make: Callable[[TeacherSetting], nn.Module]) -> None:
+        """`make` builds the part of one teacher. Refuses to be without one (ConfigError)."""
+        super().__init__()
+        if not setting.teachers:
+            raise ConfigError(f"method={self.name}: the shards hold no teacher's pages; run `sra-data cache-teacher`")
+        self.options, self.last_layer = options, setting.student.num_layers
+        self.teachers: Any = nn.ModuleList(make(teacher) for teacher in setting.teachers)
+        self.per_label: frozenset[str] = frozenset()
+
+    @property
+    def needs(self) -> tuple[CacheNeeds, ...]:
+        return tuple(teacher.needs for teacher in self.teachers)
+
+    @property
+    def student_needs(self) -> StudentNeeds:
+        return StudentNeeds(layers=(self.last_layer,))
+
+    def forward(self, output: StudentOutput, batch: Batch, totals: StepTotals) -> LossTerms:
+        """The loss of one micro-batch.
+
+        Raises:
+            ShardError: If the batch lacks a column of the cache that the options read.
+        """
+        found: list[Taught] = [
+            teacher(output, batch, pages, totals, with_labels=place == 0)
+            for place, (teacher, pages) in enumerate(zip(self.teachers, batch.teachers, strict=True))
+        ]
+        shares = {teacher.name: teacher.weight for teacher in self.teachers}
+        return together(found, shares, batch, totals, per_label=self.per_label)
 
 
 METHODS: dict[str, type[Method]] = {}

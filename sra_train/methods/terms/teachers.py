@@ -57,7 +57,7 @@ def together(
     )
 
 
-OF_ALL = frozenset({"spans", "boundaries"})  # counts that are worth their sum, not one of each teacher
+OF_ALL = frozenset({"spans", "boundaries", "rows", "chunks"})  # counts worth their sum, not one of each teacher
 
 
 def weighted_sum(shares: Mapping[str, float], values: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:

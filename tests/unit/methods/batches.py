@@ -11,8 +11,9 @@ from torch import Tensor
 
 from sra_data.shards.schema import SideRow, TeacherRow
 from sra_data.shards.store import PairSpans
-from sra_train.contract import Aligned, AlignedRows, Batch, TeacherBatch
+from sra_train.contract import Aligned, Batch, TeacherBatch
 from sra_train.data.aligned_rows import aligned_rows
+from sra_train.data.chunk_rows import chunk_rows
 from sra_train.data.examples import ExampleParts, TeacherPart
 from sra_train.data.index_rows import label_rows, span_rows
 from sra_train.data.staging import StagingBuffer
@@ -30,6 +31,7 @@ def make_batch(
     extra_spans: int = 0,
     garbage: float = 7.0,
     aligned: Aligned | None = None,
+    chunks: bool = False,
 ) -> tuple[Batch, dict[int, Tensor], dict[int, Tensor]]:
     """Pad and stack; None is a row that only fills the batch. Padding holds `garbage`, which must not matter.
 
@@ -41,6 +43,7 @@ def make_batch(
         extra_tokens, extra_positions, extra_spans: Padding beyond what is needed.
         garbage: See above.
         aligned: Which rows are laid beside each other, if any.
+        chunks: Whether there are rows of chunks.
     """
     real = [example for example in examples if example is not None]
     num_tokens = max(len(example.ids) for example in real) + extra_tokens
@@ -66,6 +69,7 @@ def make_batch(
                 extra_spans=extra_spans,
                 garbage=garbage,
                 aligned=aligned,
+                chunks=chunks,
             )
             for place, rows in enumerate([examples] if teachers is None else teachers)
         ),
@@ -93,6 +97,7 @@ def teacher_batch(
     extra_spans: int = 0,
     garbage: float = 7.0,
     aligned: Aligned | None = None,
+    chunks: bool = False,
 ) -> TeacherBatch:
     """One teacher's part of a batch; None is a row that it lacks."""
     real = [example for example in examples if example is not None]
@@ -126,7 +131,7 @@ def teacher_batch(
         staging=staging,
     )
     others = label_rows("others", labels.numpy(), staging, without=rows.student_positions.numpy())
-    has_top_k = like.top_k_ids is not None
+    has_top_k, has_next = like.top_k_ids is not None, like.next_log_prob is not None
     lengths = torch.tensor([0 if example is None else len(example.teacher_hidden[1]) for example in examples])
     return TeacherBatch(
         name=name,
@@ -144,55 +149,55 @@ def teacher_batch(
         top_k_ids=column(lambda e: e.top_k_ids, positions, 0) if has_top_k else None,
         top_k_values=column(lambda e: e.top_k_values, positions, -1.0) if has_top_k else None,
         log_tails={t: column(lambda e, t=t: e.log_tails[t], positions, -1.0) for t in like.log_tails},
-        aligned=None if aligned is None else aligned_of(aligned, examples, labels, staging),
+        next_log_prob=column(lambda e: e.next_log_prob, positions, garbage) if has_next else None,
+        **beside(examples, labels, positions, aligned=aligned, chunks=chunks),
     )
 
 
-def aligned_of(kind: Aligned, examples: list[Example | None], labels: Tensor, staging: StagingBuffer) -> AlignedRows:
-    """Rows beside each other, as the package finds them in the examples' tables."""
-    parts = [None if one is None else part_of(one) for one in examples]
-    return aligned_rows(
-        kind,
-        [None if one is None else ExampleParts(student_side(one)) for one in examples],
-        parts,
-        cached=[np.zeros(0, np.int32) if one is None else np.arange(len(one.teacher_hidden[1])) for one in examples],
-        end_of_sequence=END,
-        labels=labels.numpy(),
-        staging=staging,
-        name="aligned",
-    )
+def beside(
+    examples: list[Example | None], labels: Tensor, positions: int, *, aligned: Aligned | None, chunks: bool
+) -> dict[str, Any]:
+    """The rows that are laid beside each other and those of chunks, where they are wanted."""
+    parts = [None if example is None else teacher_part(example) for example in examples]
+    cached = [np.zeros(0, np.int32) if part is None else part.positions for part in parts]
+    given: dict[str, Any] = {"cached": cached, "labels": labels.numpy(), "staging": StagingBuffer(pinned=False)}
+    found: dict[str, Any] = {}
+    if aligned is not None:
+        own = [None if example is None else student_parts(example) for example in examples]
+        found["aligned"] = aligned_rows(aligned, own, parts, end_of_sequence=END, name="aligned", **given)
+    if chunks:
+        found["chunks"] = chunk_rows(parts, width=positions, name="chunks", **given)
+    return found
 
 
-def student_side(example: Example) -> SideRow:
-    stop = example.student_spans[-1][-1] + 1 if example.student_spans else example.label_start
-    return side_row(example.name, example.ids, (example.label_start, stop))
+def student_parts(example: Example) -> ExampleParts:
+    """The student's side, with its one response: the labels without the end of sequence."""
+    stop = example.label_stop - int(example.closes)
+    return ExampleParts(side_row(example.name, example.ids, (example.label_start, stop)))
 
 
-def part_of(example: Example) -> TeacherPart:
-    """The teacher's tokens are its cached rows: one before the response, the response, then its end if any."""
+def teacher_part(example: Example) -> TeacherPart:
+    """The teacher's side: its token i stands in row i, and row 0 is the last token of the prompt."""
     rows = len(example.teacher_hidden[1])
-    ids = [0] * rows + ([END[1]] if example.ids[-1] == END[0] else [])
-    tables = [
-        np.array([(span[0], span[-1] + 1) for span in spans], dtype=np.int32).reshape(-1, 2)
-        for spans in (example.student_spans, example.teacher_spans)
-    ]
-    spans = PairSpans(example.name, "ok", *tables)
-    return TeacherPart(spans, side_row(example.name, ids, (1, rows)), TeacherRow(id=example.name))
+    tables = [np.array([(s[0], s[-1] + 1) for s in one], dtype=np.int32).reshape(-1, 2) for one in example.spans]
+    side = side_row(example.name, [0] * rows + ([END[1]] if example.closes else []), (1, rows))
+    return TeacherPart(PairSpans(example.name, "ok", *tables), side, TeacherRow(example.name))
 
 
-def side_row(name: str, ids: Sequence[int], response: tuple[int, int]) -> SideRow:
-    nothing = np.zeros(len(ids), np.int32)
+def side_row(name: str, ids: list[int], response: tuple[int, int]) -> SideRow:
+    """What aligning rows reads of a side."""
+    none, no_spans = np.zeros(0, np.int32), np.zeros((0, 2), np.int32)
     return SideRow(
         id=name,
         status="ok",
         ids=np.array(ids, np.int32),
-        starts=nothing,
-        ends=nothing,
-        kinds=nothing.astype(np.uint8),
-        response_ranges=np.zeros((1, 2), np.int32),
+        starts=none,
+        ends=none,
+        kinds=np.zeros(0, np.uint8),
+        response_ranges=no_spans,
         response_turns=np.zeros(1, np.int32),
         response_spans=np.array([response], np.int32),
-        label_spans=np.array([(response[0], len(ids))], np.int32),
+        label_spans=no_spans,
     )
 
 

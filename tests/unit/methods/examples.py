@@ -26,6 +26,13 @@ class Example:
     top_k_ids: Tensor | None = None
     top_k_values: Tensor | None = None
     log_tails: dict[float, Tensor] = field(default_factory=dict)
+    next_log_prob: Tensor | None = None  # [P]
+    closes: bool = True  # whether the last label is the end of sequence
+
+    @property
+    def spans(self) -> tuple[list[list[int]], list[list[int]]]:
+        """Of the student, and of the teacher."""
+        return self.student_spans, self.teacher_spans
 
     @property
     def labels(self) -> list[tuple[int, int]]:

@@ -98,6 +98,7 @@ def make_example(
         ids=ids,
         label_start=prompt,
         label_stop=student_tokens,
+        closes=closes,
     )
 
 
