@@ -211,8 +211,8 @@ def make_method(
 def run(
     method: Any, examples: list[Example | None], head: Head, totals: StepTotals | None = None, **padding: Any
 ) -> LossTerms:
-    aligned = method.needs[0].aligned if method.needs else None
-    batch, hidden, attention = make_batch(examples, aligned=aligned, **padding)
+    rows = {"aligned": method.needs[0].aligned, "chunks": method.needs[0].chunks} if method.needs else {}
+    batch, hidden, attention = make_batch(examples, **(rows | padding))
     return method(StudentOutput(hidden, attention, head.live()), batch, totals or totals_of(examples))
 
 
