@@ -41,7 +41,9 @@ def run(
     ] = None,
     method: Annotated[
         str | None,
-        typer.Option(help="sra, sft (cross-entropy alone), boundary, strict, uld or alm (default: sra)."),
+        typer.Option(
+            help="sra, sft (cross-entropy alone), boundary, strict, uld, alm, dskd, dskdv2, mined (default: sra)."
+        ),
     ] = None,
     teacher: Annotated[
         list[str] | None,

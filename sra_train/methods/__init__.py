@@ -3,9 +3,12 @@
 from sra_train.methods.alm import ALM
 from sra_train.methods.base import METHODS, method_type
 from sra_train.methods.boundary import Boundary
+from sra_train.methods.dskd import DSKD
+from sra_train.methods.dskdv2 import DSKDv2
+from sra_train.methods.mined import MinED
 from sra_train.methods.sft import SFT
 from sra_train.methods.sra import SRA
 from sra_train.methods.strict import Strict
 from sra_train.methods.uld import ULD
 
-__all__ = ["ALM", "METHODS", "SFT", "SRA", "ULD", "Boundary", "Strict", "method_type"]
+__all__ = ["ALM", "DSKD", "METHODS", "SFT", "SRA", "ULD", "Boundary", "DSKDv2", "MinED", "Strict", "method_type"]

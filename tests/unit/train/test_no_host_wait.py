@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from sra_data.models.output_head import OutputHead
 from sra_data.shards.store import ShardSet
 from sra_data.spans import pooling
 from sra_train.config import StudentConfig
@@ -61,10 +62,21 @@ def student_of(folder: Path, sources: Sources, name: str, options: dict[str, obj
     needs = kind.knowledge_needs(chosen)
     model = load_student(str(folder), StudentConfig())
     teachers = () if needs is None else teacher_settings(sources, needs)
-    return StudentModel(model, kind(chosen, MethodSetting(model_shape(model), teachers)))
+    head = OutputHead.from_model(model).detach()
+    return StudentModel(model, kind(chosen, MethodSetting(model_shape(model), teachers, student_head=head)))
 
 
-@pytest.mark.parametrize(("method", "options"), [("sft", {}), *OTHERS, *(("sra", one) for one in OPTIONS.values())])
+@pytest.mark.parametrize(
+    ("method", "options"),
+    [
+        ("sft", {}),
+        ("dskd", {}),
+        ("dskdv2", {}),
+        ("mined", {}),
+        *OTHERS,
+        *(("sra", one) for one in OPTIONS.values()),
+    ],
+)
 def test_forward_backward_and_clipping_never_wait(made, sources, method, options) -> None:
     student = student_of(made.parent / "student", sources, method, options)
     if method == "sft":
