@@ -164,7 +164,7 @@ def beside(
     found: dict[str, Any] = {}
     if aligned is not None:
         own = [None if example is None else student_parts(example) for example in examples]
-        found["aligned"] = aligned_rows(aligned, own, parts, end_of_sequence=END, name="aligned", **given)
+        found["aligned"] = aligned_rows(aligned, own, parts, end_of_sequence=END, nearest=None, name="aligned", **given)
     if chunks:
         found["chunks"] = chunk_rows(parts, width=positions, name="chunks", **given)
     return found
