@@ -59,9 +59,9 @@ def paired_difference(
         resamples: R.
         share: of the resamples inside the interval.
     """
-    difference = bits - other_bits
-    if difference.shape[1] != len(num_bytes) or bits.shape != other_bits.shape or not difference.size:
+    if bits.shape != other_bits.shape or bits.shape[1:] != num_bytes.shape or not bits.size:
         raise ValueError(f"bits {bits.shape}, other bits {other_bits.shape}, bytes {num_bytes.shape} do not fit")
+    difference = bits - other_bits
     drawn = resampled_ratios(difference, num_bytes.astype(np.float64), resamples=resamples)
     edge = (1 - share) / 2
     low, high = np.quantile(drawn, [edge, 1 - edge])

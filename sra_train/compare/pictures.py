@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from matplotlib.figure import Figure  # without pyplot: no window, no global state
+from matplotlib.ticker import MaxNLocator
 
 from sra_train.compare.results import Comparison, RunResult
 
@@ -22,7 +23,8 @@ def draw(found: Comparison, path: Path) -> None:
     num_bars = len(found.methods) + len(found.references)
     figure = Figure(figsize=(11, 2.0 + INCHES_A_METHOD * num_bars + 3.4), dpi=150, layout="constrained")
     heights = (1.3 + INCHES_A_METHOD * num_bars, 3.4)
-    top, bottom = figure.subfigures(2, 1, height_ratios=heights)
+    parts: Any = figure.subfigures(2, 1, height_ratios=heights)
+    top, bottom = parts
     bars, differences = top.subplots(1, 2, sharey=False, width_ratios=(1.25, 1))
     draw_bars(bars, found)
     draw_differences(differences, found)
@@ -101,6 +103,7 @@ def draw_curves(axes: Any, found: Comparison) -> None:
         if curve:
             steps, bits = zip(*sorted(curve.items()), strict=True)
             axes.plot(steps, bits, marker="o", markersize=3.5, linewidth=1.8, label=method.name, **look_of(place))
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set(xlabel="step", ylabel="bits per byte")
     axes.set_title("Development split while training, mean of the seeds", loc="left", fontsize=10.5)
     axes.legend(frameon=False, fontsize=8.5, ncols=1 + len(found.methods) // 5)

@@ -130,7 +130,9 @@ def check_seeds(where: str, count: int | str) -> int:
         ConfigError: If it is no positive number.
     """
     if not str(count).isdecimal() or not 1 <= int(count) <= MOST_SEEDS:
-        raise ConfigError(f"{where}: {count or 'nothing'} is no positive number of seeds; write a number such as 5")
+        raise ConfigError(
+            f"{where}: {'nothing' if count == '' else count} is no positive number of seeds; write a number such as 5"
+        )
     return int(count)
 
 

@@ -320,8 +320,7 @@ def notes_of(*, methods: Sequence[MethodResult], references: Sequence[Reference]
             f" the fine-tuned student ({sft.bits_per_byte:.4f}), so there is nothing to be learnt from it."
         )
     found += [
-        f"{method.name}: {method.num_diverged} of {method.num_diverged + method.num_seeds} runs diverged and count"
-        " in no mean"
+        f"{method.name}: {method.num_diverged} of its runs diverged and are in no mean; {method.num_seeds} did not"
         for method in methods
         if method.num_diverged
     ]
