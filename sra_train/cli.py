@@ -33,7 +33,9 @@ def run(
     config: Annotated[str | None, typer.Option(help="YAML; flags win over it.")] = None,
     method: Annotated[
         str | None,
-        typer.Option(help="sra, sft (cross-entropy alone), boundary, strict, uld or alm (default: sra)."),
+        typer.Option(
+            help="sra, sft (cross-entropy alone), boundary, strict, uld, alm or multilevel-ot (default: sra)."
+        ),
     ] = None,
     teacher: Annotated[
         list[str] | None,

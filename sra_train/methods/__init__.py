@@ -3,9 +3,10 @@
 from sra_train.methods.alm import ALM
 from sra_train.methods.base import METHODS, method_type
 from sra_train.methods.boundary import Boundary
+from sra_train.methods.multilevel_ot import MultiLevelOT
 from sra_train.methods.sft import SFT
 from sra_train.methods.sra import SRA
 from sra_train.methods.strict import Strict
 from sra_train.methods.uld import ULD
 
-__all__ = ["ALM", "METHODS", "SFT", "SRA", "ULD", "Boundary", "Strict", "method_type"]
+__all__ = ["ALM", "METHODS", "SFT", "SRA", "ULD", "Boundary", "MultiLevelOT", "Strict", "method_type"]
