@@ -42,7 +42,8 @@ def run(
     method: Annotated[
         str | None,
         typer.Option(
-            help="sra, sft (cross-entropy alone), boundary, strict, uld, alm, dskd, dskdv2, mined (default: sra)."
+            help="sra, sft (cross-entropy alone), boundary, strict, uld, alm, multilevel-ot, dskd, dskdv2, mined "
+            "(default: sra)."
         ),
     ] = None,
     teacher: Annotated[

@@ -6,9 +6,23 @@ from sra_train.methods.boundary import Boundary
 from sra_train.methods.dskd import DSKD
 from sra_train.methods.dskdv2 import DSKDv2
 from sra_train.methods.mined import MinED
+from sra_train.methods.multilevel_ot import MultiLevelOT
 from sra_train.methods.sft import SFT
 from sra_train.methods.sra import SRA
 from sra_train.methods.strict import Strict
 from sra_train.methods.uld import ULD
 
-__all__ = ["ALM", "DSKD", "METHODS", "SFT", "SRA", "ULD", "Boundary", "DSKDv2", "MinED", "Strict", "method_type"]
+__all__ = [
+    "ALM",
+    "DSKD",
+    "METHODS",
+    "SFT",
+    "SRA",
+    "ULD",
+    "Boundary",
+    "DSKDv2",
+    "MinED",
+    "MultiLevelOT",
+    "Strict",
+    "method_type",
+]

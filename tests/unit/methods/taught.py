@@ -14,8 +14,12 @@ from tests.reference import losses as slow
 from tests.unit.methods import worlds
 
 SIZES = [[(1, 1), (2, 3), (1, 2)], [(3, 1)], [], [(1, 1), (1, 1), (2, 1), (1, 4), (2, 2)]]
-ROWS: dict[str, dict[str, Any]] = {"uld": {"aligned": "response"}, "alm": {"chunks": True}}
-TERMS = {"uld": ("uld",), "alm": ("alm",)}
+ROWS: dict[str, dict[str, Any]] = {
+    "uld": {"aligned": "response"},
+    "alm": {"chunks": True},
+    "multilevel-ot": {"aligned": "response"},
+}
+TERMS = {"uld": ("uld",), "alm": ("alm",), "multilevel-ot": ("l1", "soft_ce", "sinkhorn")}
 HEADS: dict[str, dict[str, Any]] = {
     "plain": {},
     "bias and scale": {"bias": True, "scale": 0.7},

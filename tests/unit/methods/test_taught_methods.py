@@ -18,6 +18,11 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "uld, token": ("uld", {"kd_reduction": "token", "temperature": 2.0}),
     "alm": ("alm", {}),
     "alm, token": ("alm", {"kd_reduction": "token", "temperature": 2.0}),
+    "multilevel-ot": ("multilevel-ot", {"top_k": 5}),
+    "multilevel-ot, token, logits": (
+        "multilevel-ot",
+        {"top_k": 4, "kd_reduction": "token", "ranking": "token", "sinkhorn_of": "logits"},
+    ),
 }
 OTHER_SIZES = [[(3, 1), (1, 4), (1, 1)], [(1, 3), (3, 2)], []]  # the same tokens of the student, cut elsewhere
 SIZES = [[(1, 2), (2, 1), (2, 3)], [(3, 1), (1, 1)], []]

@@ -35,7 +35,7 @@ OPTIONS = {
     "boundary, top k": {**BOUNDARY, "kd_source": "top_k", "kd_divergence": "reverse", "kd_reduction": "salience"},
     "no kd": {"kd": False, "pooling": "mean"},
 }
-OTHERS = [("uld", {}), ("alm", {})]
+OTHERS = [("uld", {}), ("alm", {}), ("multilevel-ot", {}), ("multilevel-ot", {"ranking": "token"})]
 
 
 @pytest.fixture(scope="module")
