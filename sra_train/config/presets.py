@@ -47,16 +47,10 @@ def _sra(name: str, about: str, **options: Any) -> Preset:
 _ALL = (
     _sra("paper", "SRA as published: cross entropy, L_cos, L_geo and L_KD at centres of mass"),
     # The one place where it is said what is recommended.
-    _sra(
+    Preset(
         "tuned",
-        "next-token distributions at shared boundaries, over the first piece of what follows; no span terms",
-        cos=False,
-        geo=False,
-        kd_position="boundary",
-        kd_source="head",
-        kd_vocabulary="first_piece",
-        kd_reduction="mean",
-        temperature=1.0,
+        "strict",
+        "next-token distributions at shared boundaries, where the next token is the same text on both sides",
     ),
     _sra("sra-kd-only", "SRA with L_KD alone", cos=False, geo=False),
     _sra("sra-cos-only", "SRA with L_cos alone", kd=False, geo=False),
