@@ -36,7 +36,7 @@ from sra_train.measure.evaluation import (
 )
 from sra_train.measure.generation import rouge_scores
 
-TEMPERATURES = tuple(float(f"{2.0 ** (step / 6):.6g}") for step in range(-6, 7))  # 0.5 to 2, with 1 among them
+TEMPERATURES = tuple(float(f"{2.0 ** (step / 4):.6g}") for step in range(-8, 9))  # 0.25 to 4, with 1 among them
 BATCH_SIZE = 8
 
 
