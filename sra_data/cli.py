@@ -108,6 +108,9 @@ def align(
     vocabulary_match: Annotated[
         VocabularyMatch, typer.Option(help="Shared vocabulary by bytes or exact raw strings.")
     ] = "bytes",
+    edit_distance: Annotated[
+        bool, typer.Option("--edit-distance", help="Map the ids by edit distance too, for method=mined.")
+    ] = False,
     on_invalid: Annotated[
         OnInvalid, typer.Option(help="A bad row, or a text whose tokens cannot be located: fail, or skip and count it.")
     ] = "fail",
@@ -138,6 +141,7 @@ def align(
             boundaries=boundaries,
             max_spans=max_spans,
             vocabulary_match=vocabulary_match,
+            edit_distance=edit_distance,
             on_invalid=on_invalid,
             num_workers=workers,
             units=units,

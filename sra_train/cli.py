@@ -31,7 +31,10 @@ def options() -> None:
 def run(
     shards: Annotated[str | None, typer.Argument(help="The folder of shards (default: shards).")] = None,
     config: Annotated[str | None, typer.Option(help="YAML; flags win over it.")] = None,
-    method: Annotated[str | None, typer.Option(help="sra, sft (cross-entropy alone), boundary or strict (default: sra).")] = None,
+    method: Annotated[
+        str | None,
+        typer.Option(help="sra, sft (cross-entropy alone), boundary, strict, dskd, dskdv2 or mined (default: sra)."),
+    ] = None,
     teacher: Annotated[
         list[str] | None,
         typer.Option(help="A teacher of the shards, or name:weight; once for each (default: the only one)."),

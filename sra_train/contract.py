@@ -26,8 +26,9 @@ if TYPE_CHECKING:
 
 IGNORED_LABEL = -100
 # How rows of student and teacher are laid beside each other (docs/method.md, section 10): at every shared boundary; at
-# those alone after which the next token is one on both sides; the first of a response with the first, and so on.
-Aligned = Literal["boundary", "strict", "response"]
+# those alone after which the next token is one on both sides; the first of a response with the first, and so on; where
+# one token of each side stands for one of the other's on a path of least edit distance.
+Aligned = Literal["boundary", "strict", "response", "edited"]
 
 
 @dataclass(frozen=True)
@@ -67,6 +68,21 @@ class AlignedRows:
 
 
 @dataclass(frozen=True)
+class ResponseRows:
+    """The positions of both sides that predict a label of their own side, for attention between the two.
+
+    Attention runs inside an example, over tables that are as wide as the example with the most rows: the student's
+    [B, M], the teacher's [B, Q']. The slots say where in its flattened table a row stands.
+    """
+
+    student_slots: Tensor  # [R] int64, of the batch's label rows
+    student_width: int  # M
+    teacher: LabelRows  # [Q] positions into the flattened [B x P], targets of the teacher's ids
+    teacher_slots: Tensor  # [Q] int64
+    teacher_width: int  # Q'
+
+
+@dataclass(frozen=True)
 class TeacherBatch:
     """What one teacher has to say about a batch, and how the student's tokens line up with its.
 
@@ -94,6 +110,7 @@ class TeacherBatch:
     ids: Tensor | None = None  # [B, P] int64, the teacher's token at each position; -1 where padded
     next_ids: Tensor | None = None  # [B, P] int64, the one that follows; -1 where none does
     aligned: AlignedRows | None = None  # where `CacheNeeds` asks for them
+    responses: ResponseRows | None = None  # likewise
 
 
 @dataclass(frozen=True)
@@ -148,6 +165,8 @@ class StudentOutput:
     hidden: dict[int, Tensor]  # layer -> [B, N, D_s]; the last layer after the final norm
     attention: dict[int, Tensor]  # layer -> [B, N] float32, the last query's row, no gradient
     head: OutputHead  # the student's output head, its parameters live
+    embeddings: Tensor | None = None  # [V, D_s] the table of input embeddings, no gradient; where it is asked for
+    embedding_scale: float = 1.0  # what the family multiplies a looked-up row by before the first block
 
 
 # --------------------------------------------------------------------------- what a method asks for
@@ -176,6 +195,7 @@ class CacheNeeds:
     next_log_prob: bool = False
     ids: bool = False  # the teacher's tokens at its positions, and those that follow
     aligned: Aligned | None = None  # which rows are laid beside each other
+    responses: bool = False  # the rows of both sides that predict a label of their own
     tokens: RowKind | None = None  # what reads rows of single tokens, which pages cached by spans do not hold
     centers: RowKind | None = None  # what reads distributions at centres of mass, which only those hold
 
@@ -197,6 +217,7 @@ class KnowledgeNeeds:
     head: bool = False
     embeddings: bool = False
     images: bool = False  # where the teacher's ids go among the student's by the bytes they begin with
+    nearest: bool = False  # where they go by edit distance
 
 
 @dataclass(frozen=True)
@@ -205,6 +226,7 @@ class StudentNeeds:
 
     layers: tuple[int, ...]  # hidden states of these layers
     attention_layers: tuple[int, ...] = ()  # last-query attention of these layers
+    embeddings: bool = False  # the table of input embeddings
 
 
 @dataclass
@@ -270,6 +292,7 @@ class TeacherKnowledge:
     head: OutputHead | None = None  # where `KnowledgeNeeds` asks for it
     embeddings: InputEmbeddings | None = None  # likewise
     images: Images | None = None  # likewise
+    nearest: Tensor | None = None  # likewise; [teacher's ids] int64, the student's id of the nearest piece or -1
     teacher_to_student: Tensor | None = None
     end_of_sequence: tuple[int, int] | None = None
 
@@ -291,3 +314,4 @@ class MethodSetting:
     student: ModelShape
     teachers: tuple[TeacherSetting, ...] = ()
     seed: int = 0  # of the projectors' initial values
+    student_head: OutputHead | None = None  # as the student begins, for projectors that begin from it

@@ -27,6 +27,7 @@ from accelerate import Accelerator
 from torch import nn
 
 from sra_data.errors import ConfigError
+from sra_data.models.output_head import OutputHead
 from sra_data.shards.store import ShardSet
 from sra_data.terminal import Reporter
 from sra_train.choosing import choose_sources, choose_student
@@ -180,17 +181,19 @@ class Run:
                 f"student {self.student_name}: {rows} embeddings for a tokenizer of {len(self.tokenizer)} ids; choose"
                 " the model that belongs to the tokenizer (the vocabulary is never resized)"
             )
-        method = self.build_method(shape)
+        method = self.build_method(shape, OutputHead.from_model(model))
         prepare_for_training(
             model, gradient_checkpointing=training.gradient_checkpointing, compile_body=training.compile
         )
         return StudentModel(model, method, COMPUTE_DTYPES[training.precision])
 
-    def build_method(self, shape: ModelShape) -> Method:
+    def build_method(self, shape: ModelShape, head: OutputHead) -> Method:
         """The objective, told what it needs to know of its teachers."""
         needs = self.knowledge_needs
         teachers = () if needs is None else teacher_settings(self.sources, needs)
-        setting = MethodSetting(student=shape, teachers=teachers, seed=self.config.training.seed)
+        setting = MethodSetting(
+            student=shape, teachers=teachers, seed=self.config.training.seed, student_head=head.detach()
+        )
         return self.method_type(self.config.method.options, setting)
 
     def identity(self, roots: Mapping[str, str]) -> dict[str, Any]:

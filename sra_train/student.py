@@ -27,7 +27,7 @@ from torch import Tensor, nn
 
 from sra_data.errors import ConfigError, ModelError
 from sra_data.models.attention import LastQueryAttention
-from sra_data.models.decoder import decoder_body, decoder_layers, text_config, unwrap
+from sra_data.models.decoder import decoder_body, decoder_layers, input_embeddings, text_config, unwrap
 from sra_data.models.output_head import OutputHead, check_output_head
 from sra_data.models.softcap import use_softcapped_sdpa
 from sra_train.body import Body
@@ -80,6 +80,8 @@ class StudentModel(nn.Module):
         wrong = [layer for layer in method.student_layers if not 0 <= layer <= self.num_layers]
         if wrong:
             raise ModelError(f"student layer {wrong[0]}: the student has layers 0 to {self.num_layers}; choose another")
+        if method.student_needs.embeddings:
+            embedding_table(model)  # refused now, not in the first step
 
     def forward(self, batch: Batch, totals: StepTotals, text: LabelRows | None = None) -> StudentLosses:
         """The method's losses on one micro-batch.
@@ -116,12 +118,31 @@ class StudentModel(nn.Module):
         hidden[self.num_layers] = said.last_hidden_state
         if self.compute_dtype is not None:
             hidden = {layer: states.to(self.compute_dtype) for layer, states in hidden.items()}
-        return StudentOutput(hidden=hidden, attention=dict(rows), head=OutputHead.from_model(self.model))
+        output = StudentOutput(hidden=hidden, attention=dict(rows), head=OutputHead.from_model(self.model))
+        if self.method.student_needs.embeddings:
+            output.embeddings, output.embedding_scale = embedding_table(self.model)
+        return output
 
     def _autocast(self, device_type: str) -> Any:
         if self.compute_dtype is None:
             return nullcontext()
         return torch.autocast(device_type, dtype=self.compute_dtype)
+
+
+def embedding_table(model: nn.Module) -> tuple[Tensor, float]:
+    """The table of input embeddings [V, D] without gradient, and what the family multiplies a row of it by.
+
+    Raises:
+        ModelError: If it is not as wide as the states the output head reads, for which projectors are made.
+    """
+    found = input_embeddings(model)
+    width = OutputHead.from_model(model).weight.shape[1]
+    if found.weight.shape[1] != width:
+        raise ModelError(
+            f"model class {type(unwrap(model)).__name__}: its input embeddings are {found.weight.shape[1]} wide, its"
+            f" output head reads {width}; choose a student where both are the same, or method=sra"
+        )
+    return found.weight.detach(), found.scale
 
 
 def model_shape(model: nn.Module) -> ModelShape:

@@ -20,6 +20,7 @@ from sra_data.shards.codecs import encode_float32
 from sra_data.shards.images import IMAGES, save_images
 from sra_data.shards.kinds import Row
 from sra_data.shards.manifest import kind_of
+from sra_data.shards.nearest import save_nearest
 from sra_data.shards.schema import (
     CLOSES,
     OK,
@@ -53,6 +54,7 @@ from sra_data.shards.store import (
 )
 from sra_data.spans.vocabulary import shared_vocabulary
 from sra_data.stages.align.images import images_of
+from sra_data.stages.align.nearest import nearest_of
 
 TEACHER_WIDTH = 12
 TEACHER_LAYERS = 3
@@ -249,6 +251,7 @@ class World:
         tables = (shared.student_ids, shared.teacher_ids, shared.teacher_of_student, shared.student_of_teacher)
         save_vocabulary(folder, StoredVocabulary(*tables, ends))
         save_images(folder, images_of(tokenizers[left], tokenizers[right]))
+        save_nearest(folder, nearest_of(tokenizers[left], tokenizers[right]))
         options = {"boundaries": "token", "max_spans": 2048, "vocabulary_match": "bytes"}
         self.write(section, alignment_schema(), rows, {"options": options, "shared_ids": len(shared)})
         models = {"teacher": named(teacher, tokenizers[teacher]), "student": named(STUDENT, tokenizers[STUDENT])}

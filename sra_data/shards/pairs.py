@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from sra_data.shards.images import load_images
 from sra_data.shards.index import Index
+from sra_data.shards.nearest import load_nearest
 from sra_data.shards.reader import FolderReader
 from sra_data.shards.schema import IntArray
 from sra_data.shards.vocabulary import load_vocabulary
@@ -78,6 +79,20 @@ class PairImages:
     first_piece: NDArray[np.int32]
     teacher_first_byte: NDArray[np.int32]
     student_first_byte: NDArray[np.int32]
+
+
+@dataclass(frozen=True, eq=False)
+class PairNearest:
+    """The ids of both sides by edit distance; see `SideNearest`.
+
+    Attributes:
+        student_of_teacher: [teacher's ids] int32, the student's nearest id or -1.
+        student_pieces: the bytes each id of the student stands for; `teacher_pieces` likewise.
+    """
+
+    student_of_teacher: NDArray[np.int32]
+    student_pieces: list[bytes]
+    teacher_pieces: list[bytes]
 
 
 class PairReader:
@@ -148,3 +163,13 @@ class PairReader:
         stored = load_images(self.reader.folder)
         student, teacher = (stored.left, stored.right) if self._student_is_left else (stored.right, stored.left)
         return PairImages(teacher.byte_prefix, teacher.first_piece, teacher.first_byte, student.first_byte)
+
+    def nearest(self) -> PairNearest:
+        """Where the teacher's ids go among the student's by edit distance, and what every id stands for.
+
+        Raises:
+            ShardError: If the file is missing or damaged; with the command that makes it.
+        """
+        stored = load_nearest(self.reader.folder)
+        student, teacher = (stored.left, stored.right) if self._student_is_left else (stored.right, stored.left)
+        return PairNearest(teacher.ids, student.pieces, teacher.pieces)

@@ -20,14 +20,16 @@ from sra_data.errors import ShardError
 from sra_data.shards.durable import sha256_of
 from sra_data.shards.index import INDEX, Index, index_table, read_index
 from sra_data.shards.manifest import Manifest, Plan, Receipt, command_for, folder_root, kind_of, part_path
+from sra_data.shards.nearest import NEAREST
 from sra_data.shards.part import PartFile, check_part, damaged
 from sra_data.shards.schema import TeacherRow
-from sra_data.shards.seal import check_root, compare_rows, file_receipt
+from sra_data.shards.seal import check_root, compare_rows, file_receipt, has_file
 from sra_data.shards.store import FolderReader, ShardSet, sides_of
 from sra_data.stages.sampling import sample_rows
 from sra_data.terminal import Reporter, Task, bytes_in_words
 
 ROWS_AT_ONCE = 256
+UNPLANNED_FILES = (NEAREST,)  # written beside an alignment only where it was asked for, in no plan
 Recapture = Callable[[ShardSet, str, Sequence[int]], list[TeacherRow]]
 Spans = NDArray[np.int32]
 
@@ -159,7 +161,7 @@ def _verify_folder(manifest: Manifest, name: str, found: _Findings, task: Task) 
         found.collect(_verify_part, folder, unit.part, index, receipts)
         if receipts and receipts[-1].part == unit.part:
             task.advance(receipts[-1].bytes, folder=name)
-    for extra in plan.files:
+    for extra in [*plan.files, *(name for name in UNPLANNED_FILES if has_file(folder, name))]:
         found.collect(_verify_file, folder, extra)
     found.num_parts += len(receipts)
     found.num_rows += sum(receipt.rows for receipt in receipts)

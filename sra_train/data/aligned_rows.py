@@ -10,6 +10,8 @@ A worked example: response tokens 2..5 on both sides, spans [2, 3)~[2, 3), [3, 5
     strict    (1, 1)             and (5, 5) where both sides go on with their end of sequence
     response  (1, 1) (2, 2) (3, 3) (4, 4) (5, 5)
 
+`edited` compares the tokens' pieces and no offsets: MinED lines up the labels of a response by their edit distance.
+
 Legend: B examples, N student tokens, K spans, R responses, S rows of the batch.
 """
 
@@ -21,13 +23,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from sra_data.shards.pairs import PairNearest
 from sra_data.shards.schema import SideRow
+from sra_data.spans.edit_distance import warped_pairs
 from sra_train.contract import Aligned, AlignedRows
 from sra_train.data.examples import ExampleParts, TeacherPart
 from sra_train.data.index_rows import Positions, label_rows, next_labels
 from sra_train.data.staging import StagingBuffer
 
 Spans = NDArray[Any]  # [K, 2] integers
+NO_TEXT = b"\xff" * 16
 NOWHERE: Positions = np.zeros((0, 2), np.int64)
 
 
@@ -38,6 +43,7 @@ def aligned_rows(
     *,
     cached: Sequence[NDArray[np.int32]],
     end_of_sequence: tuple[int, int] | None,
+    nearest: PairNearest | None,
     labels: Positions,
     staging: StagingBuffer,
     name: str,
@@ -50,12 +56,13 @@ def aligned_rows(
         parts: The teacher's part of each.
         cached: [P] token index of each cached row of the teacher, of every slot.
         end_of_sequence: The pair (student's id, teacher's id).
+        nearest: What the ids of both sides stand for; for `edited` alone.
         labels: [B, N].
         staging: Where the rows live.
         name: Of the memory in `staging`.
     """
     found = [
-        NOWHERE if one is None or part is None else rows_of(kind, one.side, part, rows, end_of_sequence)
+        NOWHERE if one is None or part is None else rows_of(kind, one.side, part, rows, end_of_sequence, nearest)
         for one, part, rows in zip(examples, parts, cached, strict=True)
     ]
     counts = [len(one) for one in found]
@@ -76,10 +83,14 @@ def rows_of(
     teacher: TeacherPart,
     cached: NDArray[np.int32],
     end_of_sequence: tuple[int, int] | None,
+    nearest: PairNearest | None = None,
 ) -> Positions:
     """[S, 2] (the student's token, the teacher's cached row) of one example, in order."""
     if kind == "response":
         tokens = beside_each_other(student, teacher.side)
+    elif kind == "edited":
+        assert nearest is not None, "the reader reads the pieces"
+        tokens = edited(student, teacher.side, nearest, end_of_sequence)
     else:
         tokens = boundaries(student, teacher)
         if kind == "strict":
@@ -133,3 +144,32 @@ def beside_each_other(student: SideRow, teacher: SideRow) -> Positions:
             count = np.arange(min(stop - start, other_stop - other_start) + 1)
             found.append(np.stack([start - 1 + count, other_start - 1 + count], axis=1))
     return np.concatenate(found)
+
+
+def edited(
+    student: SideRow, teacher: SideRow, nearest: PairNearest, end_of_sequence: tuple[int, int] | None
+) -> Positions:
+    """[S, 2] tokens that predict two labels which stand for each other alone on a path of least edit distance.
+
+    Of those pairs, the ones that the map of ids sends to each other too: others are an error of the path.
+    """
+    turns = {int(turn): place for place, turn in enumerate(teacher.response_turns)}
+    found = [NOWHERE]
+    for turn, (start, stop) in zip(student.response_turns.tolist(), student.label_spans.tolist(), strict=True):
+        if turn not in turns:
+            continue
+        other_start, other_stop = teacher.label_spans[turns[turn]].tolist()
+        ours, theirs = student.ids[start:stop], teacher.ids[other_start:other_stop]
+        pairs = warped_pairs(pieces_of(ours, nearest.student_pieces), pieces_of(theirs, nearest.teacher_pieces))
+        ids = np.stack([ours[pairs[:, 0]], theirs[pairs[:, 1]]], axis=1)
+        images = np.append(nearest.student_of_teacher, -1)[np.minimum(ids[:, 1], len(nearest.student_of_teacher))]
+        alike = images == ids[:, 0]
+        if end_of_sequence is not None:
+            alike |= (ids == np.array(end_of_sequence)).all(1)
+        found.append(pairs[alike] + np.array([start - 1, other_start - 1]))
+    return np.concatenate(found)
+
+
+def pieces_of(ids: NDArray[np.int32], pieces: Sequence[bytes]) -> list[bytes]:
+    """What ids stand for; a special token is near its like and far from any text, as is an id without a piece."""
+    return [pieces[one] or NO_TEXT if one < len(pieces) else NO_TEXT for one in ids.tolist()]

@@ -37,6 +37,7 @@ def teacher_setting(sources: Sources, teacher: TeacherSource, needs: KnowledgeNe
         images=Images(**{name: long_tensor(ids) for name, ids in vars(teacher.pair.images()).items()})
         if needs.images
         else None,
+        nearest=long_tensor(teacher.pair.nearest().student_of_teacher) if needs.nearest else None,
         teacher_to_student=long_tensor(shared.student_of_teacher),
         end_of_sequence=shared.end_of_sequence,
     )

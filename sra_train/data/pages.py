@@ -23,11 +23,13 @@ from torch import Tensor
 from sra_data.errors import ShardError
 from sra_data.shards.codecs import EncodedTensor
 from sra_data.shards.columns import FolderSchema
+from sra_data.shards.pairs import PairNearest
 from sra_data.shards.schema import SideRow, TeacherRow
 from sra_train.contract import AlignedRows, CacheNeeds, TeacherBatch
 from sra_train.data.aligned_rows import aligned_rows
 from sra_train.data.examples import ExampleParts, TeacherPart, name_of
 from sra_train.data.index_rows import Positions, label_rows, span_rows
+from sra_train.data.response_rows import response_rows
 from sra_train.data.staging import StagingBuffer
 
 TORCH_DTYPES = {
@@ -54,6 +56,7 @@ class PageForm:
         temperatures: of the stored log tails, in their order.
         by_span: whether the pages' rows are the spans themselves, pooled before they were stored.
         end_of_sequence: the pair (student's id, teacher's id), where both have one.
+        nearest: what the ids of both sides stand for, where rows are lined up by edit distance.
     """
 
     name: str
@@ -62,6 +65,7 @@ class PageForm:
     temperatures: tuple[float, ...] = ()
     by_span: bool = False
     end_of_sequence: tuple[int, int] | None = None
+    nearest: PairNearest | None = None
 
     @classmethod
     def of(
@@ -71,6 +75,7 @@ class PageForm:
         schema: FolderSchema,
         temperatures: Sequence[float],
         end_of_sequence: tuple[int, int] | None = None,
+        nearest: PairNearest | None = None,
     ) -> PageForm:
         """The form of pages with the columns of `schema`, all of which that are needed exist."""
         columns = {}
@@ -79,7 +84,7 @@ class PageForm:
             assert column is not None, f"{name} has no column {wanted}"
             shape = tuple(size for size in column.shape if isinstance(size, int))
             columns[wanted] = (() if wanted == "log_tails" else shape, TORCH_DTYPES[column.codec])
-        return cls(name, needs, columns, tuple(temperatures), schema.granularity == "span", end_of_sequence)
+        return cls(name, needs, columns, tuple(temperatures), schema.granularity == "span", end_of_sequence, nearest)
 
 
 def column_names(needs: CacheNeeds) -> list[str]:
@@ -146,6 +151,9 @@ class _TeacherSide:
             span_rows=between,
             other_labels=label_rows(f"{self.prefix}other_labels", labels, self.staging, without=taken),
             aligned=self._aligned(labels),
+            responses=response_rows(self.parts, self.positions, labels, self.staging, f"{self.prefix}responses")
+            if self.form.needs.responses
+            else None,
             **self._columns(),
             **(self._ids() if self.form.needs.ids else {}),
         )
@@ -159,6 +167,7 @@ class _TeacherSide:
             self.parts,
             cached=self.positions,
             end_of_sequence=self.form.end_of_sequence,
+            nearest=self.form.nearest,
             labels=labels,
             staging=self.staging,
             name=f"{self.prefix}aligned",

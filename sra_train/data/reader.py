@@ -84,11 +84,15 @@ class _TeacherReader:
         refuse_missing_columns(source, needs)
         self.source = source
         end_of_sequence = source.pair.vocabulary().end_of_sequence if needs.aligned else None
-        self.form = PageForm.of(source.name, needs, source.pages.schema, source.temperatures, end_of_sequence)
+        nearest = source.pair.nearest() if needs.aligned == "edited" else None
+        schema = source.pages.schema
+        self.form = PageForm.of(source.name, needs, schema, source.temperatures, end_of_sequence, nearest)
         self.columns = column_names(needs)
         self.side_columns = ["response_spans", *(["ids"] if needs.ids else [])]
         if needs.aligned:
             self.side_columns = [*ALIGNED_COLUMNS]
+        if needs.responses or needs.aligned == "edited":
+            self.side_columns += [name for name in SIDE_COLUMNS if name not in self.side_columns]
 
     def read(self, rows: Sequence[int]) -> list[TeacherPart | None]:
         """The teacher's part of each row; None where it lacks it."""

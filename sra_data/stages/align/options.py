@@ -37,6 +37,7 @@ class AlignOptions:
         boundaries: Shared boundaries to keep: token or word.
         max_spans: Spans of an example; beyond it neighbours are merged.
         vocabulary_match: Shared vocabulary by bytes or by exact raw strings.
+        edit_distance: Map the ids by edit distance too, for method=mined; tens of seconds for large vocabularies.
         on_invalid: A bad row: fail, or skip and count it.
         num_workers: Processes; None finds out. The bytes written do not depend on it.
         units: Only units a:b of the plan; the folders are sealed once all are there.
@@ -56,6 +57,7 @@ class AlignOptions:
     boundaries: Boundaries = "token"
     max_spans: int = 1024
     vocabulary_match: VocabularyMatch = "bytes"
+    edit_distance: bool = False
     on_invalid: OnInvalid = "fail"
     num_workers: int | None = None
     units: str | None = None

@@ -16,6 +16,7 @@ from sra_data.corpus.sources import Source
 from sra_data.corpus.tokenization import SideTokenizer, split_revision
 from sra_data.errors import ShardError
 from sra_data.shards.images import IMAGES, save_images
+from sra_data.shards.nearest import NEAREST, save_nearest
 from sra_data.shards.store import (
     VOCABULARY,
     Manifest,
@@ -30,6 +31,7 @@ from sra_data.shards.store import (
     seal,
 )
 from sra_data.stages.align.images import images_of
+from sra_data.stages.align.nearest import nearest_of
 from sra_data.stages.align.options import AlignOptions
 from sra_data.stages.align.pairs import Pair, Side
 from sra_data.stages.align.plan import CorpusPlan
@@ -132,9 +134,12 @@ class Work:
         )
         if not has_file(self.shards / section, VOCABULARY):
             save_vocabulary(self.shards / section, pair.stored_vocabulary())
+        left, right = (self.sides[name].tokenizer for name in (pair.left, pair.right))
         if not has_file(self.shards / section, IMAGES):
-            left, right = (self.sides[name].tokenizer for name in (pair.left, pair.right))
             save_images(self.shards / section, images_of(left, right))
+        # no file of the plan: asked for or not, the alignment is the same
+        if self.options.edit_distance and not has_file(self.shards / section, NEAREST):
+            save_nearest(self.shards / section, nearest_of(left, right))
         return plan
 
     def seal(self, sections: Sequence[str], *, made: bool) -> None:

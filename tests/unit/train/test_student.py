@@ -1,18 +1,31 @@
 """The student: what its forward hands over, which layers are adapted, which parameters decay."""
 
+from dataclasses import replace
+
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, GPT2Config, GPTNeoXConfig, LlamaConfig, OPTConfig, Phi3Config
+from transformers import (
+    AutoModelForCausalLM,
+    GemmaConfig,
+    GPT2Config,
+    GPTNeoXConfig,
+    LlamaConfig,
+    OPTConfig,
+    Phi3Config,
+)
 
 from sra_data.errors import ConfigError, ModelError
 from sra_train.config import LoraConfig, StudentConfig
-from sra_train.contract import Batch, MethodSetting, StepTotals
+from sra_train.contract import Batch, MethodSetting, StepTotals, StudentNeeds
 from sra_train.data.index_rows import label_rows
 from sra_train.data.staging import StagingBuffer
+from sra_train.methods import SFT
 from sra_train.methods.base import method_type
+from sra_train.methods.sft import SFTOptions
 from sra_train.student import (
     StudentModel,
     add_lora,
+    embedding_table,
     freeze,
     load_student,
     model_shape,
@@ -144,3 +157,35 @@ def test_new_weights_are_the_same_for_the_same_seed(tmp_path) -> None:
     )
     assert all(torch.equal(one[name], same[name]) for name in one)
     assert any(not torch.equal(one[name], other[name]) for name in one)
+
+
+def test_embeddings_are_handed_over_where_a_method_asks_for_them() -> None:
+    one, data = student("gpt2"), batch()
+    assert one.student_output(data).embeddings is None
+    one.method = WithEmbeddings(SFTOptions(), MethodSetting(student=model_shape(one.model)))
+    said = one.student_output(data)
+    assert said.embeddings is not None
+    assert not said.embeddings.requires_grad
+    assert torch.equal(said.embeddings, one.model.transformer.wte.weight)
+    assert said.embedding_scale == 1.0
+
+
+def test_a_family_that_multiplies_its_embeddings_hands_over_by_what() -> None:
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(GemmaConfig(**SMALL, num_key_value_heads=1, head_dim=8))
+    assert embedding_table(model)[1] == pytest.approx(16**0.5)
+
+
+def test_embeddings_of_another_width_than_the_head_are_refused() -> None:
+    model = tiny("llama")
+    model.set_input_embeddings(torch.nn.Embedding(40, 8))
+    with pytest.raises(ModelError, match=r"its input embeddings are 8 wide, its output head reads 16"):
+        StudentModel(model, WithEmbeddings(SFTOptions(), MethodSetting(student=model_shape(model))))
+
+
+class WithEmbeddings(SFT):
+    """Cross entropy, by a method that asks for the student's embeddings."""
+
+    @property
+    def student_needs(self) -> StudentNeeds:
+        return replace(super().student_needs, embeddings=True)
