@@ -1,6 +1,6 @@
 """The whole way on a laptop: no network, no account, no GPU, a few minutes.
 
-Corpus: Python's own documentation, read from the installed standard library. A small teacher learns all of it; a
+Corpus: Python's own documentation, read from the installed standard library. A small teacher learns much of it; a
 smaller student with ANOTHER tokenizer gets a slice: with cross entropy alone, with SRA as published, and with the tuned
 preset, two seeds each, at equal steps and equal data, from the teacher's cached pages. All are judged on held-out
 documentation in bits per byte, the measure that does not care how a text is cut. The result is whatever it is.
@@ -39,11 +39,11 @@ def main() -> None:
     started = time.monotonic()
 
     say("1. A corpus, two tokenizers, two untrained models")
-    texts = write_corpus(output, num_student_examples=arguments.student_examples)
+    texts = write_corpus(output, teacher=arguments.teacher_examples, student=arguments.student_examples)
     write_teacher(output / "teacher-untrained", texts, seed=SEED)
     write_student(output / "student", texts, seed=SEED)
 
-    say("2. The teacher learns the whole training split, twice (plain fine-tuning: it needs no cache)")
+    say("2. The teacher reads its text twice (plain fine-tuning: it needs no cache)")
     shards = output / "teacher-shards"
     call("sra-data", "align", "--teacher", output / "teacher-untrained", "--student", output / "teacher-untrained",
          "--data", output / "teacher.jsonl", "--dev-data", output / "dev.jsonl", "--out", shards)  # fmt: skip
@@ -70,28 +70,34 @@ def parse_arguments() -> argparse.Namespace:
     """The few things worth changing."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--output", type=Path, default=Path("demo-output"), help="folder to write; emptied first")
-    parser.add_argument("--student-examples", type=int, default=600, help="the student's slice of the training split")
+    parser.add_argument("--teacher-examples", type=int, default=3500, help="what the teacher learns of the split")
+    parser.add_argument("--student-examples", type=int, default=480, help="what the students learn of that")
     return parser.parse_args()
 
 
-def write_corpus(output: Path, *, num_student_examples: int) -> list[str]:
-    """Write teacher.jsonl (all of train), student.jsonl (a slice of it), dev.jsonl and test.jsonl.
+def write_corpus(output: Path, *, teacher: int, student: int) -> list[str]:
+    """Write teacher.jsonl (a slice of train), student.jsonl (a slice of that), dev.jsonl and test.jsonl.
 
     Returns:
-        The training texts, from which both tokenizers are made.
+        The teacher's texts, from which both tokenizers are made.
     """
     rows = {split: builtin_records(split) for split in ("train", "dev", "test")}
-    step = max(len(rows["train"]) // num_student_examples, 1)
+    learnt = every(rows["train"], teacher)
     files = {
-        "teacher": rows["train"],
-        "student": rows["train"][::step][:num_student_examples],
+        "teacher": learnt,
+        "student": every(learnt, student),
         "dev": rows["dev"][:48],
         "test": rows["test"],
     }
     for name, chosen in files.items():
         write_rows(output / f"{name}.jsonl", chosen)
     print("   " + ", ".join(f"{name} {len(chosen):,} examples" for name, chosen in files.items()))
-    return [row["prompt"] + row["response"] for row in rows["train"]]
+    return [row["prompt"] + row["response"] for row in learnt]
+
+
+def every(rows: list[dict[str, str]], count: int) -> list[dict[str, str]]:
+    """So many rows, spread evenly over all."""
+    return rows[:: max(len(rows) // count, 1)][:count]
 
 
 if __name__ == "__main__":

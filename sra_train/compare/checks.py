@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from sra_data.errors import TrainingError
+from sra_data.models.output_head import OutputHead
 from sra_data.shards.store import ShardSet
 from sra_data.terminal import Reporter
 from sra_train.compare.records import read_json
@@ -61,11 +62,13 @@ def check_all(shards: ShardSet, configs: Mapping[str, TrainConfig]) -> Checked:
     roots: dict[str, str] = {}
     covered: dict[str, float | None] = {}
     known: dict[tuple[bool, tuple[str, ...]], float] = {}
-    shape: ModelShape | None = None
+    student: tuple[ModelShape, OutputHead] | None = None
     for name, config in configs.items():
         run = Run(resolve(config), make_accelerator(config.training), Reporter(), shards)
-        shape = shape or model_shape(run.build_student().model)
-        RowReader(run.sources, run.build_method(shape).needs)
+        if student is None:  # the same for all of them
+            model = run.build_student().model
+            student = model_shape(model), OutputHead.from_model(model)
+        RowReader(run.sources, run.build_method(*student).needs)
         roots |= run.sources.roots()
         key = hears_ends_only(config), tuple(teacher.name for teacher in run.sources.teachers)
         if run.sources.teachers and key not in known:
