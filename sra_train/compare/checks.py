@@ -13,15 +13,19 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from sra_data.errors import TrainingError
 from sra_data.models.output_head import OutputHead
-from sra_data.shards.store import ShardSet
+from sra_data.shards.schema import TeacherRow
+from sra_data.shards.store import FolderReader, PairSpans, ShardSet
 from sra_data.terminal import Reporter
 from sra_train.compare.records import read_json
 from sra_train.config import TrainConfig, differences
-from sra_train.contract import ModelShape
-from sra_train.data.reader import RowReader
+from sra_train.contract import CacheNeeds, ModelShape, SpanChoice
+from sra_train.data.aligned_rows import rows_of
+from sra_train.data.examples import TeacherPart
+from sra_train.data.reader import ALIGNED_COLUMNS, RowReader
 from sra_train.data.sources import TeacherSource
 from sra_train.parallel import make_accelerator
 from sra_train.record.run_folder import write_text
@@ -61,50 +65,76 @@ def check_all(shards: ShardSet, configs: Mapping[str, TrainConfig]) -> Checked:
     """
     roots: dict[str, str] = {}
     covered: dict[str, float | None] = {}
-    known: dict[tuple[bool, tuple[str, ...]], float] = {}
+    known: dict[tuple[Any, ...], float] = {}
     student: tuple[ModelShape, OutputHead] | None = None
     for name, config in configs.items():
         run = Run(resolve(config), make_accelerator(config.training), Reporter(), shards)
         if student is None:  # the same for all of them
             model = run.build_student().model
             student = model_shape(model), OutputHead.from_model(model)
-        RowReader(run.sources, run.build_method(*student).needs)
+        needs = run.build_method(*student).needs
+        RowReader(run.sources, needs)
         roots |= run.sources.roots()
-        key = hears_ends_only(config), tuple(teacher.name for teacher in run.sources.teachers)
-        if run.sources.teachers and key not in known:
-            shares = [covered_share(one, run.table.is_train, ends_only=key[0]) for one in run.sources.teachers]
-            known[key] = sum(one.weight * share for one, share in zip(run.sources.teachers, shares, strict=True))
+        ends_only = hears_ends_only(config)
+        read = zip(run.sources.teachers, needs, strict=True)
+        key = tuple((one.name, own.aligned, own.spans, ends_only) for one, own in read)
+        if key and key not in known:
+            known[key] = sum(
+                one.weight * covered_share(one, run.sources.side, own, run.table.is_train, ends_only=ends_only)
+                for one, own in zip(run.sources.teachers, needs, strict=True)
+            )
         covered[name] = known.get(key)
     return Checked(roots, covered, run.total_steps, run.student_name)
 
 
 def hears_ends_only(config: TrainConfig) -> bool:
-    """Whether a method reads of a span its last token alone."""
+    """Whether a method with options of SRA reads of a span its last token alone."""
     options = config.method.options
     pools = any(getattr(options, name, False) for name in ("cos", "geo"))
     return not pools and getattr(options, "kd_position", None) == "boundary"
 
 
-def covered_share(teacher: TeacherSource, is_train: Any, *, ends_only: bool) -> float:
-    """Share of a teacher's response tokens in spans, or at their ends, over the rows that are trained on.
+def covered_share(
+    teacher: TeacherSource, student: FolderReader, needs: CacheNeeds, is_train: Any, *, ends_only: bool
+) -> float:
+    """Share of a teacher's response tokens that a method hears, over the rows that are trained on.
+
+    A method that lays rows beside each other hears those; any other, the tokens in spans, or their last ones.
 
     Args:
         teacher: one of a run.
+        student: the student's side.
+        needs: what the method reads of this teacher.
         is_train: bool [rows].
         ends_only: whether a span counts as one token.
     """
     rows = np.flatnonzero(is_train & teacher.side.index.is_ok)
     heard = tokens = 0
+    end_of_sequence = teacher.pair.vocabulary().end_of_sequence
+    nearest = teacher.pair.nearest() if needs.aligned == "edited" else None
     for start in range(0, len(rows), ROWS_AT_ONCE):
         chunk = rows[start : start + ROWS_AT_ONCE]
         for side in teacher.side.read(chunk, ["response_spans"]):
             tokens += int(np.diff(side.response_spans).sum())
         there = chunk[teacher.has_row[chunk]]
-        if ends_only:
-            heard += int(teacher.num_spans[there].sum())
-        else:
-            heard += sum(int(np.diff(pair.teacher_spans).sum()) for pair in teacher.pair.read(there))
+        pairs = teacher.pair.read(there)
+        if needs.aligned is None:
+            chosen = [spans_of(pair, needs.spans) for pair in pairs]
+            heard += sum(len(spans) if ends_only else int(np.diff(spans).sum()) for spans in chosen)
+            continue
+        sides = teacher.side.read(there, ALIGNED_COLUMNS), student.read(there, ALIGNED_COLUMNS)
+        for pair, theirs, ours in zip(pairs, *sides, strict=True):
+            part = TeacherPart(pair, theirs, TeacherRow(id=theirs.id))
+            heard += len(rows_of(needs.aligned, ours, part, part.positions, end_of_sequence, nearest))
     return heard / max(tokens, 1)
+
+
+def spans_of(pair: PairSpans, which: SpanChoice) -> NDArray[np.int32]:
+    """[K, 2] the teacher's spans that a method pools."""
+    if which == "all":
+        return pair.teacher_spans
+    both = np.stack([pair.student_spans, pair.teacher_spans])
+    return pair.teacher_spans[(both[:, :, 1] - both[:, :, 0] == 1).all(axis=0)]
 
 
 def claim_folder(
