@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "demo"))
@@ -45,17 +46,19 @@ def main() -> None:
     write_models(output, data, arguments)
 
     say("2. The teacher learns the whole training split; the students read other text first")
-    teacher = fine_tune(
-        output / "teacher", output / "untrained" / "teacher", data / "train.jsonl", data, "teacher.yaml"
-    )
-    starts = {("random", name): output / "untrained" / name for name in STUDENTS}
-    for name in STUDENTS:
-        folder, model = output / f"pretrained-{name}", output / "untrained" / name
-        starts["pretrained", name] = fine_tune(folder, model, data / "other.jsonl", data, "pretrain.yaml")
+    length = {"training.epochs": arguments.teacher_epochs}
+    untrained = output / "untrained"
+    teacher = fine_tune(output / "teacher", untrained / "teacher", data / "train.jsonl", data, "teacher.yaml", length)
+    starts = {("random", name): untrained / name for name in STUDENTS}
+    length = {"training.max_steps": arguments.pretraining_steps}
+    for name in STUDENTS if "pretrained" in arguments.starts else ():
+        folder = output / f"pretrained-{name}"
+        model = fine_tune(folder, untrained / name, data / "other.jsonl", data, "pretrain.yaml", length)
+        starts["pretrained", name] = model
 
     say("3. Shards: both students' sides, the teacher's pages once")
     shards = output / "shards"
-    students = [word for name in STUDENTS for word in ("--student", output / "untrained" / name)]
+    students = [word for name in STUDENTS for word in ("--student", untrained / name)]
     call("sra-data", "align", "--teacher", teacher, *students, "--edit-distance", "--data", data / "student.jsonl",
          "--dev-data", data / "dev.jsonl", "--out", shards)  # fmt: skip
     call("sra-data", "cache-teacher", shards, "--teacher", teacher)
@@ -85,6 +88,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--methods", default=None, help="names, or name:seeds, in place of all")
     parser.add_argument("--starts", nargs="+", choices=STARTS, default=list(STARTS))
     parser.add_argument("--teacher-epochs", type=int, default=3)
+    parser.add_argument("--pretraining-steps", type=int, default=400, help="of a student on other text")
     parser.add_argument("--seed", type=int, default=17, help="of the models")
     return parser.parse_args()
 
@@ -110,11 +114,12 @@ def write_corpus(output: Path, given: Path | None, *, num_student_examples: int)
     return folder
 
 
-def fine_tune(folder: Path, model: Path, train: Path, data: Path, config: str) -> Path:
+def fine_tune(folder: Path, model: Path, train: Path, data: Path, config: str, settings: Mapping[str, object]) -> Path:
     """Plain fine-tuning of a model on a file: it needs shards of the model with itself, and no cache."""
     call("sra-data", "align", "--teacher", model, "--student", model, "--data", train,
          "--dev-data", data / "dev.jsonl", "--out", folder / "shards")  # fmt: skip
-    call("sra-train", "run", folder / "shards", "--config", HERE / config, "--output-dir", folder / "run")
+    words = [word for name, value in settings.items() for word in ("--set", f"{name}={value}")]
+    call("sra-train", "run", folder / "shards", "--config", HERE / config, *words, "--output-dir", folder / "run")
     return folder / "run" / "model"
 
 
