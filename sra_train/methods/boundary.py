@@ -11,38 +11,35 @@ different pieces of the same text. Nothing else is read of the teacher: no atten
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor, nn
 
-from sra_data.errors import ConfigError, ShardError
+from sra_data.errors import ConfigError
 from sra_train.contract import (
     Aligned,
     AlignedRows,
     Batch,
     CacheNeeds,
     KnowledgeNeeds,
-    LossTerms,
     MethodSetting,
     ModelShape,
     RowKind,
     StepTotals,
-    StudentNeeds,
     StudentOutput,
     TeacherBatch,
     TeacherSetting,
 )
-from sra_train.methods.base import Method, register
+from sra_train.methods.base import TaughtMethod, register
+from sra_train.methods.terms.aligned import Reduction, divisor, item_counts, item_weights, per_label, teacher_states
 from sra_train.methods.terms.cross_entropy import sum_per_example
 from sra_train.methods.terms.divergence import Divergence
 from sra_train.methods.terms.head_loss import HeadTerm, product_dtype
 from sra_train.methods.terms.head_terms import TaughtRows, head_terms
 from sra_train.methods.terms.kd import EVENTS, Distillation, KDPosition, KDSource, KDVocabulary, check_distillation
-from sra_train.methods.terms.teachers import Taught, together
-
-Reduction = Literal["token", "mean", "sum"]
+from sra_train.methods.terms.teachers import Taught
 
 
 class BoundaryOptions(BaseModel):
@@ -117,9 +114,8 @@ class BoundaryTeacher(nn.Module):
         options, rows = self.options, pages.aligned
         assert rows is not None, "the reader fills what `needs` asks for"
         hidden = output.hidden[self.last_layers[0]]
-        weights = self._row_weights(rows, batch)
-        size = totals.labels if options.kd_reduction == "token" else totals.examples
-        share = (1 - options.alpha) * self.weight / max(size, 1)
+        weights = item_weights(rows.example, batch, options.kd_reduction)
+        share = (1 - options.alpha) * self.weight / divisor(options.kd_reduction, totals)
         ids = None if with_labels else self.distillation.ids_read
         coefficients = batch.weight[rows.example] * weights * share
         term = self._term(pages, rows, coefficients, product_dtype(hidden), ids_alone=ids is not None)
@@ -132,7 +128,8 @@ class BoundaryTeacher(nn.Module):
         )
         assert found.taught is not None
         values = {"kd": sum_per_example(weights * found.taught, rows.example, len(batch.weight))}
-        return Taught(found.total, found.ce_sum, values, _counts(rows, batch, pages))
+        counts = item_counts(rows.example, batch, pages, name="boundaries", single="boundary")
+        return Taught(found.total, found.ce_sum, values, counts)
 
     def _term(
         self, pages: TeacherBatch, rows: AlignedRows, coefficients: Tensor, dtype: torch.dtype, *, ids_alone: bool
@@ -140,37 +137,12 @@ class BoundaryTeacher(nn.Module):
         """The teacher's distributions at the rows."""
         if self.options.kd_source == "top_k":
             return self.distillation.top_k_term(pages, rows, coefficients)
-        layer = self.last_layers[1]
-        if layer not in pages.hidden:
-            raise ShardError(
-                f"teacher {pages.name}: its pages hold no hidden states of layer {layer}, which the method reads; "
-                f"run `sra-data cache-teacher --layers {layer}` into a new folder"
-            )
-        states = pages.hidden[layer][rows.example, rows.teacher_positions].to(dtype)
+        states = teacher_states(pages, self.last_layers[1], rows, dtype)
         return self.distillation.head_term(states, coefficients, dtype, ids_alone=ids_alone)
-
-    def _row_weights(self, rows: AlignedRows, batch: Batch) -> Tensor:
-        """How much each row's divergence counts within its example [S]."""
-        ones = torch.ones_like(rows.example, dtype=batch.weight.dtype)
-        if self.options.kd_reduction != "mean":
-            return ones
-        return ones / sum_per_example(ones, rows.example, len(batch.weight))[rows.example]
-
-
-def _counts(rows: AlignedRows, batch: Batch, pages: TeacherBatch) -> dict[str, Tensor]:
-    """Events of a micro-batch."""
-    real = batch.weight > 0
-    ones = torch.ones_like(rows.example)
-    of_example = sum_per_example(ones, rows.example, len(batch.weight))
-    return {
-        "boundaries": ones.sum(),
-        "examples_without_boundary": (real & pages.has_teacher & (of_example == 0)).sum(),
-        "rows_without_teacher": (real & ~pages.has_teacher).sum(),
-    }
 
 
 @register("boundary")
-class Boundary(Method):
+class Boundary(TaughtMethod):
     """Distributions at every shared boundary, with one teacher or several."""
 
     options_type: ClassVar[type[BaseModel]] = BoundaryOptions
@@ -178,38 +150,14 @@ class Boundary(Method):
 
     def __init__(self, options: BoundaryOptions, setting: MethodSetting) -> None:
         """Refuses what `BoundaryTeacher` refuses, and to be without a teacher (ConfigError)."""
-        super().__init__()
-        if not setting.teachers:
-            raise ConfigError(f"method={self.name}: the shards hold no teacher's pages; run `sra-data cache-teacher`")
-        self.options, self.last_layer = options, setting.student.num_layers
-        self.teachers: Any = nn.ModuleList(  # of BoundaryTeacher
-            BoundaryTeacher(options, setting.student, teacher, aligned=self.aligned, method=self.name)
-            for teacher in setting.teachers
-        )
+
+        def of(teacher: TeacherSetting) -> BoundaryTeacher:
+            return BoundaryTeacher(options, setting.student, teacher, aligned=self.aligned, method=self.name)
+
+        super().__init__(options, setting, of)
+        self.per_label = per_label(options.kd_reduction, "kd")
 
     @classmethod
     def knowledge_needs(cls, options: BoundaryOptions) -> KnowledgeNeeds:
         with_head = options.kd_source == "head"
         return KnowledgeNeeds(head=with_head, images=with_head and options.kd_vocabulary in EVENTS)
-
-    @property
-    def needs(self) -> tuple[CacheNeeds, ...]:
-        return tuple(teacher.needs for teacher in self.teachers)
-
-    @property
-    def student_needs(self) -> StudentNeeds:
-        return StudentNeeds(layers=(self.last_layer,))
-
-    def forward(self, output: StudentOutput, batch: Batch, totals: StepTotals) -> LossTerms:
-        """The loss of one micro-batch.
-
-        Raises:
-            ShardError: If the batch lacks a column of the cache that the options read.
-        """
-        found: list[Taught] = [
-            teacher(output, batch, pages, totals, with_labels=place == 0)
-            for place, (teacher, pages) in enumerate(zip(self.teachers, batch.teachers, strict=True))
-        ]
-        shares = {teacher.name: teacher.weight for teacher in self.teachers}
-        per_label = frozenset({"kd"}) if self.options.kd_reduction == "token" else frozenset[str]()
-        return together(found, shares, batch, totals, per_label=per_label)

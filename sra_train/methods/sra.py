@@ -16,7 +16,7 @@ Shapes: B examples, N student tokens, P teacher positions, K spans, S real spans
 from __future__ import annotations
 
 import math
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -27,7 +27,6 @@ from sra_train.contract import (
     Batch,
     CacheNeeds,
     KnowledgeNeeds,
-    LossTerms,
     MethodSetting,
     ModelShape,
     RowKind,
@@ -38,7 +37,7 @@ from sra_train.contract import (
     TeacherBatch,
     TeacherSetting,
 )
-from sra_train.methods.base import Method, register
+from sra_train.methods.base import TaughtMethod, register
 from sra_train.methods.terms.cosine import cosine_loss
 from sra_train.methods.terms.cross_entropy import sum_per_example
 from sra_train.methods.terms.divergence import Divergence
@@ -55,7 +54,7 @@ from sra_train.methods.terms.kd import (
 )
 from sra_train.methods.terms.layers import LayerPair, MappedLayers, check_layer_pairs, map_layers, orthogonal_projector
 from sra_train.methods.terms.spans import Pooling, SpanStates
-from sra_train.methods.terms.teachers import Taught, together
+from sra_train.methods.terms.teachers import Taught
 
 TERMS = ("cos", "geo", "kd")
 
@@ -286,19 +285,15 @@ class SpanTeacher(nn.Module):
 
 
 @register("sra")
-class SRA(Method):
+class SRA(TaughtMethod):
     """Span representation alignment with one teacher or several."""
 
     options_type = SRAOptions
 
     def __init__(self, options: SRAOptions, setting: MethodSetting) -> None:
         """Refuses what `SpanTeacher` refuses, and to be without a teacher (ConfigError)."""
-        super().__init__()
-        if not setting.teachers:
-            raise ConfigError("method=sra: the shards hold no teacher's pages; run `sra-data cache-teacher`")
-        self.options, self.last_layer = options, setting.student.num_layers
-        self.teachers: Any = nn.ModuleList(  # of SpanTeacher
-            SpanTeacher(options, setting.student, teacher, seed=setting.seed) for teacher in setting.teachers
+        super().__init__(
+            options, setting, lambda teacher: SpanTeacher(options, setting.student, teacher, seed=setting.seed)
         )
 
     @classmethod
@@ -308,26 +303,9 @@ class SRA(Method):
         )
 
     @property
-    def needs(self) -> tuple[CacheNeeds, ...]:
-        return tuple(teacher.needs for teacher in self.teachers)
-
-    @property
     def student_needs(self) -> StudentNeeds:
         pooled = set.union(*(teacher.pooled_layers[0] for teacher in self.teachers))
         return StudentNeeds(
             layers=tuple(sorted(pooled | {self.last_layer})),
             attention_layers=tuple(sorted(pooled)) if self.options.pooling == "attention" else (),
         )
-
-    def forward(self, output: StudentOutput, batch: Batch, totals: StepTotals) -> LossTerms:
-        """The loss of one micro-batch.
-
-        Raises:
-            ShardError: If the batch lacks a column of the cache that the options read.
-        """
-        found: list[Taught] = [
-            teacher(output, batch, pages, totals, with_labels=place == 0)
-            for place, (teacher, pages) in enumerate(zip(self.teachers, batch.teachers, strict=True))
-        ]
-        shares = {teacher.name: teacher.weight for teacher in self.teachers}
-        return together(found, shares, batch, totals)
