@@ -66,7 +66,7 @@ def test_places_count_within_the_example() -> None:
     cached = [np.zeros(0, np.int32) if one is None else one.positions for one in parts]
     staging = StagingBuffer(pinned=False)
     given = {"cached": cached, "labels": np.full((3, 7), -100), "staging": staging, "name": "x"}
-    found = aligned_rows("response", examples, parts, end_of_sequence=None, **given)
+    found = aligned_rows("response", examples, parts, end_of_sequence=None, nearest=None, **given)
     assert found.example.tolist() == [0, 0, 0, 2, 2, 2, 2]
     assert found.place.tolist() == [0, 1, 2, 0, 1, 2, 3]
     assert found.most == 4

@@ -52,12 +52,12 @@ def test_an_ablation_takes_every_combination_of_its_switches_once() -> None:
 def test_a_file_and_flags_win_over_a_preset(tmp_path) -> None:
     file = tmp_path / "run.yaml"
     file.write_text("method: {temperature: 3, alpha: 0.6}\ntraining: {epochs: 3}\n")
-    config = load_config(file, {"method.alpha": 0.7}, preset="tuned")
+    config = load_config(file, {"method.alpha": 0.7}, preset="sra-uniform-mean")
     options = config.method.options
-    assert (options.kd_vocabulary, options.temperature, options.alpha) == ("first_piece", 3, 0.7)
+    assert (options.pooling, options.temperature, options.alpha) == ("mean", 3, 0.7)
     assert config.training.epochs == 3
     file.write_text("method: sra\n")
-    assert load_config(file, preset="tuned") == load_config(preset="tuned")
+    assert load_config(file, preset="sra-uniform-mean") == load_config(preset="sra-uniform-mean")
 
 
 def test_an_unknown_preset_or_another_method_is_refused() -> None:
