@@ -20,19 +20,17 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor, nn
 
-from sra_data.errors import ConfigError, ShardError
+from sra_data.errors import ConfigError
 from sra_data.models.output_head import OutputHead
 from sra_train.contract import (
     Batch,
     CacheNeeds,
     KnowledgeNeeds,
-    LossTerms,
     MethodSetting,
     ModelShape,
     RowKind,
@@ -42,20 +40,20 @@ from sra_train.contract import (
     TeacherBatch,
     TeacherSetting,
 )
-from sra_train.methods.base import Method, register
+from sra_train.methods.base import TaughtMethod, register
+from sra_train.methods.terms.aligned import teacher_hidden
 from sra_train.methods.terms.cross_attention import Carried, CrossModelAttention
 from sra_train.methods.terms.cross_entropy import CrossEntropyTerm, rows_of, sum_per_example
 from sra_train.methods.terms.distributions import SharedVocabularyTerm
 from sra_train.methods.terms.divergence import Divergence
 from sra_train.methods.terms.dual_space import (
-    FrozenHead,
     MappedTeacherTerm,
     TaughtWhere,
-    chunked,
     cross_entropy_of_mapped,
 )
 from sra_train.methods.terms.head_loss import HeadTerm, RowGroup, head_losses, product_dtype
-from sra_train.methods.terms.teachers import Taught, together
+from sra_train.methods.terms.teacher_head import TeacherHead, chunked
+from sra_train.methods.terms.teachers import Taught
 
 TERMS = frozenset({"ce_mapped", "kd_student", "kd_teacher"})
 
@@ -119,7 +117,7 @@ class DSKDTeacher(nn.Module):
                 "method=dskd: the shards hold no head or no input embeddings of the teacher; run"
                 " `sra-data cache-teacher` again"
             )
-        self.head = FrozenHead(head)
+        self.head = TeacherHead(setting.knowledge, method="dskd")
         self.attention = CrossModelAttention(
             embeddings, student_width=student.hidden_size, teacher_width=setting.shape.hidden_size, seed=seed
         )
@@ -139,7 +137,7 @@ class DSKDTeacher(nn.Module):
     ) -> Taught:
         """What this teacher adds; `with_labels`: the cross entropy comes along, in the same pass over the head."""
         hidden = output.hidden[self.last_layers[0]]
-        states = self._teacher_hidden(pages)
+        states = teacher_hidden(pages, self.last_layers[1])
         assert pages.responses is not None, "the reader fills what `needs` asks for"
         assert pages.ids is not None
         assert output.embeddings is not None, "the student hands over what `student_needs` asks for"
@@ -216,53 +214,24 @@ class DSKDTeacher(nn.Module):
         total, [[values]] = head_losses(head, [RowGroup(mapped, [term])], dtype=head.weight.dtype)
         return total, step.per_example(values, of_teacher=True)
 
-    def _teacher_hidden(self, pages: TeacherBatch) -> Tensor:
-        layer = self.last_layers[1]
-        if layer not in pages.hidden:
-            raise ShardError(
-                f"teacher {pages.name}: its pages hold no hidden states of layer {layer}, which the method reads; "
-                f"run `sra-data cache-teacher --layers {layer}` into a new folder"
-            )
-        return pages.hidden[layer]
-
 
 @register("dskd")
-class DSKD(Method):
+class DSKD(TaughtMethod):
     """Dual-space distillation with one teacher or several."""
 
     options_type = DSKDOptions
 
     def __init__(self, options: DSKDOptions, setting: MethodSetting) -> None:
         """Refuses what `DSKDTeacher` refuses, and to be without a teacher (ConfigError)."""
-        super().__init__()
-        if not setting.teachers:
-            raise ConfigError("method=dskd: the shards hold no teacher's pages; run `sra-data cache-teacher`")
-        self.options, self.last_layer = options, setting.student.num_layers
-        self.teachers: Any = nn.ModuleList(  # of DSKDTeacher
-            DSKDTeacher(options, setting.student, teacher, seed=setting.seed) for teacher in setting.teachers
+        super().__init__(
+            options, setting, lambda teacher: DSKDTeacher(options, setting.student, teacher, seed=setting.seed)
         )
+        self.per_label = TERMS
 
     @classmethod
     def knowledge_needs(cls, options: DSKDOptions) -> KnowledgeNeeds:
         return KnowledgeNeeds(head=True, embeddings=True)
 
     @property
-    def needs(self) -> tuple[CacheNeeds, ...]:
-        return tuple(teacher.needs for teacher in self.teachers)
-
-    @property
     def student_needs(self) -> StudentNeeds:
         return StudentNeeds(layers=(self.last_layer,), embeddings=True)
-
-    def forward(self, output: StudentOutput, batch: Batch, totals: StepTotals) -> LossTerms:
-        """The loss of one micro-batch.
-
-        Raises:
-            ShardError: If the batch lacks a column of the cache that the method reads.
-        """
-        found: list[Taught] = [
-            teacher(output, batch, pages, totals, with_labels=place == 0)
-            for place, (teacher, pages) in enumerate(zip(self.teachers, batch.teachers, strict=True))
-        ]
-        shares = {teacher.name: teacher.weight for teacher in self.teachers}
-        return together(found, shares, batch, totals, per_label=TERMS)

@@ -27,44 +27,41 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor, nn
 
-from sra_data.errors import ConfigError, ShardError
+from sra_data.errors import ConfigError
 from sra_data.models.output_head import OutputHead
 from sra_train.contract import (
     AlignedRows,
     Batch,
     CacheNeeds,
     KnowledgeNeeds,
-    LossTerms,
     MethodSetting,
     ModelShape,
     RowKind,
     StepTotals,
-    StudentNeeds,
     StudentOutput,
     TeacherBatch,
     TeacherSetting,
 )
-from sra_train.methods.base import Method, register
+from sra_train.methods.base import TaughtMethod, register
+from sra_train.methods.terms.aligned import teacher_states
 from sra_train.methods.terms.cross_entropy import rows_of, sum_per_example
 from sra_train.methods.terms.distributions import SharedVocabularyTerm
 from sra_train.methods.terms.divergence import Divergence
 from sra_train.methods.terms.dual_space import (
-    FrozenHead,
     MappedTeacherTerm,
     TaughtWhere,
-    chunked,
     cross_entropy_of_mapped,
     masked,
 )
 from sra_train.methods.terms.head_loss import RowGroup, head_losses, product_dtype
 from sra_train.methods.terms.head_terms import HeadTerms, TaughtRows, head_terms
-from sra_train.methods.terms.teachers import Taught, together
+from sra_train.methods.terms.teacher_head import TeacherHead, chunked
+from sra_train.methods.terms.teachers import Taught
 from sra_train.methods.terms.vocabulary import VocabularyMap
 
 TERMS = frozenset({"ce_mapped", "kd_student", "kd_teacher"})
@@ -151,16 +148,13 @@ class DSKDv2Teacher(nn.Module):
         super().__init__()
         self.options, self.name, self.weight = options, setting.name, setting.weight
         self.last_layers = student.num_layers, setting.shape.num_layers
-        head = setting.knowledge.head
-        if head is None:
-            raise ConfigError("method=dskdv2: the shards hold no teacher's head; run `sra-data cache-teacher`")
-        self.head = FrozenHead(head)
+        self.head = TeacherHead(setting.knowledge, method="dskdv2")
         shared = VocabularyMap(setting.knowledge, student_vocabulary=student.vocabulary_size, with_end_of_sequence=True)
-        mapping = shared.teacher_map(head.vocabulary_size)
+        mapping = shared.teacher_map(len(self.head.weight))
         self.register_buffer("teacher_to_student", mapping, persistent=False)
         own, other = (
             one.weight.detach()[ids].double() * one.scale
-            for one, ids in ((student_head, shared.student_ids), (head, shared.teacher_ids))
+            for one, ids in ((student_head, shared.student_ids), (self.head, shared.teacher_ids))
         )
         self.to_student = nn.Parameter(keeping_logits(source=other, target=own))
         self.to_teacher = nn.Parameter(keeping_logits(source=own, target=other))
@@ -199,13 +193,8 @@ class DSKDv2Teacher(nn.Module):
         )
 
     def _step(self, output: StudentOutput, batch: Batch, pages: TeacherBatch, totals: StepTotals) -> Step:
-        layer, rows, hidden = self.last_layers[1], pages.aligned, output.hidden[self.last_layers[0]]
+        rows, hidden = pages.aligned, output.hidden[self.last_layers[0]]
         assert rows is not None, "the reader fills what `needs` asks for"
-        if layer not in pages.hidden:
-            raise ShardError(
-                f"teacher {pages.name}: its pages hold no hidden states of layer {layer}, which the method reads; "
-                f"run `sra-data cache-teacher --layers {layer}` into a new folder"
-            )
         dtype = product_dtype(hidden)
         share = (1 - self.options.alpha) * self.weight / max(totals.labels, 1)
         return Step(
@@ -213,7 +202,7 @@ class DSKDv2Teacher(nn.Module):
             rows=rows,
             frozen=output.head.detach().to(dtype),
             student_states=rows_of(hidden, rows.student_positions),
-            teacher_states=pages.hidden[layer][rows.example, rows.teacher_positions].to(dtype),
+            teacher_states=teacher_states(pages, self.last_layers[1], rows, dtype),
             coefficients=batch.weight[rows.example] * share,
         )
 
@@ -270,44 +259,20 @@ def keeping_logits(*, source: Tensor, target: Tensor) -> Tensor:
 
 
 @register("dskdv2")
-class DSKDv2(Method):
+class DSKDv2(TaughtMethod):
     """Dual-space distillation at exactly aligned tokens, with one teacher or several."""
 
     options_type = DSKDv2Options
 
     def __init__(self, options: DSKDv2Options, setting: MethodSetting) -> None:
         """Refuses what `DSKDv2Teacher` refuses, and to be without a teacher (ConfigError)."""
-        super().__init__()
-        if not setting.teachers:
-            raise ConfigError("method=dskdv2: the shards hold no teacher's pages; run `sra-data cache-teacher`")
-        assert setting.student_head is not None, "the projectors begin from both heads"
-        self.options, self.last_layer = options, setting.student.num_layers
-        self.teachers: Any = nn.ModuleList(  # of DSKDv2Teacher
-            DSKDv2Teacher(options, setting.student, teacher, student_head=setting.student_head)
-            for teacher in setting.teachers
+        head = setting.student_head
+        assert head is not None, "the projectors begin from both heads"
+        super().__init__(
+            options, setting, lambda teacher: DSKDv2Teacher(options, setting.student, teacher, student_head=head)
         )
+        self.per_label = TERMS
 
     @classmethod
     def knowledge_needs(cls, options: DSKDv2Options) -> KnowledgeNeeds:
         return KnowledgeNeeds(head=True)
-
-    @property
-    def needs(self) -> tuple[CacheNeeds, ...]:
-        return tuple(teacher.needs for teacher in self.teachers)
-
-    @property
-    def student_needs(self) -> StudentNeeds:
-        return StudentNeeds(layers=(self.last_layer,))
-
-    def forward(self, output: StudentOutput, batch: Batch, totals: StepTotals) -> LossTerms:
-        """The loss of one micro-batch.
-
-        Raises:
-            ShardError: If the batch lacks a column of the cache that the method reads.
-        """
-        found: list[Taught] = [
-            teacher(output, batch, pages, totals, with_labels=place == 0)
-            for place, (teacher, pages) in enumerate(zip(self.teachers, batch.teachers, strict=True))
-        ]
-        shares = {teacher.name: teacher.weight for teacher in self.teachers}
-        return together(found, shares, batch, totals, per_label=TERMS)

@@ -15,34 +15,32 @@ Shapes: B examples, S 1:1 rows, R other labels, D_s / D_t hidden sizes.
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor, nn
 
-from sra_data.errors import ConfigError, ShardError
+from sra_data.errors import ConfigError
 from sra_train.contract import (
     Batch,
     CacheNeeds,
     KnowledgeNeeds,
-    LossTerms,
     MethodSetting,
     ModelShape,
     RowKind,
     StepTotals,
-    StudentNeeds,
     StudentOutput,
     TeacherBatch,
     TeacherKnowledge,
     TeacherSetting,
 )
-from sra_train.methods.base import Method, register
+from sra_train.methods.base import TaughtMethod, register
+from sra_train.methods.terms.aligned import teacher_states
 from sra_train.methods.terms.cross_entropy import LabelledRows, rows_of, sum_per_example
-from sra_train.methods.terms.dual_space import FrozenHead, chunked
 from sra_train.methods.terms.head_loss import HeadTerm, RowGroup, head_losses, product_dtype
 from sra_train.methods.terms.pushforward import OneHotTerm, PushforwardTerm
-from sra_train.methods.terms.teachers import Taught, together
+from sra_train.methods.terms.teacher_head import TeacherHead, chunked
+from sra_train.methods.terms.teachers import Taught
 
 
 class MinEDOptions(BaseModel):
@@ -93,12 +91,9 @@ class MinEDTeacher(nn.Module):
         self.options, self.name, self.weight = options, setting.name, setting.weight
         self.last_layers = student.num_layers, setting.shape.num_layers
         self.student_vocabulary = student.vocabulary_size
-        head = setting.knowledge.head
-        if head is None:
-            raise ConfigError("method=mined: the shards hold no teacher's head; run `sra-data cache-teacher`")
-        self.head = FrozenHead(head)
+        self.head = TeacherHead(setting.knowledge, method="mined")
         images = images_of(
-            setting.knowledge, student_vocabulary=student.vocabulary_size, teacher_vocabulary=head.vocabulary_size
+            setting.knowledge, student_vocabulary=student.vocabulary_size, teacher_vocabulary=len(self.head.weight)
         )
         self.register_buffer("images", images, persistent=False)
 
@@ -147,15 +142,10 @@ class MinEDTeacher(nn.Module):
 
     def _pushed(self, pages: TeacherBatch, coefficients: Tensor, dtype: torch.dtype) -> PushforwardTerm:
         """The teacher's distributions at the 1:1 rows."""
-        layer, rows = self.last_layers[1], pages.aligned
-        if layer not in pages.hidden:
-            raise ShardError(
-                f"teacher {pages.name}: its pages hold no hidden states of layer {layer}, which the method reads; "
-                f"run `sra-data cache-teacher --layers {layer}` into a new folder"
-            )
+        rows = pages.aligned
         assert rows is not None
         return PushforwardTerm(
-            pages.hidden[layer][rows.example, rows.teacher_positions].to(dtype),
+            teacher_states(pages, self.last_layers[1], rows, dtype),
             chunked(self.head.of(dtype)),
             coefficients,
             images=self.images,
@@ -165,42 +155,16 @@ class MinEDTeacher(nn.Module):
 
 
 @register("mined")
-class MinED(Method):
+class MinED(TaughtMethod):
     """Distributions at tokens lined up by edit distance, with one teacher or several."""
 
     options_type = MinEDOptions
 
     def __init__(self, options: MinEDOptions, setting: MethodSetting) -> None:
         """Refuses what `MinEDTeacher` refuses, and to be without a teacher (ConfigError)."""
-        super().__init__()
-        if not setting.teachers:
-            raise ConfigError("method=mined: the shards hold no teacher's pages; run `sra-data cache-teacher`")
-        self.options, self.last_layer = options, setting.student.num_layers
-        self.teachers: Any = nn.ModuleList(  # of MinEDTeacher
-            MinEDTeacher(options, setting.student, teacher) for teacher in setting.teachers
-        )
+        super().__init__(options, setting, lambda teacher: MinEDTeacher(options, setting.student, teacher))
+        self.per_label = frozenset({"kd"})
 
     @classmethod
     def knowledge_needs(cls, options: MinEDOptions) -> KnowledgeNeeds:
         return KnowledgeNeeds(head=True, nearest=True)
-
-    @property
-    def needs(self) -> tuple[CacheNeeds, ...]:
-        return tuple(teacher.needs for teacher in self.teachers)
-
-    @property
-    def student_needs(self) -> StudentNeeds:
-        return StudentNeeds(layers=(self.last_layer,))
-
-    def forward(self, output: StudentOutput, batch: Batch, totals: StepTotals) -> LossTerms:
-        """The loss of one micro-batch.
-
-        Raises:
-            ShardError: If the batch lacks a column of the cache that the method reads.
-        """
-        found: list[Taught] = [
-            teacher(output, batch, pages, totals, with_labels=place == 0)
-            for place, (teacher, pages) in enumerate(zip(self.teachers, batch.teachers, strict=True))
-        ]
-        shares = {teacher.name: teacher.weight for teacher in self.teachers}
-        return together(found, shares, batch, totals, per_label=frozenset({"kd"}))

@@ -150,7 +150,7 @@ class MultiLevelOTTeacher(nn.Module):
     ) -> dict[str, Tensor]:
         """The three terms of each example [B], with gradient."""
         dtype, count = product_dtype(hidden), len(batch.weight)
-        own = self.head.in_dtype(dtype)
+        own = self.head.of(dtype)
         k = min(self.options.top_k, head.vocabulary_size, own.vocabulary_size)
         student = self._by_rank(head, rows_of(hidden, rows.student_positions), rows, count, k)
         with torch.no_grad():

@@ -44,10 +44,10 @@ from sra_train.methods.terms.aligned import (
     teacher_states,
 )
 from sra_train.methods.terms.cross_entropy import sum_per_example
-from sra_train.methods.terms.head_loss import ChunkedHead, HeadTerm, product_dtype
+from sra_train.methods.terms.head_loss import HeadTerm, product_dtype
 from sra_train.methods.terms.head_terms import TaughtRows, head_terms
 from sra_train.methods.terms.sorted_distance import SortedDistanceTerm
-from sra_train.methods.terms.teacher_head import TeacherHead
+from sra_train.methods.terms.teacher_head import TeacherHead, chunked
 from sra_train.methods.terms.teachers import Taught
 
 
@@ -116,9 +116,8 @@ class ULDTeacher(nn.Module):
 
     def _term(self, states: Tensor, coefficients: Tensor) -> HeadTerm:
         """The distance at the rows; `states` [S, D_t] in the dtype of the products, `coefficients` [S]."""
-        head = self.head.in_dtype(states.dtype)
-        chunked = ChunkedHead(head.weight, head.bias, scale=head.scale, softcap=head.softcap)
-        return SortedDistanceTerm(states, chunked, coefficients, temperature=self.options.temperature)
+        head = chunked(self.head.of(states.dtype))
+        return SortedDistanceTerm(states, head, coefficients, temperature=self.options.temperature)
 
 
 @register("uld")

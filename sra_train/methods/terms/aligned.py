@@ -64,7 +64,12 @@ def item_counts(example: Tensor, batch: Batch, pages: TeacherBatch, *, name: str
 
 
 def teacher_states(pages: TeacherBatch, layer: int, rows: AlignedRows, dtype: torch.dtype) -> Tensor:
-    """The teacher's states of `layer` at the rows [S, D_t].
+    """The teacher's states of `layer` at the rows [S, D_t]; raises as `teacher_hidden` does."""
+    return teacher_hidden(pages, layer)[rows.example, rows.teacher_positions].to(dtype)
+
+
+def teacher_hidden(pages: TeacherBatch, layer: int) -> Tensor:
+    """The teacher's states of `layer` [B, P, D_t].
 
     Raises:
         ShardError: If the batch lacks them.
@@ -74,4 +79,4 @@ def teacher_states(pages: TeacherBatch, layer: int, rows: AlignedRows, dtype: to
             f"teacher {pages.name}: its pages hold no hidden states of layer {layer}, which the method reads; "
             f"run `sra-data cache-teacher --layers {layer}` into a new folder"
         )
-    return pages.hidden[layer][rows.example, rows.teacher_positions].to(dtype)
+    return pages.hidden[layer]

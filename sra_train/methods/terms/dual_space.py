@@ -15,44 +15,16 @@ from __future__ import annotations
 from typing import Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from sra_data.models.output_head import OutputHead
 from sra_train.methods.terms.cross_entropy import CrossEntropyTerm
 from sra_train.methods.terms.distributions import SharedVocabularyTerm
 from sra_train.methods.terms.divergence import Divergence
-from sra_train.methods.terms.head_loss import ChunkedHead, RowGroup, head_losses
+from sra_train.methods.terms.head_loss import RowGroup, head_losses
+from sra_train.methods.terms.teacher_head import chunked
 
 TaughtWhere = Literal["right", "all"]
-
-
-def chunked(head: OutputHead) -> ChunkedHead:
-    """The product of a head that is already in the dtype of the product."""
-    return ChunkedHead(head.weight, head.bias, scale=head.scale, softcap=head.softcap)
-
-
-class FrozenHead(nn.Module):
-    """A teacher's whole head in buffers that no checkpoint holds; cast once a run to the dtype of the products."""
-
-    weight: Tensor
-    bias: Tensor | None
-
-    def __init__(self, head: OutputHead) -> None:
-        super().__init__()
-        self.scale, self.softcap = head.scale, head.softcap
-        self.register_buffer("weight", head.weight.detach(), persistent=False)
-        self.register_buffer("bias", None if head.bias is None else head.bias.detach(), persistent=False)
-        self._cast: dict[tuple[torch.device, torch.dtype], OutputHead] = {}
-
-    def of(self, dtype: torch.dtype) -> OutputHead:
-        """The head in a dtype."""
-        own = OutputHead(self.weight, self.bias, scale=self.scale, softcap=self.softcap)
-        if self.weight.dtype == dtype:
-            return own
-        key = self.weight.device, dtype
-        if key not in self._cast:
-            self._cast = {key: own.to(dtype)}
-        return self._cast[key]
 
 
 class MappedTeacherTerm(SharedVocabularyTerm):

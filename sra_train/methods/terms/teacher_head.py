@@ -1,4 +1,4 @@
-"""A teacher's whole output head as frozen buffers, for methods that compare next-token distributions by rank.
+"""A teacher's whole output head as frozen buffers, for methods that read all of its distribution.
 
 Buffers are not saved: a checkpoint holds what was trained. The cast to the dtype of the products is made once a run.
 """
@@ -11,6 +11,12 @@ from torch import Tensor, nn
 from sra_data.errors import ConfigError
 from sra_data.models.output_head import OutputHead
 from sra_train.contract import TeacherKnowledge
+from sra_train.methods.terms.head_loss import ChunkedHead
+
+
+def chunked(head: OutputHead) -> ChunkedHead:
+    """The product of a head that is already in the dtype of the product."""
+    return ChunkedHead(head.weight, head.bias, scale=head.scale, softcap=head.softcap)
 
 
 class TeacherHead(nn.Module):
@@ -30,7 +36,7 @@ class TeacherHead(nn.Module):
         self.register_buffer("bias", head.bias, persistent=False)
         self._cast: dict[tuple[torch.device, torch.dtype], OutputHead] = {}
 
-    def in_dtype(self, dtype: torch.dtype) -> OutputHead:
+    def of(self, dtype: torch.dtype) -> OutputHead:
         """The head in the dtype of the product, where it lies now."""
         own = OutputHead(self.weight, self.bias, self.scale, self.softcap)
         if self.weight.dtype == dtype:
