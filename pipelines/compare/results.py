@@ -55,7 +55,7 @@ def row_of(row: dict[str, Any]) -> str:
         row["name"],
         seeds,
         f"{row['rate']:g}",
-        f"{row['bits_per_byte']:.4f} ± {row['deviation']:.4f}",
+        f"{row['bits_per_byte']:.4f}" + (f" ± {row['deviation']:.4f}" if row["num_seeds"] > 1 else ""),
         "" if difference is None else interval(difference),
         "" if row["seconds_per_step"] is None else f"{row['seconds_per_step']:.2f}",
         "" if row["covered"] is None else f"{row['covered']:.1%}",

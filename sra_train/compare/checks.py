@@ -116,6 +116,7 @@ def covered_share(
         chunk = rows[start : start + ROWS_AT_ONCE]
         for side in teacher.side.read(chunk, ["response_spans"]):
             tokens += int(np.diff(side.response_spans).sum())
+            tokens += len(side.response_spans) if needs.aligned else 0  # rows beside each other teach the end too
         there = chunk[teacher.has_row[chunk]]
         pairs = teacher.pair.read(there)
         if needs.aligned is None:
