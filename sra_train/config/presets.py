@@ -46,7 +46,8 @@ def _sra(name: str, about: str, **options: Any) -> Preset:
 
 _ALL = (
     _sra("paper", "SRA as published: cross entropy, L_cos, L_geo and L_KD at centres of mass"),
-    # The one place where it is said what is recommended: ahead of fine-tuning in both pairs of pipelines/compare/RESULTS.md.
+    # The one place where it is said what is recommended: it was ahead of fine-tuning in both pairs of
+    # pipelines/compare/RESULTS.md.
     Preset(
         "tuned",
         "strict",
