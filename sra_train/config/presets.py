@@ -53,6 +53,12 @@ _ALL = (
         "strict",
         "next-token distributions at shared boundaries, where the next token is the same text on both sides",
     ),
+    Preset(
+        "strict-cos",
+        "strict",
+        "strict, with the span representations of SRA beside",
+        {"lambda_cos": 1.0},
+    ),
     _sra("sra-kd-only", "SRA with L_KD alone", cos=False, geo=False),
     _sra("sra-cos-only", "SRA with L_cos alone", kd=False, geo=False),
     _sra("sra-geo-only", "SRA with L_geo alone", kd=False, cos=False),

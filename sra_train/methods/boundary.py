@@ -4,13 +4,16 @@
 
 A row is a shared boundary: the end of a span, or the start of a response, so that the FIRST token is taught too and
 the end of the response. What is compared are events about the bytes that follow (section 6), for the next tokens are
-different pieces of the same text. Nothing else is read of the teacher: no attention, no projector, no inner layer.
+different pieces of the same text. With lambda_cos = 0 nothing else is read of the teacher: no attention, no projector.
+
+    + lambda_cos L_cos, where asked for: the span representations of SRA (section 5) beside the distributions
 
 `strict.py` is the same at fewer rows. Shapes: B examples, S rows of the batch, D_s / D_t hidden sizes.
 """
 
 from __future__ import annotations
 
+import math
 from typing import Any, ClassVar
 
 import torch
@@ -28,17 +31,21 @@ from sra_train.contract import (
     ModelShape,
     RowKind,
     StepTotals,
+    StudentNeeds,
     StudentOutput,
     TeacherBatch,
     TeacherSetting,
 )
 from sra_train.methods.base import TaughtMethod, register
 from sra_train.methods.terms.aligned import Reduction, divisor, item_counts, item_weights, per_label, teacher_states
+from sra_train.methods.terms.cosine import cosine_loss
 from sra_train.methods.terms.cross_entropy import sum_per_example
 from sra_train.methods.terms.divergence import Divergence
 from sra_train.methods.terms.head_loss import HeadTerm, product_dtype
 from sra_train.methods.terms.head_terms import TaughtRows, head_terms
 from sra_train.methods.terms.kd import EVENTS, Distillation, KDPosition, KDSource, KDVocabulary, check_distillation
+from sra_train.methods.terms.layers import orthogonal_projector
+from sra_train.methods.terms.spans import SpanStates
 from sra_train.methods.terms.teachers import Taught
 
 
@@ -61,6 +68,8 @@ class BoundaryOptions(BaseModel):
         0, description="with outcomes that are events: only the student's likeliest so many stand alone; 0 for all"
     )
 
+    lambda_cos: float = Field(0.0, description="weight of SRA's span representations (L_cos) beside; 0: none")
+
     @model_validator(mode="before")
     @classmethod
     def top_k_has_a_rest(cls, value: Any) -> Any:
@@ -74,6 +83,8 @@ class BoundaryOptions(BaseModel):
         """Refuse values and combinations that mean nothing."""
         if not 0 <= self.alpha < 1:
             raise ConfigError(f"alpha={self.alpha}: must lie in [0, 1); with 1 nothing is distilled: method=sft")
+        if not 0 <= self.lambda_cos < math.inf:
+            raise ConfigError(f"lambda_cos={self.lambda_cos}: must be a finite number that is not negative")
         check_distillation(self)
         return self
 
@@ -84,10 +95,17 @@ class BoundaryOptions(BaseModel):
 
 
 class BoundaryTeacher(nn.Module):
-    """The term of one teacher; nothing in it is trained."""
+    """The terms of one teacher; with L_cos there is one projector W [D_s, D_t] to be trained."""
 
     def __init__(
-        self, options: BoundaryOptions, student: ModelShape, setting: TeacherSetting, *, aligned: Aligned, method: str
+        self,
+        options: BoundaryOptions,
+        student: ModelShape,
+        setting: TeacherSetting,
+        *,
+        aligned: Aligned,
+        method: str,
+        seed: int,
     ) -> None:
         """Refuses knowledge of the teacher that is not there (ConfigError)."""
         super().__init__()
@@ -95,13 +113,16 @@ class BoundaryTeacher(nn.Module):
         self.last_layers = student.num_layers, setting.shape.num_layers
         self.aligned, self.method = aligned, method
         self.distillation = Distillation(options, setting.knowledge, student_vocabulary=student.vocabulary_size)
+        widths = student.hidden_size, setting.shape.hidden_size
+        self.projector = orthogonal_projector(*widths, seed=seed) if options.lambda_cos else None
 
     @property
     def needs(self) -> CacheNeeds:
         """What is read of the teacher's pages."""
-        with_head = self.options.kd_source == "head"
+        with_head, last = self.options.kd_source == "head", self.last_layers[1]
         return CacheNeeds(
-            hidden=(self.last_layers[1],) if with_head else (),
+            hidden=(last,) if with_head or self.options.lambda_cos else (),
+            attention=(last,) if self.options.lambda_cos else (),
             temperatures=() if with_head else (self.options.temperature,),
             aligned=self.aligned,
             tokens=RowKind(f"method={self.method}", "choose method=sra"),
@@ -129,7 +150,20 @@ class BoundaryTeacher(nn.Module):
         assert found.taught is not None
         values = {"kd": sum_per_example(weights * found.taught, rows.example, len(batch.weight))}
         counts = item_counts(rows.example, batch, pages, name="boundaries", single="boundary")
-        return Taught(found.total, found.ce_sum, values, counts)
+        total = found.total
+        if self.projector is not None:
+            spans = SpanStates(output, batch, pages, pooling="attention", salience_power=1.0)
+            cos = self._cos(spans, self.projector)
+            factor = options.lambda_cos * (1 - options.alpha) * self.weight / max(totals.examples, 1)
+            total = total + (batch.weight * cos).sum() * factor
+            values["cos"], counts = cos.detach(), counts | spans.counts()
+        return Taught(total, found.ce_sum, values, counts)
+
+    def _cos(self, spans: SpanStates, projector: Tensor) -> Tensor:
+        """L_cos of each example at the last layers [B], as SRA has it."""
+        with torch.autocast(spans.batch.weight.device.type, enabled=False):
+            student, teacher = spans.student(self.last_layers[0]), spans.teacher(self.last_layers[1])
+            return cosine_loss(student @ projector.to(student.dtype), teacher, spans.salience(self.last_layers[1]))
 
     def _term(
         self, pages: TeacherBatch, rows: AlignedRows, coefficients: Tensor, dtype: torch.dtype, *, ids_alone: bool
@@ -152,7 +186,9 @@ class Boundary(TaughtMethod):
         """Refuses what `BoundaryTeacher` refuses, and to be without a teacher (ConfigError)."""
 
         def of(teacher: TeacherSetting) -> BoundaryTeacher:
-            return BoundaryTeacher(options, setting.student, teacher, aligned=self.aligned, method=self.name)
+            return BoundaryTeacher(
+                options, setting.student, teacher, aligned=self.aligned, method=self.name, seed=setting.seed
+            )
 
         super().__init__(options, setting, of)
         self.per_label = per_label(options.kd_reduction, "kd")
@@ -161,3 +197,8 @@ class Boundary(TaughtMethod):
     def knowledge_needs(cls, options: BoundaryOptions) -> KnowledgeNeeds:
         with_head = options.kd_source == "head"
         return KnowledgeNeeds(head=with_head, images=with_head and options.kd_vocabulary in EVENTS)
+
+    @property
+    def student_needs(self) -> StudentNeeds:
+        last = (self.last_layer,)
+        return StudentNeeds(layers=last, attention_layers=last if self.options.lambda_cos else ())

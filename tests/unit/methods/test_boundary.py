@@ -13,6 +13,7 @@ from torch import Tensor
 from sra_data.errors import ConfigError
 from sra_train.contract import MethodSetting, ModelShape, StudentOutput
 from sra_train.methods import METHODS
+from sra_train.methods.sra import SRAOptions
 from sra_train.methods.terms.divergence import divergence_and_gradient
 from sra_train.methods.terms.events import Events, EventTerm
 from sra_train.methods.terms.head_loss import ChunkedHead
@@ -31,6 +32,7 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "strict": ("strict", {}),
     "strict, reverse, mean": ("strict", {"kd_divergence": "reverse", "kd_reduction": "mean", "temperature": 2.0}),
 }
+BESIDE = {**CASES, "strict, span representations": ("strict", {"lambda_cos": 0.7})}
 
 
 def heads() -> tuple[worlds.Head, worlds.Head]:
@@ -44,11 +46,12 @@ def examples_of(sizes, teacher: worlds.Head) -> list[worlds.Example]:
     return made
 
 
-def method_of(name: str, teacher: worlds.Head, *, teachers=None, **options: Any) -> Any:
+def method_of(name: str, teacher: worlds.Head, *, teachers=None, seed: int = 0, **options: Any) -> Any:
     kind = METHODS[name]
     setting = MethodSetting(
         student=ModelShape(worlds.STUDENT_LAYERS, worlds.STUDENT_WIDTH, worlds.STUDENT_VOCABULARY),
         teachers=tuple(teachers or [worlds.teacher_setting(teacher)]),
+        seed=seed,
     )
     return kind(kind.options_type(**options), setting).to(torch.float64)  # type: ignore[call-arg]
 
@@ -157,14 +160,14 @@ def test_the_first_token_of_a_response_and_its_end_are_taught() -> None:
     assert rows.other_labels.positions.tolist() == []
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", BESIDE)
 @settings(max_examples=10, deadline=None)
 @given(
     sizes=st.lists(st.lists(st.tuples(st.integers(1, 3), st.integers(1, 3)), max_size=4), min_size=1, max_size=4),
     data=st.data(),
 )
 def test_numbers_of_an_example_do_not_depend_on_padding_company_or_order(case: str, sizes, data) -> None:
-    name, chosen = CASES[case]
+    name, chosen = BESIDE[case]
     student, teacher = heads()
     examples = examples_of(sizes, teacher)
     method, totals = method_of(name, teacher, **chosen), worlds.totals_of(examples)
@@ -178,9 +181,9 @@ def test_numbers_of_an_example_do_not_depend_on_padding_company_or_order(case: s
             torch.testing.assert_close(together[key][place].double(), expected.double(), rtol=1e-10, atol=1e-12)
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", BESIDE)
 def test_micro_batches_add_up_to_the_large_batch(case: str) -> None:
-    name, chosen = CASES[case]
+    name, chosen = BESIDE[case]
     student, teacher = heads()
     examples = examples_of(SIZES, teacher)
     method, totals = method_of(name, teacher, **chosen), worlds.totals_of(examples)
@@ -221,6 +224,29 @@ def test_two_teachers_are_the_weighted_mean_and_a_row_that_one_lacks_keeps_the_r
     size = totals.labels if reduction == "token" else totals.examples
     torch.testing.assert_close(found.total, 0.5 * found.terms["ce"] + 0.5 * found.per_example["kd"].sum() / size)
     assert int(found.counts["rows_without_teacher[teacher-1]"]) == 1
+
+
+@pytest.mark.parametrize("name", ["boundary", "strict"])
+def test_span_representations_beside_are_those_of_sra(name: str) -> None:
+    """The same projector, states and weights: the term is SRA's, and the loss the sum of both."""
+    student, teacher = heads()
+    examples, factor = examples_of(SIZES, teacher), 0.7
+    bare, both = method_of(name, teacher), method_of(name, teacher, lambda_cos=factor, seed=3)
+    alone = worlds.make_method(SRAOptions(geo=False, kd=False), None)
+    totals = worlds.totals_of(examples)
+    leaves = [student.weight.requires_grad_(), *(one.student_hidden[worlds.STUDENT_LAYERS] for one in examples)]
+    for leaf in leaves:
+        leaf.requires_grad_()
+    found, plain, spans = (worlds.run(one, examples, student, totals) for one in (both, bare, alone))
+    torch.testing.assert_close(found.per_example["cos"], spans.per_example["cos"])
+    torch.testing.assert_close(found.per_example["kd"], plain.per_example["kd"])
+    assert float(found.terms["cos"]) > 0
+    expected = plain.total + factor * (spans.total - 0.5 * spans.terms["ce"])
+    torch.testing.assert_close(found.total, expected)
+    (own,), (theirs,) = both.parameters(), alone.parameters()
+    gradients = torch.autograd.grad(found.total, [own])[0], torch.autograd.grad(spans.total, [theirs])[0]
+    torch.testing.assert_close(gradients[0], factor * gradients[1])
+    assert int(found.counts["spans"]) == sum(len(one) for one in SIZES)
 
 
 @pytest.mark.parametrize("kind", ["forward", "reverse", "js"])
@@ -272,6 +298,7 @@ def test_a_forward_and_its_backward_never_wait_for_the_device(case: str) -> None
         ({"temperature": 0.0}, "temperature=0.0: must be a positive finite number"),
         ({"kd_source": "top_k", "kd_vocabulary": "first_piece"}, "kd_vocabulary=first_piece.*kd_source=head"),
         ({"student_top_k": -1}, "student_top_k=-1"),
+        ({"lambda_cos": -0.5}, "lambda_cos=-0.5: must be a finite number"),
         ({"student_top_k": 8, "kd_vocabulary": "rest"}, "student_top_k=8: how many events stand alone"),
     ],
 )

@@ -35,7 +35,13 @@ OPTIONS = {
     "boundary, top k": {**BOUNDARY, "kd_source": "top_k", "kd_divergence": "reverse", "kd_reduction": "salience"},
     "no kd": {"kd": False, "pooling": "mean"},
 }
-OTHERS = [("uld", {}), ("alm", {}), ("multilevel-ot", {}), ("multilevel-ot", {"ranking": "token"})]
+OTHERS = [
+    ("uld", {}),
+    ("alm", {}),
+    ("multilevel-ot", {}),
+    ("multilevel-ot", {"ranking": "token"}),
+    ("strict", {"lambda_cos": 1.0}),
+]
 
 
 @pytest.fixture(scope="module")
