@@ -29,7 +29,7 @@ from steps import call, read_rows, say, write_rows
 from sra_data.corpus.builtin import builtin_records
 
 HERE = Path(__file__).resolve().parent
-MANY_SEEDS = ("sft", "paper", "strict", "boundary")  # and `tuned`, which is one of them today
+MANY_SEEDS = ("sft", "paper", "strict", "boundary", "tuned")
 FEW_SEEDS = ("uld", "multilevel-ot", "alm", "dskd", "dskdv2", "mined", "sra-uniform-mean")
 STARTS = ("random", "pretrained")
 

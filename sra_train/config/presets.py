@@ -51,12 +51,7 @@ _ALL = (
     Preset(
         "tuned",
         "strict",
-        "next-token distributions at shared boundaries, where the next token is the same text on both sides",
-    ),
-    Preset(
-        "strict-cos",
-        "strict",
-        "strict, with the span representations of SRA beside",
+        "L_cos of SRA, and next-token distributions where the next token is the same text on both sides",
         {"lambda_cos": 1.0},
     ),
     _sra("sra-kd-only", "SRA with L_KD alone", cos=False, geo=False),

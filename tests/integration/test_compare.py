@@ -130,7 +130,7 @@ def test_the_numbers_are_those_of_evaluate_and_of_the_records(whole) -> None:
         assert run.peak_memory_bytes > 0
     sft, tuned = whole.found.methods
     assert set(sft.losses) == {"loss", "ce"}
-    assert set(tuned.losses) == {"loss", "ce", "kd"}
+    assert {"loss", "ce", "kd"} <= set(tuned.losses)
     assert sft.covered is None
     assert 0 < tuned.covered < 1
 
@@ -154,7 +154,7 @@ def test_everything_is_written_and_the_page_stands_alone(whole) -> None:
     page = (out / "comparison.html").read_text()
     assert "data:image/png;base64," in page
     assert "http" not in page.partition("<body>")[2].replace("http://www.w3.org", "")
-    assert "kd_vocabulary: first_piece" in page
+    assert f"name: {PRESETS['tuned'].method}" in page
     config = load_config(out / "configs" / "tuned.yaml")
     assert config.training.learning_rate == whole.found.method("tuned").rate
     assert config.method == load_config(preset="tuned").method
