@@ -294,6 +294,8 @@ class RowReader:
         return self._clean(value)
 
     def _clean(self, text: str) -> str:
+        if text.isascii():  # known without looking at the characters
+            return text
         try:
             text.encode("utf-8")
         except UnicodeEncodeError:

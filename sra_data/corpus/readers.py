@@ -41,6 +41,8 @@ class Record:
     problem: InvalidRow | None = None
 
 
+_decode_json = json.JSONDecoder().raw_decode  # of a stripped line `json.loads` is this, and two searches for space
+
 ReadRecords = Callable[[Path, int, int], Iterator[Record]]
 
 
@@ -76,7 +78,9 @@ def read_jsonl(path: Path, offset: int, line: int) -> Iterator[Record]:
 def _parse_json_line(raw: bytes, path: Path, offset: int, line: int) -> Record:
     text = _decode(raw, path, line).strip()
     try:
-        value = json.loads(text)
+        value, stop = _decode_json(text)
+        if stop != len(text):
+            json.loads(text)  # says what stands behind the value
     except (json.JSONDecodeError, RecursionError) as error:
         at = f"column {error.colno}: {error.msg}" if isinstance(error, json.JSONDecodeError) else "nested too deep"
         problem = InvalidRow("invalid_json", f"invalid JSON ({at}): {shorten(text)}", "mend or delete this line")

@@ -147,6 +147,7 @@ class Source:
     ) -> Generator[Located, None, int]:
         """Yield the valid rows of one file from `start` on; return the number of the row after the last one read."""
         path = self.files[start.file]
+        name = str(path)
         columnar = path.suffix in COLUMNAR_SUFFIXES
         reader = RowReader(
             columns=self.columns, split=self.split, file_split=self.file_splits[start.file], counts=counts
@@ -155,7 +156,7 @@ class Source:
         for record in RECORD_READERS[path.suffix](path, start.offset, start.line):
             if stop is not None and number >= stop:
                 break
-            where = f"{path}: row {record.line}" if columnar else f"{path}:{record.line}"
+            where = f"{name}: row {record.line}" if columnar else f"{name}:{record.line}"
             row = reader.row(record.values, record.problem, where=where, number=number, on_invalid=on_invalid)
             if row is not None:
                 yield Located(Position(start.file, record.offset, record.line, number), row)

@@ -231,9 +231,8 @@ def _encode(schema: FolderSchema, keys: Mapping[str, Any], values: Mapping[str, 
     hash_array = pa.Array.from_buffers(
         pa.large_binary(), len(ids), [None, pa.py_buffer(offsets), pa.py_buffer(np.ascontiguousarray(hashes))]
     )
-    columns = [key.tolist() if isinstance(key, np.ndarray) else key for key in keys.values()]
     batch = pa.record_batch([*arrays, hash_array, *stored], schema=schema.arrow())
-    return EncodedRows(schema, batch, hash_rows(columns, hashes))
+    return EncodedRows(schema, batch, hash_rows(list(keys.values()), hashes))
 
 
 def _stored(column: Column, value: Any, ids: Sequence[str]) -> pa.Array:
@@ -266,6 +265,8 @@ def _offsets(array: pa.Array) -> NDArray[np.int64]:
 
 def value_hashes(array: pa.Array) -> NDArray[np.uint64]:
     """`value_hash` of every value of a large_binary or large_string array: uint64 [B]."""
+    if array.null_count == len(array):
+        return np.zeros(len(array), np.uint64)
     data = memoryview(array.buffers()[2] or b"")
     digest = xxhash.xxh3_64_intdigest
     hashes = np.fromiter(

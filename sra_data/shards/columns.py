@@ -12,10 +12,9 @@ follows from the number of bytes.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from json.encoder import encode_basestring_ascii
 from typing import Any
 
 import numpy as np
@@ -182,24 +181,33 @@ def value_hash(data: Any) -> int:
 
 
 def row_hash(keys: Sequence[str | int], hashes: bytes | memoryview) -> int:
-    """xxh3_64 over a row's key values and the hashes of its values."""
-    hasher = xxhash.xxh3_64(json.dumps(list(keys)).encode())
-    hasher.update(hashes)
-    return hasher.intdigest()
+    """`hash_rows` of one row; `hashes`: those of its values, uint64 little endian, in column order."""
+    return int(hash_rows([[key] for key in keys], np.frombuffer(hashes, "<u8")[None])[0])
 
 
-def hash_rows(keys: Sequence[Sequence[str | int]], hashes: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    """`row_hash` of many rows: their key columns, and the hashes of their values [B, columns], give uint64 [B]."""
-    # What json.dumps writes for a list of texts and whole numbers, a column at a time.
-    written: list[Iterable[str]] = []
-    for column in keys:
-        write: Callable[[Any], str] = encode_basestring_ascii if column and isinstance(column[0], str) else str
-        written.append(map(write, column))
-    width = 8 * hashes.shape[1]
-    blob = np.ascontiguousarray(hashes, "<u8").tobytes()
-    digest = xxhash.xxh3_64_intdigest
-    found = [
-        digest(f"[{', '.join(row)}]".encode() + blob[place : place + width])
-        for row, place in zip(zip(*written, strict=True), range(0, len(blob), width), strict=True)
-    ]
+def hash_rows(keys: Sequence[Sequence[str | int] | NDArray[Any]], hashes: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    """xxh3_64 over each row's keys (numbers as int64, a text by its xxh3_64) and the hashes of its values.
+
+    Args:
+        keys: The key columns, [B] each.
+        hashes: Of the values, [B, columns].
+
+    Returns:
+        uint64 [B].
+    """
+    words = np.column_stack([*map(_key_words, keys), hashes]).astype("<u8", copy=False)
+    width = 8 * words.shape[1]
+    data, digest = words.tobytes(), xxhash.xxh3_64_intdigest
+    found = [digest(data[place : place + width]) for place in range(0, len(data), width)]
     return np.asarray(found, np.uint64)
+
+
+def _key_words(column: Sequence[Any] | NDArray[Any]) -> NDArray[np.uint64]:
+    """A key column as 8 bytes a row."""
+    if not len(column) or not isinstance(column[0], str):
+        return np.asarray(column, np.int64).view(np.uint64)
+    digest = xxhash.xxh3_64_intdigest
+    if column[0] == column[-1]:  # split or status: some words, over and over
+        known = {text: digest(text.encode()) for text in set(column)}
+        return np.fromiter(map(known.__getitem__, column), np.uint64, len(column))
+    return np.asarray([digest(text.encode()) for text in column], np.uint64)

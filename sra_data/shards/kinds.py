@@ -31,6 +31,8 @@ KEYS: dict[str, dict[str, pa.DataType]] = {
     "teacher": {"id": pa.string(), "num_positions": pa.int32()},
 }
 
+FAST = "lz4"  # numbers of text: beside a teacher's pages their size is nothing, and zstd costs twice the time
+
 
 def corpus_schema() -> FolderSchema:
     """Columns of corpus parts."""
@@ -51,14 +53,14 @@ def side_schema() -> FolderSchema:
         "side",
         KEYS["side"],
         (
-            Column("ids", "int32", ("any",)),
-            Column("starts", "int32", ("any",)),
-            Column("ends", "int32", ("any",)),
-            Column("kinds", "uint8", ("any",)),
-            Column("response_ranges", "int32", ("any", 2)),
-            Column("response_turns", "int32", ("any",)),
-            Column("response_spans", "int32", ("any", 2)),
-            Column("label_spans", "int32", ("any", 2)),
+            Column("ids", "int32", ("any",), FAST),
+            Column("starts", "int32", ("any",), FAST),
+            Column("ends", "int32", ("any",), FAST),
+            Column("kinds", "uint8", ("any",), FAST),
+            Column("response_ranges", "int32", ("any", 2), FAST),
+            Column("response_turns", "int32", ("any",), FAST),
+            Column("response_spans", "int32", ("any", 2), FAST),
+            Column("label_spans", "int32", ("any", 2), FAST),
             Column("text", TEXT, nullable=True),
         ),
     )
@@ -69,7 +71,7 @@ def alignment_schema() -> FolderSchema:
     return FolderSchema(
         "alignment",
         KEYS["alignment"],
-        (Column("left_spans", "int32", ("any", 2)), Column("right_spans", "int32", ("any", 2))),
+        (Column("left_spans", "int32", ("any", 2), FAST), Column("right_spans", "int32", ("any", 2), FAST)),
     )
 
 

@@ -193,6 +193,12 @@ class Manifest:
         found = self.content.get(group)
         return found.get(key) if found is not None and key else found
 
+    def update(self, name: str, values: Mapping[str, Any]) -> None:
+        """Set values of a section, in memory alone."""
+        group, _, key = name.partition("/")
+        place = self.content.setdefault(group, {})
+        (place.setdefault(key, {}) if key else place).update(values)
+
     def sealed(self, name: str) -> dict[str, Any]:
         """A section that is sealed.
 
@@ -224,29 +230,31 @@ def record(shards: Path, section: str, **values: Any) -> Manifest:
     Returns:
         The manifest as written.
     """
+    return record_all(shards, {section: values})
+
+
+def record_all(
+    shards: Path, sections: Mapping[str, Mapping[str, Any]], *, pairs: Sequence[Mapping[str, Any]] = ()
+) -> Manifest:
+    """`record` of several sections in one write; `pairs` are added, those that are there already aside."""
     shards.mkdir(parents=True, exist_ok=True)
     with folder_lock(shards):
         manifest = Manifest.load(shards) if Manifest.exists(shards) else Manifest(shards, _empty())
-        group, _, key = section.partition("/")
-        place = manifest.content.setdefault(group, {})
-        if key:
-            place = place.setdefault(key, {})
-        place.update(values)
-        write_json(shards / MANIFEST, manifest.content)
+        for section, values in sections.items():
+            manifest.update(section, values)
+        known = manifest.pairs
+        for pair in pairs:
+            if dict(pair) not in known:
+                known.append(dict(pair))
+        if sections or known != manifest.pairs:
+            manifest.content |= {"pairs": known} if known else {}
+            write_json(shards / MANIFEST, manifest.content)
     return manifest
 
 
 def record_pairs(shards: Path, pairs: Sequence[Mapping[str, Any]]) -> None:
     """Add pairs to the manifest, those that are there already aside; atomic, one process at a time."""
-    with folder_lock(shards):
-        manifest = Manifest.load(shards)
-        known = manifest.pairs
-        for pair in pairs:
-            if dict(pair) not in known:
-                known.append(dict(pair))
-        if known != manifest.pairs:
-            manifest.content["pairs"] = known
-            write_json(shards / MANIFEST, manifest.content)
+    record_all(shards, {}, pairs=pairs)
 
 
 def _empty() -> dict[str, Any]:
@@ -256,50 +264,74 @@ def _empty() -> dict[str, Any]:
 # --------------------------------------------------------------------------- beginning and going on
 
 
-def begin(
-    shards: Path,
-    section: str,
-    fingerprint: Mapping[str, Any],
-    make_units: Callable[[], Sequence[Unit]],
-    *,
-    files: Sequence[str] = (),
-    made_from: Sequence[str] = ("corpus",),
-    facts: Mapping[str, Any] | None = None,
-) -> Plan:
-    """Start a folder, or go on with it: the plan that is there, or a new one written before any work.
+@dataclass(frozen=True)
+class Beginning:
+    """A folder to start, or to go on with.
 
-    Args:
-        shards: the whole folder.
+    Attributes:
         section: "corpus", "sides/<name>", "alignments/<name>" or "teachers/<name>".
         fingerprint: everything the content depends on (JSON values), under names people understand.
         make_units: called only if there is no plan yet.
         files: names of files beside the parts without which the folder is not complete.
         made_from: sections it is made from.
         facts: what the manifest is to say of the folder from its beginning on (JSON values).
+    """
+
+    section: str
+    fingerprint: Mapping[str, Any]
+    make_units: Callable[[], Sequence[Unit]]
+    files: Sequence[str] = ()
+    made_from: Sequence[str] = ("corpus",)
+    facts: Mapping[str, Any] | None = None
+
+
+def begin(
+    shards: Path, section: str, fingerprint: Mapping[str, Any], make_units: Callable[[], Sequence[Unit]], **others: Any
+) -> Plan:
+    """Start a folder, or go on with it: the plan that is there, or a new one written before any work.
+
+    Args:
+        shards: the whole folder; the others as in `Beginning`.
 
     Raises:
         ShardError: If the folder was begun from other inputs; names each that differs.
     """
-    folder, kind = shards / section, kind_of(section)
-    if Manifest.exists(shards):
-        Manifest.load(shards)  # refuses another format before anything is written
-    inputs: dict[str, Any] = json.loads(json.dumps(dict(fingerprint)))  # as they will be read back
-    sources = () if kind == "corpus" else tuple(made_from)
-    new = None if is_begun(shards, section) else Plan(kind, inputs, tuple(make_units()), tuple(files), sources)
+    return begin_all(shards, [Beginning(section, fingerprint, make_units, **others)])[section]
+
+
+def begin_all(
+    shards: Path, beginnings: Sequence[Beginning], *, pairs: Sequence[Mapping[str, Any]] = ()
+) -> dict[str, Plan]:
+    """`begin` of several folders of one whole folder, which hears of all of them, and of `pairs`, in one write."""
+    manifest = Manifest.load(shards) if Manifest.exists(shards) else None  # refuses another format, before all else
+    plans: dict[str, Plan] = {}
+    news: dict[str, Mapping[str, Any]] = {}
+    for one in beginnings:
+        plan, is_new = _plan_of(shards, one)
+        known = (manifest and manifest.section(one.section)) or {}
+        if is_new or known.get("fingerprint") != plan.fingerprint:
+            news[one.section] = {"fingerprint": plan.fingerprint, "root": None, **(one.facts or {})}
+        plans[one.section] = plan
+    record_all(shards, news, pairs=pairs)
+    return plans
+
+
+def _plan_of(shards: Path, one: Beginning) -> tuple[Plan, bool]:
+    """A folder's plan, written where there was none; whether it is new."""
+    folder, kind = shards / one.section, kind_of(one.section)
+    inputs: dict[str, Any] = json.loads(json.dumps(dict(one.fingerprint)))  # as they will be read back
+    sources = () if kind == "corpus" else tuple(one.made_from)
+    is_there = is_begun(shards, one.section)
+    new = None if is_there else Plan(kind, inputs, tuple(one.make_units()), tuple(one.files), sources)
     folder.mkdir(parents=True, exist_ok=True)
     with folder_lock(folder):
-        if is_begun(shards, section):  # there before, or by another coordinator meanwhile
-            plan, new = Plan.load(folder), None
+        if new is None or is_begun(shards, one.section):  # there before, or by another coordinator meanwhile
+            plan = Plan.load(folder)
             refuse_if_changed(plan.fingerprint, inputs, where=folder)
-        else:
-            assert new is not None
-            plan = new
-            _refuse_orphans(folder, plan)
-            plan.save(folder)
-    known = (Manifest.load(shards).section(section) if Manifest.exists(shards) else None) or {}
-    if new is not None or known.get("fingerprint") != plan.fingerprint:
-        record(shards, section, fingerprint=plan.fingerprint, root=None, **(facts or {}))
-    return plan
+            return plan, False
+        _refuse_orphans(folder, new)
+        new.save(folder)
+    return new, True
 
 
 def is_begun(shards: Path, section: str) -> bool:

@@ -208,7 +208,8 @@ class PartFile:
 
 def row_hashes(keys: pa.Table, hashes: NDArray[np.uint64]) -> NDArray[np.uint64]:
     """Row hashes from the key columns and the hashes of the values [rows, columns]: uint64 [rows]."""
-    return hash_rows([column.to_pylist() for column in keys.columns], hashes)
+    columns = (column.to_pylist() if pa.types.is_string(column.type) else column.to_numpy() for column in keys.columns)
+    return hash_rows(list(columns), hashes)
 
 
 def stored_values(column: pa.ChunkedArray | pa.Array) -> list[memoryview | None]:

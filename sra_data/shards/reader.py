@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sra_data.errors import ShardError
-from sra_data.shards.columns import TEXT, Column, FolderSchema, row_hash, value_hash
+from sra_data.shards.columns import TEXT, Column, FolderSchema, hash_rows, value_hash
 from sra_data.shards.index import Index, read_index
 from sra_data.shards.kinds import Row, build_row
 from sra_data.shards.manifest import Manifest, Plan, Receipt, command_for, part_path
@@ -257,9 +257,12 @@ class FolderReader:
         counts = self.index.numbers.get("num_positions")
         positions = np.zeros(stop - first, np.int64) if counts is None else counts[first:stop].astype(np.int64)
         group = _Group(number, part, in_part, first, self._keys(first, stop), hashes, positions)
-        for row, (keys, known) in enumerate(zip(group.keys, self.index.row_hash[first:stop].tolist(), strict=True)):
-            if row_hash(list(keys.values()), hashes[row].data) != known:
-                self._refuse(group, row, "hashes", "not those of the sealed index")
+        columns = [[keys[name] for keys in group.keys] for name in self.schema.keys]
+        if len(hashes) != len(group.keys):
+            self._refuse(group, 0, "hashes", f"of {len(hashes)} rows, the sealed index has {len(group.keys)}")
+        wrong = np.flatnonzero(hash_rows(columns, hashes) != self.index.row_hash[first:stop])
+        if len(wrong):
+            self._refuse(group, int(wrong[0]), "hashes", "not those of the sealed index")
         self._held_bytes += group.num_bytes
         return group
 

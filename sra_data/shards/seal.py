@@ -25,6 +25,7 @@ from sra_data.shards.manifest import (
     missing_units,
     part_path,
     record,
+    record_all,
     rows_root,
 )
 from sra_data.shards.part import PartFile, damaged, row_hashes
@@ -52,6 +53,23 @@ def seal(shards: Path, section: str, facts: Mapping[str, Any] | None = None) -> 
     Raises:
         ShardError: If a part or file is missing or damaged, or rows do not match the corpus row by row.
     """
+    sealed, values = _sealed(Manifest.load(shards), section)
+    record(shards, section, **values, **(facts or {}))
+    return sealed
+
+
+def seal_all(shards: Path, sections: Sequence[str]) -> None:
+    """`seal` several folders, each after those it was made from; the manifest hears of all in one write."""
+    manifest, found = Manifest.load(shards), {}
+    for section in sections:
+        found[section] = _sealed(manifest, section)[1]
+        manifest.update(section, found[section])
+    record_all(shards, found)
+
+
+def _sealed(manifest: Manifest, section: str) -> tuple[Sealed, dict[str, Any]]:
+    """Write a folder's index; what it is, and what the manifest is to say."""
+    shards = manifest.shards
     folder = shards / section
     plan = Plan.load(folder)
     missing = missing_units(folder, plan)
@@ -61,7 +79,6 @@ def seal(shards: Path, section: str, facts: Mapping[str, Any] | None = None) -> 
             f"{command_for(section, shards)}"
         )
     files = {name: file_receipt(folder, name)["sha256"] for name in plan.files}
-    manifest = Manifest.load(shards)
     bases = {name: manifest.sealed(name) for name in plan.made_from}
     with ExitStack() as stack:
         known = {name: IndexRows(shards / name, sha256=facts["index_sha256"]) for name, facts in bases.items()}
@@ -80,8 +97,7 @@ def seal(shards: Path, section: str, facts: Mapping[str, Any] | None = None) -> 
     }
     if bases:
         values["made_from"] = {name: facts["root"] for name, facts in bases.items()}
-    record(shards, section, **values, **(facts or {}))
-    return Sealed(values["root"], len(plan.units), parts.num_rows, values["num_bytes"], parts.notes)
+    return Sealed(values["root"], len(plan.units), parts.num_rows, values["num_bytes"], parts.notes), values
 
 
 class _Parts:

@@ -30,11 +30,13 @@ from sra_data.shards.heads import load_embeddings, load_head, save_embeddings, s
 from sra_data.shards.index import Index, read_index
 from sra_data.shards.kinds import alignment_schema, corpus_schema, side_schema, teacher_schema
 from sra_data.shards.manifest import (
+    Beginning,
     Manifest,
     Plan,
     Receipt,
     Unit,
     begin,
+    begin_all,
     command_for,
     is_begun,
     is_done,
@@ -54,7 +56,7 @@ from sra_data.shards.pairs import (
     sides_of,
 )
 from sra_data.shards.reader import FolderReader, refuse_other_base
-from sra_data.shards.seal import Sealed, has_file, seal
+from sra_data.shards.seal import Sealed, has_file, seal, seal_all
 from sra_data.shards.state import FolderState, state_of
 from sra_data.shards.vocabulary import VOCABULARY, StoredVocabulary, load_vocabulary, save_vocabulary
 from sra_data.shards.writer import TEXT_BYTES_PER_GROUP, cut_row_groups, write_columns, write_part
@@ -64,6 +66,7 @@ __all__ = [
     "FORMAT_VERSION",
     "TEXT_BYTES_PER_GROUP",
     "VOCABULARY",
+    "Beginning",
     "EncodedRows",
     "FolderReader",
     "FolderSchema",
@@ -84,6 +87,7 @@ __all__ = [
     "alignment_name",
     "alignment_schema",
     "begin",
+    "begin_all",
     "command_for",
     "corpus_columns",
     "corpus_schema",
@@ -108,6 +112,7 @@ __all__ = [
     "save_head",
     "save_vocabulary",
     "seal",
+    "seal_all",
     "side_columns",
     "side_schema",
     "sides_of",

@@ -123,7 +123,8 @@ def covered_share(
             chosen = [spans_of(pair, needs.spans) for pair in pairs]
             heard += sum(len(spans) if ends_only else int(np.diff(spans).sum()) for spans in chosen)
             continue
-        sides = teacher.side.read(there, ALIGNED_COLUMNS), student.read(there, ALIGNED_COLUMNS)
+        columns = [*ALIGNED_COLUMNS, "label_spans"]
+        sides = teacher.side.read(there, columns), student.read(there, columns)
         for pair, theirs, ours in zip(pairs, *sides, strict=True):
             part = TeacherPart(pair, theirs, TeacherRow(id=theirs.id))
             heard += len(rows_of(needs.aligned, ours, part, part.positions, end_of_sequence, nearest))

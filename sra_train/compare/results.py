@@ -324,6 +324,13 @@ def notes_of(*, methods: Sequence[MethodResult], references: Sequence[Reference]
         for method in methods
         if method.num_diverged
     ]
+    untrained = next((one for one in references if one.name == "untrained"), None)
+    found += [
+        f"{method.name}: worse ({method.bits_per_byte:.4f} bits per byte) than the untrained student"
+        f" ({untrained.bits_per_byte:.4f}): at these rates and steps it teaches nothing"
+        for method in methods
+        if untrained is not None and method.bits_per_byte > untrained.bits_per_byte
+    ]
     found += [
         f"{method.name}: the best rate, {method.rate:g}, is the {end} of the grid; a wider one may be better"
         for method in methods

@@ -134,7 +134,7 @@ class Work:
         """Choose every method's point of the grid.
 
         Raises:
-            TrainingError: If a method's every point diverges or ends worse than the untrained student.
+            TrainingError: If a method diverges at every point.
         """
         seed, steps = self.common.training.seed, self.options.tune_steps
         keys = {entry.name: tuning_runs(entry.name, self.grid, seed=seed, steps=steps) for entry in self.entries}
@@ -143,10 +143,9 @@ class Work:
             jobs.append(self.reference("teacher", self.test))
         jobs += [self.job(key, None) for own in keys.values() for key in own]
         self.pool.do(jobs, what="choosing rates", reporter=self.reporter, done=words_of)
-        untrained = self.trained(self.folder_of("untrained")).bits_per_byte
         for name, own in keys.items():
             self.tried[name] = [self.tried_at(key) for key in own]
-            self.best[name] = best_point(name, own, self.tried[name], untrained)
+            self.best[name] = best_point(name, own, self.tried[name])
             self.reporter.line(f"{name}: {self.best[name].words}")
 
     def run_seeds(self) -> None:
@@ -281,23 +280,17 @@ def words_of(job: Job) -> str:
     return f"{job.title}: {trained.bits_per_byte:.4f} bits per byte on the development split"
 
 
-def best_point(name: str, keys: Sequence[RunKey], tried: Sequence[Tried], untrained: float | None) -> Point:
+def best_point(name: str, keys: Sequence[RunKey], tried: Sequence[Tried]) -> Point:
     """The point with the fewest bits on the development split; the first of equals.
 
     Raises:
-        TrainingError: If all are worse than the untrained student.
+        TrainingError: If the method diverges at all of them.
     """
-    limit = float("inf") if untrained is None else untrained
-    usable = [
-        (one.development, place)
-        for place, one in enumerate(tried)
-        if one.development is not None and one.development <= limit
-    ]
+    usable = [(one.development, place) for place, one in enumerate(tried) if one.development is not None]
     if not usable:
         listed = ", ".join(str(key.point) for key in keys)
         raise TrainingError(
-            f"{name}: at every point of the grid ({listed}) it diverges or ends worse than the untrained student"
-            f" ({limit:.4f} bits per byte on the development split); give other --rates, or more steps"
+            f"{name}: diverges at every point of the grid ({listed}); give lower --rates, or leave it out of --methods"
         )
     return keys[min(usable)[1]].point
 

@@ -74,8 +74,10 @@ def _add_images(counts: PairCounts, table: SpanTable, left: SideBatch, right: Si
 
 
 def _num_images(ids: NDArray[np.int32], others: NDArray[np.int32], image: NDArray[np.int32]) -> int:
-    known = ids < len(image)
-    return int((image[ids[known]] == others[known]).sum())
+    if len(ids) and int(ids.max()) >= len(image):
+        known = ids < len(image)
+        ids, others = ids[known], others[known]
+    return int(np.count_nonzero(image[ids] == others))
 
 
 def _add_sizes(counts: PairCounts, table: SpanTable) -> None:

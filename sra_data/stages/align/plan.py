@@ -26,6 +26,7 @@ RESPONSE_BYTES_PER_PART = 262_144  # some 65,536 positions of a usual tokenizer
 TEXT_BYTES_PER_PART = 16_000_000  # long prompts cost memory too
 ROWS_PER_PART = 65_536
 ROWS_BETWEEN_REPORTS = 512
+KEPT_TEXT_BYTES = 16_000_000  # of rows kept from the scan: some 20,000 instructions with their answers
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,7 @@ class CorpusPlan:
         num_rows: Rows in all units.
         num_dev: Those of the development set.
         left_out: Rows that are in no unit, by reason, and lone surrogates replaced.
+        rows: All rows with their splits, where they are few enough to keep; else None, and units read them again.
     """
 
     units: tuple[Unit, ...]
@@ -45,6 +47,7 @@ class CorpusPlan:
     num_rows: int
     num_dev: int
     left_out: dict[str, int]
+    rows: list[tuple[Row, str]] | None = field(default=None, repr=False)
 
 
 def split_of(row: Row, dev_share: float) -> str:
@@ -69,6 +72,7 @@ def scan(sources: Sequence[Source], *, on_invalid: str, dev_share: float, report
     hasher = xxhash.xxh3_128()
     ids = array("Q")
     num_dev = 0
+    kept = _Kept()
     with reporter.task("scan", unit="examples") as task:
         for index, source in enumerate(sources):
             number = source.first_number
@@ -82,6 +86,7 @@ def scan(sources: Sequence[Source], *, on_invalid: str, dev_share: float, report
                 ids.append(xxhash.xxh3_64_intdigest(row.id.encode()))
                 hasher.update(_content(row, split))
                 cutter.add(index, located)
+                kept.add(row, split)
                 if len(ids) % ROWS_BETWEEN_REPORTS == 0:
                     task.advance(ROWS_BETWEEN_REPORTS)
             cutter.cut()
@@ -95,24 +100,30 @@ def scan(sources: Sequence[Source], *, on_invalid: str, dev_share: float, report
             f"--data {sources[0].spec}: no example is left to align ({found}; rows marked test are never trained on); "
             "give data with train rows"
         )
-    return CorpusPlan(tuple(cutter.units), hasher.hexdigest(), len(ids), num_dev, dict(sorted(counts.items())))
+    left_out = dict(sorted(counts.items()))
+    return CorpusPlan(tuple(cutter.units), hasher.hexdigest(), len(ids), num_dev, left_out, kept.rows)
 
 
 def _content(row: Row, split: str) -> bytes:
     """Everything of a row that the shards depend on, unambiguous."""
     if row.messages is None:
-        parts = [row.id, split, row.prompt or "", row.response or ""]
-    else:
-        parts = [row.id, split, json.dumps([row.messages, row.tools], ensure_ascii=False, sort_keys=True, default=str)]
-    lengths = ",".join(str(len(part)) for part in parts)
-    return f"{lengths}\n{''.join(parts)}".encode()
+        prompt, response = row.prompt or "", row.response or ""
+        lengths = f"{len(row.id)},{len(split)},{len(prompt)},{len(response)}"
+        return f"{lengths}\n{row.id}{split}{prompt}{response}".encode()
+    said = json.dumps([row.messages, row.tools], ensure_ascii=False, sort_keys=True, default=str)
+    return f"{len(row.id)},{len(split)},{len(said)}\n{row.id}{split}{said}".encode()
 
 
 def response_bytes(row: Row) -> int:
     """UTF-8 bytes of the responses as the user wrote them."""
     if row.messages is None:
-        return len((row.response or "").encode())
-    return sum(len(message["content"].encode()) for message in row.messages if message["role"] == "assistant")
+        return num_utf8_bytes(row.response or "")
+    return sum(num_utf8_bytes(message["content"]) for message in row.messages if message["role"] == "assistant")
+
+
+def num_utf8_bytes(text: str) -> int:
+    """Bytes of a text in UTF-8."""
+    return len(text) if text.isascii() else len(text.encode())
 
 
 def text_bytes(row: Row) -> int:
@@ -120,6 +131,22 @@ def text_bytes(row: Row) -> int:
     if row.messages is None:
         return len(row.prompt or "") + len(row.response or "")
     return sum(len(message["content"]) for message in row.messages)
+
+
+@dataclass
+class _Kept:
+    """Rows in memory until they are too many; then none."""
+
+    rows: list[tuple[Row, str]] | None = field(default_factory=list)
+    text_bytes: int = 0
+
+    def add(self, row: Row, split: str) -> None:
+        """Take the next row."""
+        if self.rows is not None:
+            self.rows.append((row, split))
+            self.text_bytes += text_bytes(row)
+            if self.text_bytes > KEPT_TEXT_BYTES:
+                self.rows = None
 
 
 @dataclass

@@ -86,6 +86,7 @@ def align_with(options: AlignOptions, reporter: Reporter, tokenizers: Tokenizers
         pairs=list(work.pairs.values()),
         on_invalid=options.on_invalid,
         dev_share=options.hashed_dev_share,
+        rows=plan.rows,
     )
     missing = {unit.part for section, known in plans.items() for unit in missing_units(shards / section, known)}
     chosen = [unit for unit in select_units(units, options.units) if unit.part in missing]
@@ -128,6 +129,7 @@ def _done(worker: AlignWorker, units: Sequence[Unit], num_workers: int) -> Itera
     if num_workers == 1:  # here, by one worker that cuts the next unit while it writes this one
         yield from worker.run(units)
         return
+    worker = replace(worker, rows=None)  # processes read theirs themselves
     threads = max(1, _num_cores() // num_workers)
     yield from run_units(units, functools.partial(_unit_work, worker, threads), num_workers=num_workers)
 

@@ -3,8 +3,8 @@
 A unit is a pure function of its spec: rows are read again from their range (or from the corpus, where their part is
 there), cut by every tokenizer whose part is missing, lined up and written, in batches whose borders follow from the
 rows alone, so whoever runs a unit writes the same bytes. While one batch is lined up each tokenizer, in a thread of
-its own, already cuts the next ones, of the next unit too (tokenizers let go of the interpreter), and while one unit is
-written the next is lined up.
+its own, already cuts the next ones, of the next unit too (tokenizers let go of the interpreter). A part is written as
+soon as its rows are whole: the corpus's before any is cut, a side's before it is lined up.
 """
 
 from __future__ import annotations
@@ -14,8 +14,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from itertools import groupby
-from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +47,8 @@ from sra_data.stages.align.plan import split_of
 
 BATCHES_AHEAD = 2
 
+Threads = Mapping[str, ThreadPoolExecutor]  # one for each side, or for each folder
+
 
 @dataclass
 class AlignWorker:
@@ -61,6 +61,7 @@ class AlignWorker:
         pairs: What is lined up.
         on_invalid: ``fail`` or ``skip``: bad rows, and texts whose tokens cannot be located.
         dev_share: Share of the prompts that become the development set.
+        rows: All rows of the corpus with their splits, where the scan kept them.
     """
 
     shards: Path
@@ -69,6 +70,7 @@ class AlignWorker:
     pairs: Sequence[Pair]
     on_invalid: str
     dev_share: float
+    rows: Sequence[tuple[Row, str]] | None = None
     # Kept from unit to unit, made where they are used: a worker travels to its process without them.
     _renderers: dict[str, Renderer] = field(init=False, default_factory=dict)
     _stored: dict[str, tuple[int, SideBatch]] = field(init=False, default_factory=dict)
@@ -77,17 +79,15 @@ class AlignWorker:
     def run(self, units: Sequence[Unit]) -> Iterator[tuple[Unit, int]]:
         """Do units one after the other; yields each, once it is on disk, with the tokens that were cut for it."""
         with threads(*self.sides) as cutters, threads("corpus", *self.sides, *self._pair_names) as writers:
-            waiting: tuple[Unit, int, list[Future[Receipt]]] | None = None
-            for unit, batches in groupby(self._cut(units, cutters), key=itemgetter(0)):
-                made = UnitParts(self.wanted(unit))
-                for _, examples, sides in batches:
-                    self._add(made, examples, sides)
-                assert made.num_rows == unit.stop - unit.start, "the scan and the unit read the same rows"
+            waiting: UnitParts | None = None
+            for made in self._begun(units, cutters, writers):
+                self._write_sides(made, writers)
+                self._line_up(made, writers)
                 if waiting is not None:
-                    yield _finished(*waiting)
-                waiting = unit, made.num_tokens, self._write(unit, made, writers)
+                    yield waiting.finished()
+                waiting = made
             if waiting is not None:
-                yield _finished(*waiting)
+                yield waiting.finished()
 
     @property
     def _pair_names(self) -> list[str]:
@@ -103,41 +103,46 @@ class AlignWorker:
 
     # -------------------------------------------------------------------------------------------------- reading rows
 
-    def _cut(
-        self, units: Sequence[Unit], cutters: Mapping[str, ThreadPoolExecutor]
-    ) -> Iterator[tuple[Unit, Examples, dict[str, SideBatch]]]:
-        """Every batch as all the sides that it takes read it, in order, a few batches ahead of who asks."""
-        ahead: deque[tuple[Unit, Examples, dict[str, Future[SideBatch]]]] = deque()
+    def _begun(self, units: Sequence[Unit], cutters: Threads, writers: Threads) -> Iterator[UnitParts]:
+        """Every unit with its rows read and on their way through the tokenizers, a few batches ahead of who asks."""
+        ahead: deque[UnitParts] = deque()
         for unit in units:
-            wanted = self.wanted(unit)
-            for examples in cut_batches(self._rows(unit, wanted)):
-                # A plain row is the same text for all sides; a chat is rendered by each side's own template.
-                plain = None if examples.are_chats else self._renderer(next(iter(self.sides))).render(examples.rows)
-                futures = {
-                    name: cutters[name].submit(self._side, name, unit, examples, plain, name in wanted.sides)
-                    for name in wanted.needed_sides
-                }
-                ahead.append((unit, examples, futures))
-                if len(ahead) > BATCHES_AHEAD:
-                    yield _cut_batch(*ahead.popleft())
-        while ahead:
-            yield _cut_batch(*ahead.popleft())
+            ahead.append(self._begin(unit, cutters, writers))
+            while len(ahead) > 1 and sum(len(made.batches) for made in ahead) > BATCHES_AHEAD:
+                yield ahead.popleft()
+        yield from ahead
+
+    def _begin(self, unit: Unit, cutters: Threads, writers: Threads) -> UnitParts:
+        """Read a unit's rows, begin to cut them and to write them as a part of the corpus."""
+        wanted = self.wanted(unit)
+        made = UnitParts.of(unit, wanted, list(cut_batches(self._rows(unit, wanted))))
+        for examples in made.batches:
+            # A plain row is the same text for all sides; a chat is rendered by each side's own template.
+            plain = None if examples.are_chats else self._renderer(next(iter(self.sides))).render(examples.rows)
+            for name in wanted.needed_sides:
+                cut = cutters[name].submit(self._side, name, unit, examples, plain, name in wanted.sides)
+                made.cut.setdefault(name, []).append(cut)
+        if wanted.corpus:
+            self._write(made, "corpus", [example_columns(examples) for examples in made.batches], writers)
+        return made
 
     def _rows(self, unit: Unit, wanted: Wanted) -> list[tuple[Row, str]]:
-        """A unit's rows with their splits: from the corpus where their part is there, else from their range."""
+        """A unit's rows with their splits: from the corpus if their part is there, the scan, or their range."""
         if not wanted.corpus:
             folder = self.shards / "corpus"
             return rows_of_part(read_part(folder, unit), where=f"{folder / unit.name}")
+        if self.rows is not None:
+            return list(self.rows[unit.start : unit.stop])
         hint = dict(unit.hint)
         source = self.sources[hint.pop("source")]
         located = source.read(SourceRange.from_json(hint), on_invalid=self.on_invalid)
         kept = ((item.row, split_of(item.row, self.dev_share)) for item in located)
         return [(row, split) for row, split in kept if split != "test"]
 
-    def _side(self, name: str, unit: Unit, examples: Examples, plain: Rendered | None, is_missing: bool) -> SideBatch:
+    def _side(self, name: str, unit: Unit, examples: Examples, plain: Rendered | None, is_missing: bool) -> CutSide:
         """A batch as one side reads it: cut now, or from the side's part; in the side's own thread."""
         if not is_missing:
-            return self._stored_side(name, unit, examples, plain)
+            return CutSide(self._stored_side(name, unit, examples, plain), None)
         side = self.sides[name]
         rendered = plain or self._renderer(name).render(examples.rows)
         tokens = side.tokenizer.encode(
@@ -149,7 +154,8 @@ class AlignWorker:
             names=[row.where for row in examples.rows],
             skip_unlocatable=self.on_invalid == "skip",
         )
-        return SideBatch.of(rendered, tokens)
+        batch = SideBatch.of(rendered, tokens)
+        return CutSide(batch, batch.columns(examples))
 
     def _renderer(self, name: str) -> Renderer:
         if name not in self._renderers:
@@ -166,19 +172,25 @@ class AlignWorker:
 
     # ------------------------------------------------------------------------------------------------- making parts
 
-    def _add(self, made: UnitParts, examples: Examples, sides: Mapping[str, SideBatch]) -> None:
-        """One batch more of a unit."""
-        made.num_rows += len(examples.rows)
-        made.num_bytes.append(examples.num_bytes)
-        if made.wanted.corpus:
-            made.add("corpus", example_columns(examples))
+    def _write_sides(self, made: UnitParts, writers: Threads) -> None:
+        """Begin to write the sides that are missing, each when all of its batches are cut."""
         for name in made.wanted.sides:
-            made.add(f"sides/{name}", sides[name].columns(examples))
-            count_side(made.side_counts[name], sides[name])
+            counts, rows = SideCounts(), []
+            for side in made.cut_by(name):
+                count_side(counts, side.batch)
+                rows.append(side.stored())
+            made.num_tokens += counts.tokens
+            self._write(made, f"sides/{name}", rows, writers, counts.to_json())
+
+    def _line_up(self, made: UnitParts, writers: Threads) -> None:
+        """Begin to write the alignments that are missing."""
         for pair in made.wanted.pairs:
-            sides_of_pair = sides[pair.left], sides[pair.right]
-            rows = pair.align(examples, *sides_of_pair, made.pair_counts[pair.name], self._images_of(pair))
-            made.add(f"alignments/{pair.name}", rows)
+            counts, images, rows = PairCounts(), self._images_of(pair), []
+            for examples, left, right in zip(
+                made.batches, made.cut_by(pair.left), made.cut_by(pair.right), strict=True
+            ):
+                rows.append(pair.align(examples, left.batch, right.batch, counts, images))
+            self._write(made, f"alignments/{pair.name}", rows, writers, counts.to_json())
 
     def _images_of(self, pair: Pair) -> StoredImages:
         """Where the pair's ids go among each other's, from its folder."""
@@ -186,16 +198,18 @@ class AlignWorker:
             self._images[pair.name] = load_images(self.shards / "alignments" / pair.name)
         return self._images[pair.name]
 
-    def _write(self, unit: Unit, made: UnitParts, writers: Mapping[str, ThreadPoolExecutor]) -> list[Future[Receipt]]:
-        """Begin to write the parts that are missing, each folder's in a thread of its own."""
-        row_groups = cut_row_groups(np.concatenate(made.num_bytes).tolist(), most=TEXT_BYTES_PER_GROUP)
-        notes = made.notes()
-        return [
-            writers[section.partition("/")[2] or section].submit(
-                write_columns, self.shards / section, unit, rows, row_groups, notes=notes.get(section)
-            )
-            for section, rows in made.encoded.items()
-        ]
+    def _write(
+        self,
+        made: UnitParts,
+        section: str,
+        rows: Sequence[EncodedRows],
+        writers: Threads,
+        notes: dict[str, Any] | None = None,
+    ) -> None:
+        """Begin to write a part, in its folder's own thread."""
+        writer = writers[section.partition("/")[2] or section]
+        folder = self.shards / section
+        made.writing.append(writer.submit(write_columns, folder, made.unit, rows, made.row_groups, notes=notes))
 
 
 @dataclass(frozen=True)
@@ -215,36 +229,57 @@ class Wanted:
         return self.corpus or bool(self.sides) or bool(self.pairs)
 
 
+@dataclass(frozen=True, eq=False)
+class CutSide:
+    """A batch as one side reads it; `new`: as its part stores it, None where the part is there already."""
+
+    batch: SideBatch
+    new: EncodedRows | None
+
+    def stored(self) -> EncodedRows:
+        """The rows of a part that is missing."""
+        assert self.new is not None, "the part is there"
+        return self.new
+
+
+@dataclass(eq=False)
 class UnitParts:
-    """The missing parts of one unit, batch by batch, and what was counted.
+    """The missing parts of one unit, on their way to disk.
 
     Attributes:
-        wanted: which they are.
-        encoded: section -> its rows.
-        num_rows: read so far; `num_bytes` of their responses.
+        unit: which.
+        wanted: what of it is missing.
+        batches: its rows.
+        row_groups: rows of each row group, the same in all folders.
+        cut: the batches as each side reads them, being cut.
+        num_tokens: that were cut.
+        writing: the parts that are being written.
     """
 
-    def __init__(self, wanted: Wanted) -> None:
-        self.wanted = wanted
-        self.encoded: dict[str, list[EncodedRows]] = {}
-        self.side_counts = {name: SideCounts() for name in wanted.sides}
-        self.pair_counts = {pair.name: PairCounts() for pair in wanted.pairs}
-        self.num_rows = 0
-        self.num_bytes: list[np.ndarray[Any, np.dtype[np.int32]]] = []
+    unit: Unit
+    wanted: Wanted
+    batches: list[Examples]
+    row_groups: list[int]
+    cut: dict[str, list[Future[CutSide]]] = field(default_factory=dict)
+    num_tokens: int = 0
+    writing: list[Future[Receipt]] = field(default_factory=list)
 
-    def add(self, section: str, rows: EncodedRows) -> None:
-        """Some rows more of a part."""
-        self.encoded.setdefault(section, []).append(rows)
+    @classmethod
+    def of(cls, unit: Unit, wanted: Wanted, batches: list[Examples]) -> UnitParts:
+        """Begin with a unit whose rows have been read."""
+        num_bytes = np.concatenate([examples.num_bytes for examples in batches])
+        assert len(num_bytes) == unit.stop - unit.start, "the scan and the unit read the same rows"
+        return cls(unit, wanted, batches, cut_row_groups(num_bytes.tolist(), most=TEXT_BYTES_PER_GROUP))
 
-    @property
-    def num_tokens(self) -> int:
-        """Tokens that were cut."""
-        return sum(counts.tokens for counts in self.side_counts.values())
+    def cut_by(self, side: str) -> Iterator[CutSide]:
+        """The batches as a side reads them; waits for each."""
+        return (batch.result() for batch in self.cut[side])
 
-    def notes(self) -> dict[str, dict[str, Any]]:
-        """What each receipt says."""
-        sides = {f"sides/{name}": counts.to_json() for name, counts in self.side_counts.items()}
-        return sides | {f"alignments/{name}": counts.to_json() for name, counts in self.pair_counts.items()}
+    def finished(self) -> tuple[Unit, int]:
+        """Wait until all is on disk; nothing that was cut is needed any more."""
+        for part in self.writing:
+            part.result()
+        return self.unit, self.num_tokens
 
 
 @contextmanager
@@ -259,15 +294,3 @@ def threads(*names: str) -> Iterator[dict[str, ThreadPoolExecutor]]:
         finally:
             for pool in pools.values():
                 pool.shutdown(wait=False, cancel_futures=True)
-
-
-def _finished(unit: Unit, num_tokens: int, writing: Sequence[Future[Receipt]]) -> tuple[Unit, int]:
-    for part in writing:
-        part.result()
-    return unit, num_tokens
-
-
-def _cut_batch(
-    unit: Unit, examples: Examples, sides: Mapping[str, Future[SideBatch]]
-) -> tuple[Unit, Examples, dict[str, SideBatch]]:
-    return unit, examples, {name: batch.result() for name, batch in sides.items()}

@@ -19,16 +19,17 @@ from sra_data.shards.images import IMAGES, save_images
 from sra_data.shards.nearest import NEAREST, save_nearest
 from sra_data.shards.store import (
     VOCABULARY,
+    Beginning,
     Manifest,
     Plan,
     Unit,
     begin,
+    begin_all,
     folder_name,
     has_file,
     model_name,
-    record_pairs,
     save_vocabulary,
-    seal,
+    seal_all,
 )
 from sra_data.stages.align.images import images_of
 from sra_data.stages.align.nearest import nearest_of
@@ -109,45 +110,51 @@ class Work:
         """
         facts = {"source": [one.describe() for one in sources], "num_dev": plan.num_dev, "left_out": plan.left_out}
         inputs = {"corpus": plan.fingerprint}
-        plans = {"corpus": begin(self.shards, "corpus", inputs, lambda: plan.units, facts=facts)}
-        units = _with_hints(plans["corpus"].units, plan.units, self.shards)
+        # The corpus before all else: other inputs than it was begun from are refused in its name.
+        corpus = begin(self.shards, "corpus", inputs, lambda: plan.units, facts=facts)
+        units = _with_hints(corpus.units, plan.units, self.shards)
         bare = [Unit(unit.part, unit.start, unit.stop) for unit in units]
-        for name, side in self.sides.items():
-            section = f"sides/{name}"
-            described = {**inputs, **side_inputs(side)}
-            plans[section] = begin(self.shards, section, described, lambda: bare, facts=self._side_facts(side))
-        for name, pair in self.pairs.items():
-            plans[f"alignments/{name}"] = self._begin_pair(pair, inputs, bare)
-        record_pairs(self.shards, [asked.to_json() for asked in self.asked])
+        sides = [
+            Beginning(f"sides/{name}", {**inputs, **side_inputs(side)}, lambda: bare, facts=self._side_facts(side))
+            for name, side in self.sides.items()
+        ]
+        pairs = [self._beginning(pair, inputs, bare) for pair in self.pairs.values()]
+        asked = [asked.to_json() for asked in self.asked]
+        plans = {"corpus": corpus, **begin_all(self.shards, [*sides, *pairs], pairs=asked)}
+        for pair in self.pairs.values():
+            self._save_files(pair)
         return plans, units
 
-    def _begin_pair(self, pair: Pair, inputs: Mapping[str, Any], units: Sequence[Unit]) -> Plan:
-        section, options = f"alignments/{pair.name}", asdict(pair.options)
-        plan = begin(
-            self.shards,
-            section,
+    def _beginning(self, pair: Pair, inputs: Mapping[str, Any], units: Sequence[Unit]) -> Beginning:
+        options = asdict(pair.options)
+        return Beginning(
+            f"alignments/{pair.name}",
             {**inputs, "left": pair.left, "right": pair.right, **options},
             lambda: units,
             files=(VOCABULARY, IMAGES),
             made_from=tuple(dict.fromkeys((f"sides/{pair.left}", f"sides/{pair.right}"))),
             facts={"options": options, "shared_ids": len(pair.vocabulary)},
         )
-        if not has_file(self.shards / section, VOCABULARY):
-            save_vocabulary(self.shards / section, pair.stored_vocabulary())
+
+    def _save_files(self, pair: Pair) -> None:
+        """What two tokenizers share, where it is not there yet."""
+        folder = self.shards / "alignments" / pair.name
+        if not has_file(folder, VOCABULARY):
+            save_vocabulary(folder, pair.stored_vocabulary())
         left, right = (self.sides[name].tokenizer for name in (pair.left, pair.right))
-        if not has_file(self.shards / section, IMAGES):
-            save_images(self.shards / section, images_of(left, right))
+        if not has_file(folder, IMAGES):
+            save_images(folder, images_of(left, right))
         # no file of the plan: asked for or not, the alignment is the same
-        if self.options.edit_distance and not has_file(self.shards / section, NEAREST):
-            save_nearest(self.shards / section, nearest_of(left, right))
-        return plan
+        if self.options.edit_distance and not has_file(folder, NEAREST):
+            save_nearest(folder, nearest_of(left, right))
 
     def seal(self, sections: Sequence[str], *, made: bool) -> None:
         """Seal every folder of this call that is not sealed or has new parts (`made`)."""
-        for section in sections:
-            known = Manifest.load(self.shards).section(section) or {}
-            if made or known.get("root") is None:
-                seal(self.shards, section)
+        manifest = Manifest.load(self.shards)
+        seal_all(
+            self.shards,
+            [name for name in sections if made or (manifest.section(name) or {}).get("root") is None],
+        )
 
     def _side_facts(self, side: Side) -> dict[str, Any]:
         tokenizer = side.tokenizer
