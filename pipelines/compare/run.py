@@ -42,7 +42,7 @@ def main() -> None:
     started = time.monotonic()
 
     say("1. The corpus, three tokenizers, untrained models")
-    data = write_corpus(output, arguments.data, num_student_examples=arguments.student_examples)
+    data = write_corpus(output, arguments)
     write_models(output, data, arguments)
 
     say("2. The teacher learns the whole training split; the students read other text first")
@@ -60,7 +60,7 @@ def main() -> None:
     shards = output / "shards"
     students = [word for name in STUDENTS for word in ("--student", untrained / name)]
     call("sra-data", "align", "--teacher", teacher, *students, "--edit-distance", "--data", data / "student.jsonl",
-         "--dev-data", data / "dev.jsonl", "--out", shards)  # fmt: skip
+         "--dev-data", data / "student-dev.jsonl", "--out", shards)  # fmt: skip
     call("sra-data", "cache-teacher", shards, "--teacher", teacher)
 
     say("4. The comparisons")
@@ -81,6 +81,7 @@ def parse_arguments() -> argparse.Namespace:
         "--data", type=Path, default=None, help="folder with train, dev and test.jsonl [built-in corpus]"
     )
     parser.add_argument("--student-examples", type=int, default=2400, help="the students' part of the training split")
+    parser.add_argument("--dev-examples", type=int, default=400, help="by which the students' rates are chosen")
     parser.add_argument("--steps", type=int, default=150, help="of every student")
     parser.add_argument("--seeds", type=int, default=5, help=f"of {', '.join(MANY_SEEDS)}")
     parser.add_argument("--few-seeds", type=int, default=3, help="of the other methods")
@@ -93,8 +94,9 @@ def parse_arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def write_corpus(output: Path, given: Path | None, *, num_student_examples: int) -> Path:
-    """train, dev, test, the students' part of train, and other text for pretraining, as JSON lines."""
+def write_corpus(output: Path, arguments: argparse.Namespace) -> Path:
+    """train, dev, test, the students' parts of train and dev, and other text for pretraining, as JSON lines."""
+    given, num_student_examples = arguments.data, arguments.student_examples
     folder = output / "data"
     if (folder / "done").exists():
         return folder
@@ -108,7 +110,8 @@ def write_corpus(output: Path, given: Path | None, *, num_student_examples: int)
         splits = {name: read_rows(given / f"{name}.jsonl") for name in ("train", "dev", "test")}
         other = builtin
     students = splits["train"][:: max(1, len(splits["train"]) // num_student_examples)][:num_student_examples]
-    for name, rows in {**splits, "student": students, "other": other}.items():
+    parts = {"student": students, "student-dev": splits["dev"][: arguments.dev_examples], "other": other}
+    for name, rows in {**splits, **parts}.items():
         write_rows(folder / f"{name}.jsonl", rows)
     (folder / "done").touch()
     return folder

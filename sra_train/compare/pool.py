@@ -1,16 +1,16 @@
 """Several jobs at once, each in a process of its own with its share of the machine.
 
 On GPUs a process sees one of them; on a CPU each has its share of the cores, one thread each by default: many small
-runs side by side do more than one run with many threads. The first job that fails ends the others, which keep their
-checkpoints; so does an interruption.
+runs side by side do more than one run with many threads. The processes are forked from one that has imported what all
+of them need (some seconds each otherwise) and has touched no device. The first job that fails ends the others, which
+keep their checkpoints; so does an interruption.
 """
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import queue
-import subprocess
-import sys
 import threading
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
@@ -21,8 +21,9 @@ from sra_data.errors import ConfigError, TrainingError
 from sra_data.terminal import Reporter
 from sra_train.compare.jobs import Job
 from sra_train.compare.records import LOG
+from sra_train.compare.work import work_in
 
-MODULE = "sra_train.compare.work"
+WARM = "sra_train.compare.warm"  # what the process that all others are forked from imports
 
 
 @dataclass(frozen=True)
@@ -33,13 +34,10 @@ class Slot:
     threads: int
 
     def environment(self) -> dict[str, str]:
-        """Of a process in it; a number of threads the user has set stays."""
-        found = dict(os.environ)
-        found.setdefault("OMP_NUM_THREADS", str(self.threads))
-        found.setdefault("TOKENIZERS_PARALLELISM", "false")
-        if self.device is not None:
-            found["CUDA_VISIBLE_DEVICES"] = self.device
-        return found
+        """What a process in it is told; a number of threads the user has set stays."""
+        found = {"OMP_NUM_THREADS": str(self.threads), "TOKENIZERS_PARALLELISM": "false"}
+        found = {name: os.environ.get(name, value) for name, value in found.items()}
+        return found if self.device is None else found | {"CUDA_VISIBLE_DEVICES": self.device}
 
 
 def make_slots(workers: int | None, *, devices: Sequence[str], cores: int) -> list[Slot]:
@@ -76,6 +74,9 @@ def cores_of_machine() -> int:
     return os.cpu_count() or 1
 
 
+Process = multiprocessing.context.ForkServerProcess
+
+
 class Pool:
     """Does jobs, as many at once as there are slots."""
 
@@ -84,8 +85,12 @@ class Pool:
         self._free: queue.SimpleQueue[Slot] = queue.SimpleQueue()
         for slot in slots:
             self._free.put(slot)
-        self._running: set[subprocess.Popen[bytes]] = set()
+        self._running: set[Process] = set()
         self._lock = threading.Lock()
+        # asks the driver for devices without waking it: a process that has used a GPU cannot be forked
+        os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")
+        self._context = multiprocessing.get_context("forkserver")
+        self._context.set_forkserver_preload([WARM])
         self._stopping = False
 
     def do(self, jobs: Iterable[Job], *, what: str, reporter: Reporter, done: Callable[[Job], str]) -> None:
@@ -126,33 +131,25 @@ class Pool:
         try:
             job.write()
             log = job.folder / LOG
-            with log.open("ab") as said:
-                process = self._start(job.folder, slot, said.fileno())
-                if process is None:
-                    return
-                status = process.wait()
-                with self._lock:
-                    self._running.discard(process)
-                assert process.stdin is not None
-                process.stdin.close()
+            process = self._start(job.folder, slot)
+            if process is None:
+                return
+            process.join()
+            with self._lock:
+                self._running.discard(process)
+            status = process.exitcode
             if status and not self._stopping:
                 raise TrainingError(f"{job.title}: {last_word(log, status)} (all it said is in {log})")
         finally:
             self._free.put(slot)
 
-    def _start(self, folder: Path, slot: Slot, log: int) -> subprocess.Popen[bytes] | None:
-        """A process of its own session: a Ctrl-C reaches it once, through us; None if all is being ended."""
+    def _start(self, folder: Path, slot: Slot) -> Process | None:
+        """A process that works in a folder; None if all is being ended."""
         with self._lock:
             if self._stopping:
                 return None
-            process = subprocess.Popen(
-                [sys.executable, "-m", MODULE, str(folder)],
-                stdin=subprocess.PIPE,
-                stdout=log,
-                stderr=log,
-                env=slot.environment(),
-                start_new_session=True,
-            )
+            process = self._context.Process(target=work_in, args=(folder, slot.environment()))
+            process.start()
             self._running.add(process)
             return process
 

@@ -1,19 +1,23 @@
-"""The process of one job: `python -m sra_train.compare.work FOLDER` trains, then measures, and writes down both.
+"""The process of one job: it trains, then measures, and writes down both.
 
-It ends with whoever started it: its standard input is a pipe that nobody writes into, and the end of that pipe counts
-as a SIGTERM, upon which a run keeps a checkpoint. So a comparison that is killed leaves nobody behind who would still
-be writing into a folder when the comparison is started again.
+It ends with whoever started it: the end of the comparison's process counts as a SIGTERM, upon which a run keeps a
+checkpoint. So a comparison that is killed leaves nobody behind who would still be writing into a folder when the
+comparison is started again.
 """
 
 from __future__ import annotations
 
 import math
+import multiprocessing
 import os
 import shutil
 import signal
 import sys
 import threading
+from collections.abc import Mapping
 from pathlib import Path
+
+import torch
 
 from sra_data import terminal
 from sra_data.errors import DivergedError
@@ -21,7 +25,7 @@ from sra_data.shards.store import ShardSet
 from sra_train.choosing import choose_student
 from sra_train.compare.jobs import Job
 from sra_train.compare.measure import Measured, development_rows, reported_rows
-from sra_train.compare.records import RUN, Trained, read_tested, read_trained, write_tested, write_trained
+from sra_train.compare.records import LOG, RUN, Trained, read_tested, read_trained, write_tested, write_trained
 from sra_train.measure.evaluation import EvaluateOptions, load_model, load_side
 from sra_train.record.run_folder import RUN_FILE
 from sra_train.run import run
@@ -83,23 +87,32 @@ def open_model(job: Job, name: str, shards: ShardSet) -> Measured:
 
 
 def end_with_the_parent() -> None:
-    """Take the end of standard input for a SIGTERM."""
+    """Take the end of the comparison's process for a SIGTERM."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None, "a job is never a program of its own"
 
-    def wait() -> None:
-        os.read(sys.stdin.fileno(), 1)
+    def watch() -> None:
+        parent.join()
         os.kill(os.getpid(), signal.SIGTERM)
 
-    threading.Thread(target=wait, daemon=True).start()
+    threading.Thread(target=watch, daemon=True).start()
 
 
-def main() -> None:
-    """Entry point of the process."""
+def work_in(folder: Path, environment: Mapping[str, str]) -> None:
+    """What the process does.
+
+    Args:
+        folder: of the job; what it says goes to a log there.
+        environment: its share of the machine.
+    """
+    os.setsid()  # a Ctrl-C reaches it once, through the comparison
+    os.environ.update(environment)
+    torch.set_num_threads(int(environment["OMP_NUM_THREADS"]))  # read when torch was imported, before this was known
+    with (folder / LOG).open("ab") as log:
+        os.dup2(log.fileno(), sys.stdout.fileno())
+        os.dup2(log.fileno(), sys.stderr.fileno())
     end_with_the_parent()
     terminal.run(
-        lambda: do(Job.read(Path(sys.argv[1])), terminal.PlainReporter()),
+        lambda: do(Job.read(folder), terminal.PlainReporter()),
         how_to_go_on="run the comparison again: it goes on from the last checkpoint",
     )
-
-
-if __name__ == "__main__":
-    main()

@@ -196,8 +196,6 @@ def test_a_grid_in_which_every_rate_diverges_is_one_line(still, tmp_path) -> Non
         rates=(1e4,),
         settings=SETTINGS,
     )
-    with pytest.raises(
-        TrainingError, match=r"sft: at every point of the grid \(lr-10000\) it diverges or ends worse"
-    ) as e:
+    with pytest.raises(TrainingError, match=r"sft: diverges at every point of the grid \(lr-10000\)") as e:
         compare(options)
     assert "\n" not in str(e.value)
