@@ -44,6 +44,7 @@ from sra_train.loop import Trainer
 from sra_train.measure.development import measure_development, wants_development
 from sra_train.measure.evaluation import generation_prompts
 from sra_train.measure.generation import measure_generation
+from sra_train.measure.reach import lines_of_reach
 from sra_train.methods.base import Method, method_type
 from sra_train.parallel import COMPUTE_DTYPES, distribute, make_accelerator, resolve_precision, student_inside
 from sra_train.record.card import model_card, teachers_in_words
@@ -163,6 +164,9 @@ class Run:
             if self.accelerator.scaler is not None and progress.scaler:
                 self.accelerator.scaler.load_state_dict(progress.scaler)
             self.reporter.line(f"resumed from step {progress.step} of {self.total_steps} in {self.folder}")
+        elif self.accelerator.is_main_process and training.strategy != "fsdp2":  # a part of a student says nothing
+            for line in lines_of_reach(student_inside(model), self.sources, self.accelerator.device):
+                self.reporter.line(line)
         progress = self.train(model, optimizer, reader, checkpoints, progress)
         return self.finish(checkpoints, progress, roots)
 

@@ -16,7 +16,7 @@ from sra_data.shards.images import load_images
 from sra_data.shards.index import Index
 from sra_data.shards.nearest import load_nearest
 from sra_data.shards.reader import FolderReader
-from sra_data.shards.schema import IntArray
+from sra_data.shards.schema import IntArray, response_positions
 from sra_data.shards.vocabulary import load_vocabulary
 
 BETWEEN_SIDES = "~"
@@ -47,6 +47,16 @@ class PairSpans:
     status: str
     student_spans: IntArray  # [K, 2] tokens
     teacher_spans: IntArray  # [K, 2] tokens
+
+
+def cached_starts(spans: PairSpans, response_spans: IntArray) -> NDArray[np.bool_]:
+    """[K] spans at whose start the teacher's pages have a row: what it said after the text that both have read.
+
+    Args:
+        spans: Of an example.
+        response_spans: [R, 2] of the teacher's side.
+    """
+    return np.isin(spans.teacher_spans[:, 0] - 1, response_positions(response_spans))
 
 
 @dataclass(frozen=True, eq=False)

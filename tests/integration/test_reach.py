@@ -12,7 +12,8 @@ from transformers import AutoModelForCausalLM
 from sra_data.corpus.tokenization import SideTokenizer
 from sra_data.shards.schema import response_positions
 from sra_data.shards.store import Manifest, ShardSet
-from tests.integration.command_lines import sra_data, write_examples, write_pair
+from sra_train.measure.reach import line_of
+from tests.integration.command_lines import sra_data, sra_train, write_examples, write_pair
 
 EXAMPLES = 5
 
@@ -66,6 +67,42 @@ def test_the_teacher_is_heard_as_a_slow_count_hears_it(world: tuple[Path, Path, 
         assert 0 < len(values) <= len(own)
         assert found[kind]["share"] == pytest.approx(len(values) / len(own))
         assert found[kind]["log2_prob"] == pytest.approx(sum(values) / len(values), abs=1e-4)
+
+
+def test_the_student_is_asked_about_the_same_tokens_before_its_first_step(
+    world: tuple[Path, Path, Path], tmp_path: Path
+) -> None:
+    _, student, out = world
+    (name,) = Manifest.load(out).names("teachers")
+    (found,) = Manifest.load(out).sealed(f"teachers/{name}")["reach"]
+    model = AutoModelForCausalLM.from_pretrained(student).eval()
+    own: list[float] = []
+    with ShardSet.open(out) as shards:
+        side = shards.side_of_teacher(name)
+        (other,) = set(shards.manifest.names("sides")) - {side}
+        pair, reader = shards.pair(student=other, teacher=side), shards.side(other)
+        for spans, ours in zip(pair.read(found["rows"]), reader.read(found["rows"]), strict=True):
+            with torch.no_grad():
+                said = model(torch.tensor(ours.ids[None].astype(int))).logits[0].double().log_softmax(-1)
+            own += [float(said[at - 1, ours.ids[at]]) / math.log(2) for at in spans.student_spans[:, 0].tolist()]
+    assert len(own) == found["starts"]
+    answer = sra_train("run", out, "--output-dir", tmp_path / "run", "--set", "training.max_steps=1",
+                       "--set", "training.batch_size=2")  # fmt: skip
+    assert answer.exit_code == 0, answer.error
+    assert f"mean log2 p {sum(own) / len(own):.2f} of the student" in answer.error
+    again = sra_train("run", out, "--output-dir", tmp_path / "run", "--set", "training.max_steps=1",
+                      "--set", "training.batch_size=2")  # fmt: skip
+    assert "of the student" not in again.error  # it is no longer the student before its first step
+
+
+@pytest.mark.parametrize(("teacher", "words"), [(-3.0, "it knows them better"), (-5.0, "IT KNOWS THEM WORSE")])
+def test_who_knows_more_is_said(teacher: float, words: str) -> None:
+    heard = {"starts": 9, "first_piece": {"share": 0.5, "log2_prob": teacher}}
+    heard["equal_bytes"] = {"share": 0.4, "log2_prob": None}
+    line = line_of("t", heard, -4.0)
+    assert words in line
+    assert "(50.0% of them)" in line
+    assert "equal bytes" not in line
 
 
 def first_piece(text: bytes, first: bytes | None, pieces: list[bytes | None]) -> int:

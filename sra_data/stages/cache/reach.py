@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from sra_data.models.output_head import OutputHead
 from sra_data.shards.images import IMAGES
+from sra_data.shards.pairs import cached_starts
 from sra_data.shards.schema import response_positions
 from sra_data.shards.store import FolderReader, Manifest, PairReader, ShardSet, has_file, sides_of
 from sra_data.stages.sampling import sample_rows
@@ -48,6 +49,7 @@ class Reach:
         starts: S, over sampled examples.
         own: Mean log2 probability of the teacher's own next token there.
         equal_bytes: By ids that stand for the same bytes; `first_piece` by the map of first pieces.
+        rows: The examples: a student asked about the same ones can be held against it.
     """
 
     student: str
@@ -55,6 +57,7 @@ class Reach:
     own: float
     equal_bytes: Heard
     first_piece: Heard
+    rows: tuple[int, ...] = ()
 
     @property
     def line(self) -> str:
@@ -99,7 +102,7 @@ def measure_reach(shards: ShardSet, teacher: str, head: OutputHead) -> list[dict
 def reach_from(values: dict[str, Any]) -> Reach:
     """The inverse of `asdict`."""
     maps = {name: Heard(**values[name]) for name in ("equal_bytes", "first_piece")}
-    return Reach(**{**values, **maps})
+    return Reach(**{**values, **maps, "rows": tuple(values["rows"])})
 
 
 def can_measure(manifest: Manifest, section: str, num_layers: int) -> bool:
@@ -120,21 +123,21 @@ def _of_pair(
     vocabulary, images = pair.vocabulary(), pair.images()
     maps = (vocabulary.student_of_teacher, images.first_piece)
     sums = [_Sums(), _Sums()]
-    own, count = 0.0, 0
+    own, count, read = 0.0, 0, []
     layer = max(pages.schema.layers)
     columns = zip(
+        rows,
         pair.read(rows),
         pages.read(rows, [f"hidden.{layer}"]),
         teacher.read(rows, ["ids", "response_spans"]),
         student.read(rows, ["ids"]),
         strict=True,
     )  # of each sampled row
-    for spans, page, theirs, ours in columns:
-        starts = spans.teacher_spans[:, 0].astype(np.int64)
-        cached = response_positions(theirs.response_spans)
-        places = np.searchsorted(cached, starts - 1)
-        there = (places < len(cached)) & (cached[np.minimum(places, len(cached) - 1)] == starts - 1)
-        states = page.hidden[layer].float32()[places[there]]
+    for row, spans, page, theirs, ours in columns:
+        starts, there = spans.teacher_spans[:, 0].astype(np.int64), cached_starts(spans, theirs.response_spans)
+        places = np.searchsorted(response_positions(theirs.response_spans), starts[there] - 1)
+        states = page.hidden[layer].float32()[places]
+        read.append(row)
         next_ours, next_theirs = ours.ids[spans.student_spans[there, 0]], theirs.ids[starts[there]]
         for log_probs, place in _distributions(head, states):
             here = slice(place, place + len(log_probs))
@@ -146,7 +149,8 @@ def _of_pair(
             break
     if not count:
         return None
-    return Reach(pair.student, count, own / count / math.log(2), *(one.heard(count) for one in sums))
+    equal_bytes, first_piece = (one.heard(count) for one in sums)
+    return Reach(pair.student, count, own / count / math.log(2), equal_bytes, first_piece, tuple(read))
 
 
 class _Sums:

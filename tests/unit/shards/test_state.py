@@ -10,6 +10,8 @@ from typing import Any
 import pytest
 
 from sra_data.errors import ShardError
+from sra_data.shards import manifest
+from sra_data.shards.durable import write_json
 from sra_data.shards.manifest import Manifest, Plan
 from sra_data.shards.store import (
     VOCABULARY,
@@ -21,6 +23,7 @@ from sra_data.shards.store import (
     record,
     save_vocabulary,
     seal,
+    seal_all,
     state_of,
     write_part,
 )
@@ -189,6 +192,18 @@ def test_text_is_not_sealed_twice_over(tmp_path: Path) -> None:
 def _write_up_to(section: str, rows: dict[str, list[Any]], shards: Path) -> None:
     for name in SECTIONS[: SECTIONS.index(section) + 1]:
         write_section(shards, name, rows[name], cut_groups(name, rows, UNITS), schema=schema_of(name))
+
+
+def test_folders_sealed_together_are_as_those_sealed_one_by_one(shards: Path, monkeypatch) -> None:
+    before = Manifest.load(shards).content
+    order = Manifest.load(shards).sections
+    for section in order:
+        record(shards, section, root=None, index_sha256=None)
+    writes: list[Path] = []
+    monkeypatch.setattr(manifest, "write_json", lambda path, value: (writes.append(path), write_json(path, value)))
+    seal_all(shards, order)
+    assert Manifest.load(shards).content == before
+    assert writes == [shards / "manifest.json"]
 
 
 def test_the_manifest_is_plain_json(shards: Path) -> None:

@@ -15,6 +15,7 @@ from sra_data.errors import ShardError, TokenizerError
 from sra_data.shards.store import ShardSet, load_vocabulary, sides_of
 from sra_data.stages.align import batches as align_batches
 from sra_data.stages.align import pairs as align_pairs
+from sra_data.stages.align import plan as align_plan
 from sra_data.stages.align import units as align_units
 from sra_data.stages.align.options import AlignOptions
 from sra_data.stages.align.stage import align, align_with
@@ -77,6 +78,13 @@ def test_any_number_of_workers_writes_the_same_bytes(options, tmp_path, contents
 def test_batches_do_not_change_what_is_written(options, tmp_path, monkeypatch, contents):
     align(options, Reporter())
     monkeypatch.setattr(align_batches, "ROWS_PER_BATCH", 7)
+    align(replace(options, out=str(tmp_path / "other")), Reporter())
+    assert contents(options.out) == contents(tmp_path / "other")
+
+
+def test_rows_kept_from_the_scan_are_those_that_would_be_read_again(options, tmp_path, monkeypatch, contents):
+    align(options, Reporter())
+    monkeypatch.setattr(align_plan, "KEPT_TEXT_BYTES", 0)
     align(replace(options, out=str(tmp_path / "other")), Reporter())
     assert contents(options.out) == contents(tmp_path / "other")
 

@@ -55,6 +55,21 @@ def test_a_part_holds_as_many_neighbours_as_fit_each_of_its_limits(tmp_path, mon
         assert unit is units[-1] or sum(sizes[unit.start : unit.stop + 1]) > 17
 
 
+@pytest.mark.parametrize(("most", "are_kept"), [(17, True), (16, False)])
+def test_rows_are_kept_only_while_they_are_few(tmp_path, monkeypatch, most, are_kept) -> None:
+    """A corpus of any size is scanned in the memory of a few rows."""
+    monkeypatch.setattr(plan, "KEPT_TEXT_BYTES", most)
+    values = [
+        {"prompt": "pp", "response": "rrr"},
+        {"prompt": "p", "response": "rrrrr"},
+        {"prompt": "", "response": "r" * 6},
+    ]
+    kept = planned(tmp_path, values).rows
+    assert (kept is not None) == are_kept
+    if kept is not None:
+        assert [row.response for row, _ in kept] == [one["response"] for one in values]
+
+
 def test_a_row_that_alone_is_more_than_a_part_stands_alone(tmp_path, monkeypatch) -> None:
     monkeypatch.setattr(plan, "TEXT_BYTES_PER_PART", 10)
     values = [{"prompt": "p", "response": "r" * size} for size in (3, 3, 50, 3, 3)]
