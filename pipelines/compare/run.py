@@ -66,7 +66,7 @@ def main() -> None:
     say("4. The comparisons")
     for name in STUDENTS:
         for start in arguments.starts:
-            compare(output, shards, starts[start, name], f"{name}-{start}", teacher, data, arguments)
+            compare(output, shards, starts[start, name], (name, start), teacher, data, arguments)
 
     settings = [f"{name}-{start}" for name in STUDENTS for start in arguments.starts]
     write_results(output, settings, seconds=time.monotonic() - started)
@@ -127,15 +127,22 @@ def fine_tune(folder: Path, model: Path, train: Path, data: Path, config: str, s
 
 
 def compare(
-    output: Path, shards: Path, student: Path, name: str, teacher: Path, data: Path, arguments: argparse.Namespace
+    output: Path,
+    shards: Path,
+    student: Path,
+    setting: tuple[str, str],
+    teacher: Path,
+    data: Path,
+    arguments: argparse.Namespace,
 ) -> None:
-    """One setting: every method, tuned alike."""
-    few = arguments.few_seeds
-    methods = arguments.methods or ",".join([*MANY_SEEDS, *(f"{one}:{few}" for one in FEW_SEEDS)])
+    """One setting: every method, tuned alike; those of few seeds only where the student has read before."""
+    name, start = setting
+    few = [f"{one}:{arguments.few_seeds}" for one in FEW_SEEDS] if start == "pretrained" else []
+    methods = arguments.methods or ",".join([*MANY_SEEDS, *few])
     call("sra-train", "compare", shards, "--student", student, "--config", HERE / "student.yaml",
          "--set", f"training.max_steps={arguments.steps}", "--methods", methods, "--seeds", arguments.seeds,
          "--rates", arguments.rates, "--test", data / "test.jsonl", "--teacher-model", teacher,
-         "--output-dir", output / "comparisons" / name)  # fmt: skip
+         "--output-dir", output / "comparisons" / f"{name}-{start}")  # fmt: skip
 
 
 if __name__ == "__main__":
