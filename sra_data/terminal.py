@@ -30,6 +30,7 @@ class Task:
     unit: str
     show: Callable[[Task], None]
     done: float = 0.0
+    before: float = 0.0  # of it, by an earlier call: counted, but no part of the rate
     fields: dict[str, str] = field(default_factory=dict)
     started: float = field(default_factory=time.monotonic)
 
@@ -39,16 +40,20 @@ class Task:
         self.fields.update(fields)
         self.show(self)
 
+    def go_on_from(self, done: float) -> None:
+        """Say what an earlier call has done of it."""
+        self.done = self.before = done
+
     @property
     def rate(self) -> float:
-        """Units per second since the start."""
-        return self.done / max(time.monotonic() - self.started, 1e-9)
+        """Units per second since the start, of this call alone."""
+        return (self.done - self.before) / max(time.monotonic() - self.started, 1e-9)
 
     def status(self) -> str:
         """Progress in words: done, rate, time left and the live fields."""
         of = "" if self.total is None else f"/{self.total:,.0f}"
-        words = [f"{self.done:,.0f}{of} {self.unit}", f"{self.rate:,.0f} {self.unit}/s"]
-        if self.total is not None and self.done > 0:
+        words = [f"{self.done:,.0f}{of} {self.unit}", rate_in_words(self.rate, self.unit)]
+        if self.total is not None and self.done > self.before:
             words.append(f"{clock((self.total - self.done) / self.rate)} left")
         words += [f"{name.replace('_', ' ')} {value}" for name, value in self.fields.items()]
         return " · ".join(words)
@@ -140,6 +145,15 @@ def clock(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
+
+
+def rate_in_words(per_second: float, unit: str) -> str:
+    """A rate that never reads 0 for what moves: ``1,234 tokens/s``, ``2.5 steps/s``, ``3.0 runs/h``."""
+    for factor, of in ((1, "s"), (60, "min"), (3600, "h")):
+        rate = per_second * factor
+        if rate >= 1 or of == "h":
+            return f"{rate:,.0f} {unit}/{of}" if rate >= 10 else f"{rate:.1f} {unit}/{of}"
+    raise AssertionError("unreachable")
 
 
 def bytes_in_words(count: float) -> str:

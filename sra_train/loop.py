@@ -147,7 +147,7 @@ class Trainer:
             Prefetcher(stream, depth=self.config.data.prefetch) as batches,
             self.reporter.task("train", total=self.total_steps, unit="steps") as task,
         ):
-            task.done = start
+            task.go_on_from(start)
             for step in range(start, self.total_steps):
                 record = self.train_step(step, batches)
                 self.progress.step = step + 1

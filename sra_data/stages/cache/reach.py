@@ -100,9 +100,9 @@ def measure_reach(shards: ShardSet, teacher: str, head: OutputHead) -> list[dict
 
 
 def reach_from(values: dict[str, Any]) -> Reach:
-    """The inverse of `asdict`."""
+    """The inverse of `asdict`; caches made before rows were recorded have none."""
     maps = {name: Heard(**values[name]) for name in ("equal_bytes", "first_piece")}
-    return Reach(**{**values, **maps, "rows": tuple(values["rows"])})
+    return Reach(**{**values, **maps, "rows": tuple(values.get("rows", ()))})
 
 
 def can_measure(manifest: Manifest, section: str, num_layers: int) -> bool:

@@ -1,0 +1,48 @@
+"""What a command shows while it works."""
+
+import pytest
+
+from sra_data import terminal
+from sra_data.terminal import Task, rate_in_words
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """The time, as the test says it is."""
+    now = [100.0]
+    monkeypatch.setattr(terminal.time, "monotonic", lambda: now[0])
+    return now
+
+
+def task(total: float | None = 1950) -> Task:
+    return Task("train", total, "steps", show=lambda task: None, started=100.0)
+
+
+def test_the_rate_after_a_resume_is_of_this_call_alone(clock: list[float]) -> None:
+    shown = task()
+    shown.go_on_from(1000)
+    clock[0] += 20
+    shown.advance(10)
+    assert shown.status() == "1,010/1,950 steps · 30 steps/min · 31:20 left"
+
+
+def test_nothing_is_promised_before_something_is_done(clock: list[float]) -> None:
+    shown = task()
+    shown.go_on_from(1000)
+    clock[0] += 20
+    assert "left" not in shown.status()
+
+
+@pytest.mark.parametrize(
+    ("per_second", "words"),
+    [
+        (1234.4, "1,234 tokens/s"),
+        (2.54, "2.5 tokens/s"),
+        (0.5, "30 tokens/min"),
+        (0.05, "3.0 tokens/min"),
+        (0.001, "3.6 tokens/h"),
+        (0.0, "0.0 tokens/h"),
+    ],
+)
+def test_a_slow_rate_is_not_shown_as_none(per_second: float, words: str) -> None:
+    assert rate_in_words(per_second, "tokens") == words
