@@ -19,6 +19,7 @@ from typing import Any
 from sra_data.errors import SRAError
 
 SECONDS_BETWEEN_LINES = 5.0
+INTERRUPTED = 130  # the exit code of what a signal has ended
 
 
 @dataclass
@@ -188,7 +189,11 @@ def run(app: Callable[[], object], *, how_to_go_on: str) -> None:
         sys.exit(1)
     except KeyboardInterrupt:
         print(f"interrupted; {how_to_go_on}", file=sys.stderr, flush=True)
-        sys.exit(130)
+        sys.exit(INTERRUPTED)
+    except SystemExit as end:
+        if end.code == INTERRUPTED:  # Typer has caught the interrupt, and says nothing
+            print(f"interrupted; {how_to_go_on}", file=sys.stderr, flush=True)
+        raise
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)

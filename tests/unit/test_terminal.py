@@ -1,6 +1,10 @@
 """What a command shows while it works."""
 
+import os
+import signal
+
 import pytest
+import typer
 
 from sra_data import terminal
 from sra_data.terminal import Task, rate_in_words
@@ -46,3 +50,25 @@ def test_nothing_is_promised_before_something_is_done(clock: list[float]) -> Non
 )
 def test_a_slow_rate_is_not_shown_as_none(per_second: float, words: str) -> None:
     assert rate_in_words(per_second, "tokens") == words
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("through_typer", [True, False])
+def test_an_interrupt_ends_with_how_to_go_on(
+    number: int, through_typer: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    app = typer.Typer()
+
+    @app.command()
+    def work() -> None:
+        os.kill(os.getpid(), number)
+
+    before = {one: signal.getsignal(one) for one in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        with pytest.raises(SystemExit) as end:
+            terminal.run((lambda: app([])) if through_typer else work, how_to_go_on="run it again")
+    finally:
+        for one, handler in before.items():
+            signal.signal(one, handler)
+    assert end.value.code == 130
+    assert capsys.readouterr().err == "interrupted; run it again\n"
