@@ -63,19 +63,11 @@ Config = Annotated[
 ]
 
 
-def version(asked: bool) -> None:
-    """Print the version and stop."""
-    if asked:
-        from sra_data import __version__
-
-        print(f"sra-distill {__version__}")
-        raise typer.Exit
+Version = Annotated[bool, typer.Option("--version", callback=terminal.print_version, is_eager=True, help="Print it.")]
 
 
 @app.callback()
-def options(
-    show_version: Annotated[bool, typer.Option("--version", callback=version, is_eager=True, help="Print it.")] = False,
-) -> None:
+def options(show_version: Version = False) -> None:
     """Write down what a teacher said about a corpus, once: align, cache, verify."""
 
 

@@ -126,6 +126,17 @@ def make_reporter(*, quiet: bool) -> Reporter:
     return RichReporter() if sys.stderr.isatty() else PlainReporter()
 
 
+def print_version(asked: bool) -> None:
+    """Print the version and stop: the callback of ``--version``."""
+    if asked:
+        import typer
+
+        from sra_data import __version__
+
+        print(f"sra-distill {__version__}")
+        raise typer.Exit
+
+
 def print_json(value: dict[str, Any]) -> None:
     """Print one JSON object on standard output, for machines."""
     print(json.dumps(value, ensure_ascii=False, default=str))

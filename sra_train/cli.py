@@ -24,8 +24,11 @@ app = typer.Typer(
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of words.")]
 
 
+Version = Annotated[bool, typer.Option("--version", callback=terminal.print_version, is_eager=True, help="Print it.")]
+
+
 @app.callback()
-def options() -> None:
+def options(show_version: Version = False) -> None:
     """Teach any student from the shards `sra-data` wrote; the teacher is never loaded."""
 
 
@@ -120,6 +123,7 @@ def evaluate(
     rouge: Annotated[bool, typer.Option("--rouge", help="Generate too: Rouge-L by five seeds.")] = False,
     seeds: Annotated[str, typer.Option(help="Seeds of the generation.")] = "10,20,30,40,50",
     max_new_tokens: Annotated[int, typer.Option(help="Tokens to generate.")] = 512,
+    device: Annotated[str | None, typer.Option(help="Where to run (default: a GPU where there is one).")] = None,
     dtype: Annotated[WeightDtype, typer.Option(help="Of the weights in memory.")] = "float32",
     trust_remote_code: Annotated[bool, typer.Option(help="Run code that comes with a model.")] = False,
     json: Json = False,
@@ -139,6 +143,7 @@ def evaluate(
             max_length=max_length,
             batch_size=batch_size,
             generation=protocol if rouge else None,
+            device=device,
             dtype=dtype,
             trust_remote_code=trust_remote_code,
         ),

@@ -115,6 +115,27 @@ class Encoded:
     status: list[str]
 
 
+def check_options(options: EvaluateOptions) -> torch.device:
+    """Refuse what cannot be; where to run.
+
+    Raises:
+        ConfigError: One line.
+    """
+    if not options.models:
+        raise ConfigError("evaluate: no model given; name at least one Hub id or folder")
+    for name in ("batch_size", "max_examples", "max_length"):
+        count = getattr(options, name)
+        if count is not None and count < 1:
+            raise ConfigError(f"--{name.replace('_', '-')} {count}: not a positive number; write 1 or more")
+    wanted = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        torch.empty(0, device=wanted)
+    except (RuntimeError, AssertionError, ValueError) as error:
+        reason = " ".join(str(error).split())[:120]
+        raise ConfigError(f"--device {wanted}: cannot be used ({reason}); write cpu, or leave it out") from None
+    return torch.device(wanted)
+
+
 def evaluate(options: EvaluateOptions, reporter: Reporter | None = None) -> EvaluationSummary:
     """Measure models on one corpus.
 
@@ -123,8 +144,7 @@ def evaluate(options: EvaluateOptions, reporter: Reporter | None = None) -> Eval
         ModelError, TokenizerError: If a model or its tokenizer cannot be used.
     """
     reporter = reporter or Reporter()
-    if not options.models:
-        raise ConfigError("evaluate: no model given; name at least one Hub id or folder")
+    device = check_options(options)
     rows = read_rows(options.data, columns=options.columns, split=options.split, limit=options.max_examples)
     sides = [load_side(name, trust_remote_code=options.trust_remote_code) for name in options.models]
     encoded = [encode(side, rows, max_length=options.max_length) for side in sides]
@@ -136,7 +156,7 @@ def evaluate(options: EvaluateOptions, reporter: Reporter | None = None) -> Eval
         raise SourceError(f"{options.data}: no example fits all models ({reasons}); give shorter examples")
     num_bytes = sum(count_response_bytes(rows[index]) for index in kept)
     scores = [
-        score_model(name, side, one, rows, kept, num_bytes=num_bytes, options=options, reporter=reporter)
+        score_model(name, side, one, rows, kept, num_bytes=num_bytes, device=device, options=options, reporter=reporter)
         for name, side, one in zip(options.models, sides, encoded, strict=True)
     ]
     return EvaluationSummary(scores, options.data, len(kept), num_bytes, left_out)
@@ -150,11 +170,11 @@ def score_model(
     kept: Sequence[int],
     *,
     num_bytes: int,
+    device: torch.device,
     options: EvaluateOptions,
     reporter: Reporter,
 ) -> ModelScores:
     """One model's bits per byte and, if asked for, Rouge-L."""
-    device = torch.device(options.device or ("cuda" if torch.cuda.is_available() else "cpu"))
     model = load_model(name, options).to(device).eval()
     ids, wanted = [encoded.ids[index] for index in kept], [encoded.wanted[index] for index in kept]
     with reporter.task(f"bits per byte of {name}", total=len(ids), unit="examples") as task:

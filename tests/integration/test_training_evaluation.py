@@ -118,6 +118,13 @@ def test_what_cannot_be_evaluated_is_refused(still, tmp_path) -> None:
         evaluate(EvaluateOptions(models=(str(still.student),), data=str(data), split="dev"))
     with pytest.raises(ConfigError, match="no model given"):
         evaluate(EvaluateOptions(models=(), data=str(data)))
+    for name in ("batch_size", "max_examples", "max_length"):
+        option = name.replace("_", "-")
+        with pytest.raises(ConfigError, match=f"--{option} -3: not a positive number"):
+            evaluate(EvaluateOptions(models=(str(still.student),), data=str(data), **{name: -3}))
+    for device in ("nowhere", "cuda:99"):
+        with pytest.raises(ConfigError, match=f"--device {device}: cannot be used"):
+            evaluate(EvaluateOptions(models=(str(still.student),), data=str(data), device=device))
     bare = tmp_path / "bare"
     bare.mkdir()
     for file in still.student.iterdir():

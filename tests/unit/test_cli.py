@@ -32,6 +32,11 @@ def test_help_imports_nothing_heavy(module: str) -> None:
 
 
 @pytest.mark.parametrize("module", PROGRAMS)
+def test_both_programs_say_their_version(module: str) -> None:
+    assert call(module, "--version").stdout == f"sra-distill {sra_data.__version__}\n"
+
+
+@pytest.mark.parametrize("module", PROGRAMS)
 def test_wrong_usage_exits_with_2(module: str) -> None:
     assert call(module, "no-such-command").returncode == 2
 
