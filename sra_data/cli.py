@@ -22,7 +22,6 @@ from sra_data.teacher.spec import KNOWN_BY_PAGES, TeacherSpec
 app = typer.Typer(
     help="Write down what a teacher said about a corpus, once: align, estimate, cache, verify, report.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
 )
 

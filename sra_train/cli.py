@@ -17,7 +17,6 @@ from sra_train.compare.options import CompareOptions
 app = typer.Typer(
     help="Teach any student from the shards `sra-data` wrote; the teacher is never loaded.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
 )
 
