@@ -114,6 +114,8 @@ def align(
     json: Json = False,
 ) -> None:
     """Tokenize a corpus for every teacher and student, align the sides, write sharded Parquet."""
+    names = f"{', '.join(teacher)} with {', '.join(student)}"
+    reporter = terminal.start(f"align: {names}, on {data}, into {out}", quiet=json)
     from sra_data.stages.align import stage
     from sra_data.stages.align.options import AlignOptions
 
@@ -138,7 +140,7 @@ def align(
             units=units,
             trust_remote_code=trust_remote_code,
         ),
-        terminal.make_reporter(quiet=json),
+        reporter,
     )
     terminal.finish(summary, as_json=json)
 
@@ -156,9 +158,10 @@ def estimate(options: EstimateOptions, config: Config = None, json: Json = False
 @expand()
 def cache_teacher(options: CacheOptions, config: Config = None, json: Json = False) -> None:
     """Run a teacher once; keep hidden states, attention and top-k log-probabilities."""
+    reporter = terminal.start(f"cache-teacher: {options.shards}", quiet=json)
     from sra_data.stages.cache import stage
 
-    terminal.finish(stage.cache_teacher(options, terminal.make_reporter(quiet=json)), as_json=json)
+    terminal.finish(stage.cache_teacher(options, reporter), as_json=json)
 
 
 @app.command()

@@ -142,6 +142,14 @@ def print_json(value: dict[str, Any]) -> None:
     print(json.dumps(value, ensure_ascii=False, default=str))
 
 
+def start(what: str, *, quiet: bool) -> Reporter:
+    """The reporter, once it has said what is about to happen: before the imports, which take seconds."""
+    reporter = make_reporter(quiet=quiet)
+    if os.environ.get("RANK", "0") == "0":  # the first of the processes of a distributed run
+        reporter.line(what)
+    return reporter
+
+
 def finish(summary: Any, *, as_json: bool) -> None:
     """Print what a command returns: its fields as one JSON object, or its own `lines()`."""
     if as_json:

@@ -95,13 +95,14 @@ def run(
         "hub.push_to": push_to_hub,
     }
     given = {name: value for name, value in flags.items() if value is not None} | pairs(settings)
+    reporter = terminal.start(f"run: {shards or 'shards'}", quiet=json or print_config)
     chosen = load_config(config, given, preset=preset)
     if print_config:
         print(chosen.to_yaml(), end="")
         return
     from sra_train import run as training
 
-    summary = training.run(chosen, terminal.make_reporter(quiet=json))
+    summary = training.run(chosen, reporter)
     if summary.model_folder is not None:  # the other processes of a distributed run say nothing
         terminal.finish(summary, as_json=json)
 
