@@ -1,4 +1,4 @@
-"""How one file becomes raw rows: JSON lines, JSON arrays, CSV, Parquet, Arrow.
+"""How one file becomes raw rows: JSON lines, JSON arrays, CSV (as they are, .gz or .zst), Parquet, Arrow.
 
 Everything streams and can start anywhere.
 
@@ -6,8 +6,9 @@ A reader takes a path, an offset and the line number that stands there, and yiel
 read by line with our own code rather than by a table library, because an error has to name the line, because a byte
 offset lets another process start in the middle, and because guessed column types turn the id "007" into 7.
 
-What is refused here: JSON arrays or CSV that cannot be parsed, and text that is not UTF-8. One bad line of JSON lines
-is handed on as a `Record` with a problem, so that the caller decides.
+What is refused here: JSON arrays or CSV that cannot be parsed or are not UTF-8, and files that are not whole. One bad
+line of JSON lines, one row of a table with a value that cannot be read, is handed on as a `Record` with a problem, so
+that the caller decides.
 """
 
 from __future__ import annotations
@@ -17,10 +18,13 @@ import csv
 import json
 import sys
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, BinaryIO, NoReturn
 
+from sra_data.corpus.compressed import data_suffix, open_data, stamp, unreadable
 from sra_data.corpus.examples import InvalidRow, shorten
 from sra_data.errors import SourceError
 
@@ -28,7 +32,16 @@ ROWS_PER_READ = 256
 CHARACTERS_PER_READ = 1 << 20
 LONGEST_ESCAPE = 16  # characters; "\\ud83d\\ude00" is 12
 UTF8_BYTE_ORDER_MARK = b"\xef\xbb\xbf"
-JSON_DECODER = json.JSONDecoder()
+VALUE_ERRORS = (ValueError, OverflowError, MemoryError, RecursionError)  # of a value Python cannot hold, or no file's
+MOST_DIGITS = 4000  # of a whole number; Python refuses to read longer ones
+
+
+def whole_number(digits: str) -> int | str:
+    """A whole number of JSON; one of thousands of digits stays text, for it is surely in a column nobody uses."""
+    return int(digits) if len(digits) < MOST_DIGITS else digits
+
+
+JSON_DECODER = json.JSONDecoder(parse_int=whole_number)
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,16 +54,18 @@ class Record:
     problem: InvalidRow | None = None
 
 
-_decode_json = json.JSONDecoder().raw_decode  # of a stripped line `json.loads` is this, and two searches for space
+_decode_json = JSON_DECODER.raw_decode  # of a stripped line `json.loads` is this, and two searches for space
 
 ReadRecords = Callable[[Path, int, int], Iterator[Record]]
 
 
-def _open(path: Path) -> BinaryIO:
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """What the system, or a damaged compressed file, says while a file is read, as one line that names it."""
     try:
-        return path.open("rb")
+        yield
     except OSError as error:
-        raise SourceError(f"{path}: cannot be read ({error.strerror}); check the path and its permissions") from error
+        raise unreadable(path, error) from error
 
 
 def _decode(raw: bytes, path: Path, line: int) -> str:
@@ -64,8 +79,7 @@ def _decode(raw: bytes, path: Path, line: int) -> str:
 
 def read_jsonl(path: Path, offset: int, line: int) -> Iterator[Record]:
     """One JSON object per line; empty lines are passed over."""
-    with _open(path) as file:
-        file.seek(offset)
+    with open_data(path, offset) as file, naming(path):
         for raw in file:
             start, offset = offset, offset + len(raw)
             if start == 0 and raw.startswith(UTF8_BYTE_ORDER_MARK):
@@ -76,11 +90,15 @@ def read_jsonl(path: Path, offset: int, line: int) -> Iterator[Record]:
 
 
 def _parse_json_line(raw: bytes, path: Path, offset: int, line: int) -> Record:
-    text = _decode(raw, path, line).strip()
+    try:
+        text = raw.decode("utf-8").strip()
+    except UnicodeDecodeError as error:
+        found = f"not UTF-8 (byte {raw[error.start]:#04x} at {error.start})"
+        return Record(offset, line, None, InvalidRow("not_utf8", found, "convert the file to UTF-8"))
     try:
         value, stop = _decode_json(text)
         if stop != len(text):
-            json.loads(text)  # says what stands behind the value
+            raise json.JSONDecodeError("Extra data", text, stop)
     except (json.JSONDecodeError, RecursionError) as error:
         at = f"column {error.colno}: {error.msg}" if isinstance(error, json.JSONDecodeError) else "nested too deep"
         problem = InvalidRow("invalid_json", f"invalid JSON ({at}): {shorten(text)}", "mend or delete this line")
@@ -99,14 +117,17 @@ def _object_record(value: Any, offset: int, line: int) -> Record:
 
 def read_json(path: Path, offset: int, line: int) -> Iterator[Record]:
     """A JSON array of objects, read piece by piece; a file that does not begin with ``[`` is read as JSON lines."""
-    with _open(path) as file:
-        head = file.read(4096).removeprefix(UTF8_BYTE_ORDER_MARK).lstrip()
-    if not head.startswith(b"["):
+    if not _is_array(path, stamp(path)):
         yield from read_jsonl(path, offset, line)
         return
-    with path.open("rb") as file:
-        file.seek(offset)
+    with open_data(path, offset) as file, naming(path):
         yield from _ArrayReader(path, file, offset, line).records()
+
+
+@lru_cache(maxsize=64)
+def _is_array(path: Path, stamp: tuple[int, int]) -> bool:
+    with open_data(path) as file, naming(path):
+        return file.read(4096).removeprefix(UTF8_BYTE_ORDER_MARK).lstrip().startswith(b"[")
 
 
 class _ArrayReader:
@@ -121,9 +142,11 @@ class _ArrayReader:
         self.decoder = codecs.getincrementaldecoder("utf-8")()
         self.buffer, self.at = "", 0
         self.ended = False
-        if offset == 0 and file.read(len(UTF8_BYTE_ORDER_MARK)) == UTF8_BYTE_ORDER_MARK:
-            self.offset = len(UTF8_BYTE_ORDER_MARK)
-        file.seek(self.offset)
+        if offset == 0:
+            head = file.read(len(UTF8_BYTE_ORDER_MARK))
+            is_mark = head == UTF8_BYTE_ORDER_MARK
+            self.offset = len(UTF8_BYTE_ORDER_MARK) if is_mark else 0
+            self._take(b"" if is_mark else head)
 
     def records(self) -> Iterator[Record]:
         while True:
@@ -142,6 +165,8 @@ class _ArrayReader:
         while True:
             try:
                 return JSON_DECODER.raw_decode(self.buffer, self.at)
+            except RecursionError:
+                self._fail("nested too deep")
             except json.JSONDecodeError as error:
                 # An error far from the end of the buffer is the file's; one at the end only says that more is needed.
                 cut = error.pos >= len(self.buffer) - LONGEST_ESCAPE or error.msg.startswith("Unterminated string")
@@ -163,6 +188,9 @@ class _ArrayReader:
     def _fill(self, size: int) -> None:
         raw = self.file.read(size)
         self.ended = not raw
+        self._take(raw)
+
+    def _take(self, raw: bytes) -> None:
         try:
             self.buffer = self.buffer[self.at :] + self.decoder.decode(raw, final=self.ended)
         except UnicodeDecodeError as error:
@@ -185,15 +213,13 @@ class _ArrayReader:
 def read_csv(path: Path, offset: int, line: int) -> Iterator[Record]:
     """Comma- or tab-separated values with a header line; quoted values may hold line breaks."""
     csv.field_size_limit(sys.maxsize)
-    delimiter = "\t" if path.suffix == ".tsv" else ","
-    with _open(path) as file:
-        lines = _CountedLines(path, file)
-        header = next(csv.reader(lines, delimiter=delimiter, strict=True), None)
-        if header is None:
-            return
-        if offset:
-            file.seek(offset)
-            lines.offset, lines.line = offset, line
+    delimiter = "\t" if data_suffix(path) == ".tsv" else ","
+    header, first_offset, first_line = _csv_header(path, stamp(path), delimiter)
+    if header is None:
+        return
+    offset, line = (offset, line) if offset else (first_offset, first_line)
+    with open_data(path, offset) as file, naming(path):
+        lines = _CountedLines(path, file, offset, line)
         rows = csv.reader(lines, delimiter=delimiter, strict=True)
         while True:
             start, first_line = lines.offset, lines.line
@@ -205,6 +231,18 @@ def read_csv(path: Path, offset: int, line: int) -> Iterator[Record]:
                 return
             if values:
                 yield _csv_record(header, values, start, first_line)
+
+
+@lru_cache(maxsize=64)
+def _csv_header(path: Path, stamp: tuple[int, int], delimiter: str) -> tuple[list[str] | None, int, int]:
+    """The names of the columns, None in an empty file; offset and line where the rows begin."""
+    with open_data(path) as file, naming(path):
+        lines = _CountedLines(path, file)
+        try:
+            names = next(csv.reader(lines, delimiter=delimiter, strict=True), None)
+        except csv.Error as error:
+            raise SourceError(f"{path}:1: invalid CSV ({error}); mend the quotes of the first line") from error
+    return names, lines.offset, lines.line
 
 
 def _csv_record(header: list[str], values: list[str], offset: int, line: int) -> Record:
@@ -219,8 +257,8 @@ def _csv_record(header: list[str], values: list[str], offset: int, line: int) ->
 class _CountedLines:
     """Decoded lines of a binary file; knows the offset and number of the line that comes next."""
 
-    def __init__(self, path: Path, file: BinaryIO) -> None:
-        self.path, self.file, self.offset, self.line = path, file, 0, 1
+    def __init__(self, path: Path, file: BinaryIO, offset: int = 0, line: int = 1) -> None:
+        self.path, self.file, self.offset, self.line = path, file, offset, line
 
     def __iter__(self) -> Iterator[str]:
         return self
@@ -251,7 +289,7 @@ def read_parquet(path: Path, offset: int, line: int) -> Iterator[Record]:
                     batches = file.iter_batches(batch_size=ROWS_PER_READ, row_groups=[group])
                     yield from _batch_records(batches, first=first, offset=offset)
                 first = stop
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, OSError, *VALUE_ERRORS) as error:
         raise _unreadable(path, "Parquet", error) from error
 
 
@@ -262,7 +300,7 @@ def read_arrow(path: Path, offset: int, line: int) -> Iterator[Record]:
     try:
         with pa.OSFile(str(path)) as file:
             yield from _batch_records(_arrow_batches(file), first=0, offset=offset)
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, OSError, *VALUE_ERRORS) as error:
         raise _unreadable(path, "Arrow", error) from error
 
 
@@ -289,9 +327,38 @@ def _batch_records(batches: Iterable[Any], *, first: int, offset: int) -> Iterat
     """Records of record batches from row `offset` on; `first` is the number of the first batch's first row."""
     for batch in batches:
         for start in range(max(0, offset - first), batch.num_rows, ROWS_PER_READ):
-            for index, values in enumerate(batch.slice(start, ROWS_PER_READ).to_pylist(), first + start):
-                yield Record(index, index + 1, values)
+            yield from _table_records(batch.slice(start, ROWS_PER_READ), first + start)
         first += batch.num_rows
+
+
+def _table_records(rows: Any, first: int) -> Iterator[Record]:
+    """Records of some rows; where one holds what Python cannot read, the others still are."""
+    import pyarrow as pa
+
+    try:
+        rows.validate(full=True)  # offsets of a damaged file point anywhere, and Arrow follows them
+        values = rows.to_pylist()
+    except (*VALUE_ERRORS, pa.ArrowException):
+        values = [_row_of(rows.slice(place, 1)) for place in range(rows.num_rows)]
+    for index, found in enumerate(values, first):
+        is_row = isinstance(found, dict)
+        yield Record(index, index + 1, found if is_row else None, None if is_row else found)
+
+
+def _row_of(row: Any) -> dict[str, Any] | InvalidRow:
+    """One row of a table, or which column of it cannot be read."""
+    import pyarrow as pa
+
+    found: dict[str, Any] = {}
+    for name, column in zip(row.schema.names, row.columns, strict=True):
+        try:
+            column.validate(full=True)
+            found[name] = column[0].as_py()
+        except (*VALUE_ERRORS, pa.ArrowException) as error:
+            is_no_text = isinstance(error, UnicodeDecodeError) or "UTF8" in str(error)
+            reason = "not UTF-8" if is_no_text else f"damaged ({' '.join(str(error).split())[:100]})"
+            return InvalidRow("unreadable_value", f"the value in column {name!r} is {reason}", "mend this row")
+    return found
 
 
 def _unreadable(path: Path, kind: str, error: Exception) -> SourceError:

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from sra_data.corpus.builtin import BUILTIN_SPLITS, builtin_records
+from sra_data.corpus.compressed import CODECS, data_suffix
 from sra_data.corpus.examples import Row, RowReader, parse_columns
 from sra_data.corpus.readers import COLUMNAR_SUFFIXES, RECORD_READERS, count_arrow_rows
 from sra_data.errors import SourceError
@@ -148,19 +149,20 @@ class Source:
         """Yield the valid rows of one file from `start` on; return the number of the row after the last one read."""
         path = self.files[start.file]
         name = str(path)
-        columnar = path.suffix in COLUMNAR_SUFFIXES
+        suffix = data_suffix(path)
+        columnar = suffix in COLUMNAR_SUFFIXES
         reader = RowReader(
             columns=self.columns, split=self.split, file_split=self.file_splits[start.file], counts=counts
         )
         number = start.number
-        for record in RECORD_READERS[path.suffix](path, start.offset, start.line):
-            if stop is not None and number >= stop:
-                break
+        for record in RECORD_READERS[suffix](path, start.offset, start.line):
             where = f"{name}: row {record.line}" if columnar else f"{name}:{record.line}"
             row = reader.row(record.values, record.problem, where=where, number=number, on_invalid=on_invalid)
             if row is not None:
                 yield Located(Position(start.file, record.offset, record.line, number), row)
             number += 1
+            if number == stop:  # asked before the next row is read, which is another unit's
+                break
         return number
 
     def _read_builtin(
@@ -228,7 +230,7 @@ def find_files(spec: str) -> tuple[list[Path], list[str | None]]:
         if not files:
             raise SourceError(f"--data {spec}: no file matches this pattern; check it, and quote it for the shell")
         return files, [None] * len(files)
-    if path.suffix in RECORD_READERS or spec.startswith((".", "/", "~")):
+    if can_be_read(path) or spec.startswith((".", "/", "~")):
         raise SourceError(f"--data {spec}: no such file; give a file, a folder, a glob, a Hub data set or builtin")
     files = find_hub_files(spec)
     return files, [None] * len(files)
@@ -259,13 +261,19 @@ def find_hub_files(spec: str) -> list[Path]:
 
 def _is_data(file: Path, *, below: Path) -> bool:
     hidden = any(part.startswith(".") for part in file.relative_to(below).parts)
-    return file.is_file() and not hidden and file.suffix in RECORD_READERS and file.name not in NOT_DATA
+    return file.is_file() and not hidden and can_be_read(file) and file.name not in NOT_DATA
 
 
 def _readable(path: Path) -> Path:
-    if path.suffix not in RECORD_READERS:
+    if not can_be_read(path):
         raise SourceError(f"--data {path}: the suffix {path.suffix!r} is not known; convert it to one of {_suffixes()}")
     return path
+
+
+def can_be_read(path: Path) -> bool:
+    """Whether the suffix is known; text may be compressed, tables are by themselves."""
+    suffix = data_suffix(path)
+    return suffix in RECORD_READERS and (path.suffix not in CODECS or suffix not in COLUMNAR_SUFFIXES)
 
 
 def _split_of(file: Path) -> str | None:
@@ -274,4 +282,4 @@ def _split_of(file: Path) -> str | None:
 
 
 def _suffixes() -> str:
-    return ", ".join(RECORD_READERS)
+    return f"{', '.join(RECORD_READERS)} (text also with {' or '.join(CODECS)} behind)"

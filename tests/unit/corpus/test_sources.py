@@ -236,7 +236,7 @@ def test_an_unreachable_hub_data_set_is_one_line():
 
 
 def test_an_empty_folder_names_the_known_suffixes(tmp_path):
-    with pytest.raises(SourceError, match=r"this folder has no \.jsonl, .*\.arrow file"):
+    with pytest.raises(SourceError, match=r"this folder has no \.jsonl, .*\.arrow \(.*\.gz or \.zst behind\) file"):
         open_source(str(tmp_path))
 
 
