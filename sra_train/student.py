@@ -23,10 +23,12 @@ from pathlib import Path
 from typing import Any, TypedDict
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from sra_data.errors import ConfigError, ModelError
 from sra_data.models.attention import LastQueryAttention
+from sra_data.models.checkpoint import refuse_unlike
 from sra_data.models.decoder import decoder_body, decoder_layers, input_embeddings, text_config, unwrap
 from sra_data.models.output_head import OutputHead, check_output_head
 from sra_data.models.softcap import use_softcapped_sdpa
@@ -189,8 +191,13 @@ def open_model(name: str, options: StudentConfig) -> nn.Module:
                 config = AutoConfig.from_pretrained(name, **shared)
                 model = AutoModelForCausalLM.from_config(config, trust_remote_code=options.trust_remote_code, **placed)
             else:
-                model = AutoModelForCausalLM.from_pretrained(name, use_safetensors=True, **shared, **placed)
-    except (OSError, ValueError, ImportError) as error:
+                # Tensors of other shapes are let in here, so that `refuse_unlike` names them.
+                checked = {"output_loading_info": True, "ignore_mismatched_sizes": True}
+                model, info = AutoModelForCausalLM.from_pretrained(
+                    name, use_safetensors=True, **checked, **shared, **placed
+                )
+                refuse_unlike(model, info, who=f"student {name}")
+    except (OSError, ValueError, ImportError, RuntimeError, SafetensorError) as error:
         raise ModelError(f"student {name}: {loading_problem(name, error)}") from None
     model.config.use_cache = False
     if options.attention is None:
@@ -200,14 +207,16 @@ def open_model(name: str, options: StudentConfig) -> nn.Module:
 
 @contextmanager
 def quiet_transformers() -> Iterator[None]:
-    """No progress bars of transformers' own: what is going on is said by the reporter."""
+    """No progress bars or reports of transformers' own: what is going on, or wrong, is said in lines of ours."""
     from transformers.utils import logging
 
-    was_on = logging.is_progress_bar_enabled()
+    was_on, verbosity = logging.is_progress_bar_enabled(), logging.get_verbosity()
     logging.disable_progress_bar()
+    logging.set_verbosity_error()
     try:
         yield
     finally:
+        logging.set_verbosity(verbosity)
         if was_on:
             logging.enable_progress_bar()
 

@@ -16,10 +16,12 @@ from typing import Any
 
 import torch
 import xxhash
+from safetensors import SafetensorError
 from torch import nn
 
 from sra_data.corpus.loading import split_revision
 from sra_data.errors import ModelError
+from sra_data.models.checkpoint import refuse_unlike
 from sra_data.models.output_head import OutputHead, check_output_head
 from sra_data.models.softcap import use_softcapped_sdpa
 from sra_data.options import refuse_unknown
@@ -146,7 +148,10 @@ def load(spec: TeacherSpec) -> LoadedTeacher:
     }
     if spec.quantization is not None:
         options |= {"quantization_config": _quantization(spec.quantization), "device_map": {"": where}}
-    model = _loaded(identity.name, lambda auto: auto.AutoModelForCausalLM, options)
+    # Tensors of other shapes are let in here, so that `refuse_unlike` names them.
+    options |= {"output_loading_info": True, "ignore_mismatched_sizes": True}
+    model, info = _loaded(identity.name, lambda auto: auto.AutoModelForCausalLM, options)
+    refuse_unlike(model, info, who=f"teacher {identity.name}")
     if spec.adapter is not None:
         model = _with_adapter(model, spec.adapter, merge=spec.quantization is None)
     if spec.quantization is None:
@@ -194,17 +199,19 @@ def _loaded(name: str, kind: Callable[[Any], Any], options: dict[str, Any]) -> A
     import transformers
     from transformers.utils import logging
 
-    had_bars = logging.is_progress_bar_enabled()
+    had_bars, verbosity = logging.is_progress_bar_enabled(), logging.get_verbosity()
     logging.disable_progress_bar()  # what is loading is said by the command's own line
+    logging.set_verbosity_error()  # and what is wrong with it, in one line of ours
     try:
         return kind(transformers).from_pretrained(name, **options)
-    except (OSError, ValueError, ImportError) as error:
+    except (OSError, ValueError, ImportError, RuntimeError, SafetensorError) as error:
         reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
         raise ModelError(
             f"teacher {name}: cannot be loaded ({reason.rstrip('.')}); give a local folder or a Hub id of a causal "
             "language model with safetensors weights"
         ) from error
     finally:
+        logging.set_verbosity(verbosity)
         if had_bars:
             logging.enable_progress_bar()
 
