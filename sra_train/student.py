@@ -29,7 +29,14 @@ from torch import Tensor, nn
 from sra_data.errors import ConfigError, ModelError
 from sra_data.models.attention import LastQueryAttention
 from sra_data.models.checkpoint import refuse_unlike
-from sra_data.models.decoder import decoder_body, decoder_layers, input_embeddings, text_config, unwrap
+from sra_data.models.decoder import (
+    decoder_body,
+    decoder_layers,
+    input_embeddings,
+    states_offset,
+    text_config,
+    unwrap,
+)
 from sra_data.models.output_head import OutputHead, check_output_head
 from sra_data.models.softcap import use_softcapped_sdpa
 from sra_train.body import Body
@@ -82,6 +89,10 @@ class StudentModel(nn.Module):
         wrong = [layer for layer in method.student_layers if not 0 <= layer <= self.num_layers]
         if wrong:
             raise ModelError(f"student layer {wrong[0]}: the student has layers 0 to {self.num_layers}; choose another")
+        inner = [layer for layer in method.student_layers if layer < self.num_layers]
+        self.states_offset = states_offset(model) if inner else 0
+        if 0 in inner and self.states_offset:
+            raise ModelError(f"student layer 0: {type(unwrap(model)).__name__} does not list its embeddings; choose 1")
         if method.student_needs.embeddings:
             embedding_table(model)  # refused now, not in the first step
 
@@ -116,7 +127,7 @@ class StudentModel(nn.Module):
         )
         with self._autocast(batch.input_ids.device.type), capture as rows:
             said = self.body(batch.input_ids, batch.lengths, all_layers=bool(inner))
-        hidden = {layer: said.hidden_states[layer] for layer in inner}
+        hidden = {layer: said.hidden_states[layer + self.states_offset] for layer in inner}
         hidden[self.num_layers] = said.last_hidden_state
         if self.compute_dtype is not None:
             hidden = {layer: states.to(self.compute_dtype) for layer, states in hidden.items()}

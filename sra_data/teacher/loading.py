@@ -25,6 +25,7 @@ from sra_data.models.checkpoint import refuse_unlike
 from sra_data.models.output_head import OutputHead, check_output_head
 from sra_data.models.softcap import use_softcapped_sdpa
 from sra_data.options import refuse_unknown
+from sra_data.teacher.admission import refuse_config
 from sra_data.teacher.spec import Dtype, TeacherSpec
 
 DTYPES: dict[Dtype, torch.dtype] = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
@@ -166,10 +167,11 @@ def identify(spec: TeacherSpec) -> TeacherIdentity:
     """Configuration and fingerprint of a teacher, without loading its weights.
 
     Raises:
-        ModelError: If there is no such teacher.
+        ModelError: If there is no such teacher, or its configuration is not that of a decoder alone.
     """
     spec = settled(spec)
     config, name = read_config(spec), name_of(spec)
+    refuse_config(name, config)
     commit = getattr(config, "_commit_hash", None)
     return TeacherIdentity(name, commit, config, fingerprint(name, config, commit, spec.adapter))
 

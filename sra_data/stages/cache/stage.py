@@ -1,9 +1,9 @@
 """`cache-teacher`: a teacher reads its side of the corpus once, and what it says is written down.
 
 The order: which teacher and which side is settled (`choose.py`); the inputs' fingerprint is compared with what is
-there; what has to be found by trying (batch tokens, int8's channel scales) is found once and kept in the plan
-(`run.py`); missing units are done (`unit.py`), in this process or a pool; when no unit is missing the folder is sealed
-and its faithfulness measured. A rerun does exactly what is missing.
+there; the teacher is admitted (`teacher/admission.py`); what has to be found by trying (batch tokens, int8's channel
+scales) is found once and kept in the plan (`run.py`); missing units are done (`unit.py`), in this process or a pool;
+when no unit is missing the folder is sealed and its faithfulness measured. A rerun does exactly what is missing.
 """
 
 from __future__ import annotations
@@ -64,6 +64,8 @@ def cache_teacher(options: CacheOptions, reporter: Reporter) -> CacheSummary:
     with ShardSet.open(options.shards) as shards:
         run = CacheRun(options, shards, reporter)
         run.refuse_other_inputs()
+        if not run.had:
+            run.admit()
         run.find()
         if not run.had:
             run.refuse_impossible()
@@ -186,7 +188,8 @@ def measure_faithfulness(run: CacheRun) -> None:
         )
     record(shards, run.section, faithfulness=found)
     try:
-        refuse_unfaithful(found, hidden_dtype=run.settings.capture.hidden_dtype, where=str(run.folder))
+        hidden_dtype = run.settings.capture.hidden_dtype
+        refuse_unfaithful(found, hidden_dtype=hidden_dtype, dtype=run.teacher.dtype, where=str(run.folder))
     except ShardError:
         record(shards, run.section, root=None)
         raise
