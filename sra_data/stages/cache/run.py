@@ -72,7 +72,9 @@ class CacheRun:
         return UnitSettings(
             shards=self.shards.path,
             section=self.section,
-            teacher=replace(teacher, revision=teacher.revision or self.identity.revision),
+            teacher=replace(
+                teacher, revision=teacher.revision or self.identity.revision, adapter=self.identity.adapter
+            ),
             capture=self.options.capture.resolved(self.identity.num_layers),
             side=self.chosen.side,
             alignment=None if pair is None else pair.name,
