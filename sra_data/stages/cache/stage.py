@@ -44,6 +44,7 @@ from sra_data.stages.cache.size import refuse_small_disk
 from sra_data.stages.cache.summary import CacheSummary, facts_at_beginning, facts_at_end, summarise
 from sra_data.stages.cache.unit import CacheWorker, MakeWorker, refuse_failed
 from sra_data.stages.sampling import sample_rows
+from sra_data.teacher.provenance import environments_in, refuse_mixture
 from sra_data.terminal import Reporter, bytes_in_words
 
 __all__ = ["CacheOptions", "CacheSummary", "cache_teacher"]
@@ -158,7 +159,9 @@ def finish(run: CacheRun, plan: Plan, *, is_new: bool) -> None:
     """Seal the folder and measure its faithfulness, where that was not done after its last unit."""
     known = Manifest.load(run.shards.path).section(run.section) or {}
     if is_new or known.get("root") is None or "faithfulness" not in known:
-        failed = [name for note in notes_of(run.folder, plan) for name in note["failed"]]
+        notes = notes_of(run.folder, plan)
+        refuse_mixture(environments_in(notes), where=str(run.folder))
+        failed = [name for note in notes for name in note["failed"]]
         refuse_failed(failed, run.options.max_failed)
         seal(run.shards.path, run.section, facts_at_end(run, plan))
         measure_faithfulness(run)

@@ -7,11 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from sra_data.errors import ModelError, ShardError
-from sra_data.stages.cache import choose
+from sra_data.shards.store import Manifest
+from sra_data.stages.cache import choose, unit
 from sra_data.stages.cache.stage import cache_teacher
+from sra_data.teacher import provenance
 from sra_data.teacher.loading import LoadedTeacher
 from sra_data.terminal import Reporter
 from tests.model_zoo import COMMON, tiny_model
@@ -96,3 +99,49 @@ def test_a_state_space_teachers_inner_layers_are_cached(world: World, tmp_path: 
     folder = saved(tmp_path / "mamba", tiny_model("mamba"))
     found = cache_teacher(world.options(name=str(folder), layers=(1, 2, "last"), attention=False), Reporter())
     assert found.root is not None
+
+
+# --------------------------------------------------------------------------------------------------------- provenance
+
+
+def other_environment(monkeypatch: pytest.MonkeyPatch, **values: str) -> None:
+    """From here on the teacher says it speaks elsewhere."""
+    true = provenance.environment_of
+    monkeypatch.setattr(unit, "environment_of", lambda teacher: true(teacher) | values)
+
+
+def test_what_units_were_made_by_stands_in_the_section(world: World) -> None:
+    summary = cache_teacher(world.options(), Reporter())
+    (found,) = Manifest.load(world.shards).sealed(summary.section)["environments"]
+    assert (found["device"], found["dtype"], found["attention"]) == ("cpu", "float32", "sdpa")
+    assert found["torch"] == torch.__version__
+    assert f"made by cpu, float32, sdpa, torch {torch.__version__} " in "\n".join(summary.lines())
+
+
+def test_units_of_another_kind_of_device_are_not_added_to(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as elsewhere:
+        other_environment(elsewhere, device="cuda")
+        cache_teacher(world.options(units="0:1"), Reporter())
+    before = hashes(world.shards)
+    with pytest.raises(ShardError, match=r"units made with unlike device cuda and cpu; make the rest as the first"):
+        cache_teacher(world.options(), Reporter())
+    assert hashes(world.shards) == before
+
+
+def test_units_made_apart_in_unlike_ways_are_not_sealed(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither process saw the other's units when it began."""
+    cache_teacher(world.options(units="0:1"), Reporter())
+    other_environment(monkeypatch, attention="eager")
+    monkeypatch.setattr(unit, "refuse_mixture", lambda *_, **__: None)
+    with pytest.raises(ShardError, match="units made with unlike attention sdpa and eager"):
+        cache_teacher(world.options(), Reporter())
+    (name,) = Manifest.load(world.shards).names("teachers")
+    assert Manifest.load(world.shards).section(f"teachers/{name}")["root"] is None
+
+
+def test_a_mixture_of_versions_is_sealed_and_said(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    cache_teacher(world.options(units="0:1"), Reporter())
+    other_environment(monkeypatch, torch="9.9")
+    summary = cache_teacher(world.options(), Reporter())
+    assert [one["torch"] for one in summary.environments] == [torch.__version__, "9.9"]
+    assert "units made by 2 environments that differ in versions or device" in "\n".join(summary.lines())
