@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, TypedDict
@@ -90,9 +90,7 @@ class StudentModel(nn.Module):
         if wrong:
             raise ModelError(f"student layer {wrong[0]}: the student has layers 0 to {self.num_layers}; choose another")
         inner = [layer for layer in method.student_layers if layer < self.num_layers]
-        self.states_offset = states_offset(model) if inner else 0
-        if 0 in inner and self.states_offset:
-            raise ModelError(f"student layer 0: {type(unwrap(model)).__name__} does not list its embeddings; choose 1")
+        self.states_offset = offset_of_inner_layers(model, inner) if inner else 0
         if method.student_needs.embeddings:
             embedding_table(model)  # refused now, not in the first step
 
@@ -140,6 +138,25 @@ class StudentModel(nn.Module):
         if self.compute_dtype is None:
             return nullcontext()
         return torch.autocast(device_type, dtype=self.compute_dtype)
+
+
+def offset_of_inner_layers(model: nn.Module, inner: Sequence[int]) -> int:
+    """What to add to an inner layer's number to find its states in the body's list: see `states_offset`.
+
+    Raises:
+        ModelError: If they are not as wide as those the output head reads, or not in the list.
+    """
+    kind, width = type(unwrap(model)).__name__, getattr(text_config(model), "hidden_size", None)
+    read = OutputHead.from_model(model).weight.shape[1]
+    if width not in (None, read):
+        raise ModelError(
+            f"student layer {inner[0]}: {kind} is {width} wide there, its output head reads {read}, for which "
+            "projectors are made; choose the last layer"
+        )
+    offset = states_offset(model)
+    if 0 in inner and offset:
+        raise ModelError(f"student layer 0: {kind} does not list its embeddings; choose 1")
+    return offset
 
 
 def embedding_table(model: nn.Module) -> tuple[Tensor, float]:

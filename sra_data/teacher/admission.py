@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from sra_data.errors import ModelError
-from sra_data.models.decoder import states_offset
+from sra_data.models.decoder import decoder_layers, states_offset
 from sra_data.teacher.capture import Captured, Example, TeacherCapture
 from sra_data.teacher.spec import CaptureOptions
 
@@ -95,7 +95,7 @@ def admit(probe: Probe) -> None:
     rows = [np.resize(row, max(len(row), SHORTEST_PROBE)) for row in probe.rows]
     if len(rows) == 1:
         rows.insert(0, rows[0][: max(len(rows[0]) // 2, SHORTEST_PROBE)])
-    if any(layer < max(probe.options.layer_numbers) for layer in probe.options.layer_numbers):
+    if min(probe.options.layer_numbers) < len(decoder_layers(probe.model)):
         states_offset(probe.model)
     with _asking(probe) as capture:
         alone = _alone(probe, capture, rows)

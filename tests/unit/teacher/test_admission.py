@@ -153,6 +153,16 @@ def test_attention_that_differs_in_a_batch_is_refused_though_states_agree() -> N
     assert difference(one, other) == pytest.approx(0.2)
 
 
+def test_log_probabilities_that_differ_are_a_difference_relative_to_their_size_or_a_nat() -> None:
+    nan = np.nan
+    for ours, theirs, expected in (([-0.1, nan], [-0.3, nan], 0.2 / 1), ([-4.0, -4.0], [-5.0, -5.0], 0.25)):
+        one, other = Captured("a"), Captured("a")
+        one.next_log_prob, other.next_log_prob = np.array(ours, np.float32), np.array(theirs, np.float32)
+        assert difference(one, other) == pytest.approx(expected)
+    other.is_finite = False
+    assert difference(one, other) == 0
+
+
 def test_an_outlier_channel_and_an_outlier_position_hide_no_difference() -> None:
     generator = np.random.default_rng(0)
     ours = generator.normal(size=(20, 16)).astype(np.float32)
@@ -240,7 +250,8 @@ def test_blocks_whose_outputs_are_not_listed_are_refused_for_inner_layers() -> N
         return output
 
     model.model.forward = renumbered
-    assert "inner layers cannot be told apart; use the last layer alone" in refusal(probe(model))
+    for layers in ((2, 3), (2,)):
+        assert "inner layers cannot be told apart; use the last layer alone" in refusal(probe(model, layers=layers))
     admit(probe(model, layers=("last",)))
 
 

@@ -205,6 +205,12 @@ def test_embeddings_that_a_family_does_not_list_are_no_layer() -> None:
         StudentModel(model, WithEmbeddingLayer(SFTOptions(), MethodSetting(student=model_shape(model))))
 
 
+def test_inner_layers_of_another_width_than_the_heads_are_refused() -> None:
+    model = tiny_model("opt", word_embed_proj_dim=16)
+    with pytest.raises(ModelError, match=r"student layer 1: OPTForCausalLM is 32 wide there, its output head reads 16"):
+        StudentModel(model, WithLayers(SFTOptions(), MethodSetting(student=model_shape(model))))
+
+
 class WithLayers(SFT):
     """Cross entropy, by a method that reads inner layers too."""
 

@@ -20,7 +20,7 @@ from sra_data.terminal import Reporter
 from tests.model_zoo import COMMON, tiny_model
 from tests.tokenizer_zoo import train_byte_level
 from tests.unit.stages.cache.test_choose import hashes
-from tests.unit.stages.cache.worlds import LONGEST, World, save_teacher
+from tests.unit.stages.cache.worlds import LONGEST, NUM_ROWS, World, save_teacher, side_row
 
 
 def saved(folder: Path, model: Any) -> Path:
@@ -91,7 +91,10 @@ def test_rows_that_depend_on_their_batch_are_refused_and_cached_alone(
         loaded(self, model, *others)
 
     monkeypatch.setattr(LoadedTeacher, "__init__", with_hook)
-    assert f"beside one of {LONGEST} in its batch" in refused(world, world.teacher)
+    shortest = min(len(side_row(number).ids) for number in range(NUM_ROWS) if number != 3)
+    for batch_tokens in (None, 30, 2 * shortest):
+        message = refused(world, world.teacher, batch_tokens=batch_tokens)
+        assert f"beside one of {LONGEST} in its batch" in message
     assert cache_teacher(world.options(batch_tokens=1), Reporter()).root is not None
 
 
