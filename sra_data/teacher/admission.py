@@ -180,9 +180,9 @@ def _refuse_widths(capture: TeacherCapture, said: Captured) -> None:
 
 
 def _refuse_unsteady(probe: Probe, capture: TeacherCapture, rows: Sequence[Ids], alone: Sequence[Captured]) -> None:
-    """Ask once more about the shorter rows, now that longer ones were read."""
+    """Ask once more about the shorter rows, longest first as in a unit: a short one may reset a memory."""
     limit = noise_limit(capture.head.weight.dtype)
-    for row, first in zip(rows[:-1], alone, strict=False):
+    for row, first in reversed(list(zip(rows[:-1], alone[:-1], strict=True))):
         (again,) = capture([_example(row)])
         if not (found := difference(first, again)) <= limit:
             raise ModelError(

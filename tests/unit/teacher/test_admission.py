@@ -147,6 +147,16 @@ def test_a_teacher_whose_rows_depend_on_the_longest_of_their_batch_is_refused_un
     admit(replace(asked, is_batched=False))
 
 
+def test_dynamic_rope_is_refused_where_rows_go_beyond_its_positions_and_only_there() -> None:
+    """Beyond them its frequencies follow the longest row of the batch, and of the batches before."""
+    dynamic = {"rope_type": "dynamic", "rope_theta": 10000.0, "factor": 4.0}
+    asked = probe(tiny_model("llama", max_position_embeddings=16, rope_parameters=dynamic))
+    assert "beside one of 40 in its batch" in refusal(asked)
+    beyond = replace(probe(asked.model, lengths=(5, 20, 40)), is_batched=False)
+    assert "of one example (20 tokens) differs by" in refusal(beyond)
+    admit(probe(tiny_model("llama", max_position_embeddings=40, rope_parameters=dynamic)))
+
+
 def test_attention_that_differs_in_a_batch_is_refused_though_states_agree() -> None:
     one, other = Captured("a"), Captured("a")
     one.attention[3], other.attention[3] = np.array([0.5, 0.3], np.float32), np.array([0.5, 0.5], np.float32)
@@ -181,7 +191,7 @@ def test_a_teacher_with_a_memory_of_what_it_read_is_refused() -> None:
         return output[0] * (1 + 0.01 * longest[0]), output[1]
 
     message = refusal(replace(probe(changed(tiny_model("llama"), "model.rotary_emb", grown)), is_batched=False))
-    assert "of one example (5 tokens) differs by" in message
+    assert "of one example (12 tokens) differs by" in message
     assert "when asked again after a longer one (limit 0.001); use a model without state" in message
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -102,6 +103,20 @@ def test_a_state_space_teachers_inner_layers_are_cached(world: World, tmp_path: 
     folder = saved(tmp_path / "mamba", tiny_model("mamba"))
     found = cache_teacher(world.options(name=str(folder), layers=(1, 2, "last"), attention=False), Reporter())
     assert found.root is not None
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")  # peft reads names that transformers renamed
+def test_adapters_that_say_something_else_have_folders_of_their_own(world: World, tmp_path: Path) -> None:
+    peft = pytest.importorskip("peft")
+    options = peft.LoraConfig(r=2, lora_alpha=8, target_modules=["q_proj"], init_lora_weights=False)
+    torch.manual_seed(0)
+    peft.get_peft_model(tiny_model("llama"), options).save_pretrained(tmp_path / "8")
+    shutil.copytree(tmp_path / "8", tmp_path / "64")
+    config = json.loads((tmp_path / "64" / "adapter_config.json").read_text()) | {"lora_alpha": 64}
+    (tmp_path / "64" / "adapter_config.json").write_text(json.dumps(config))
+    adapters = (None, str(tmp_path / "8"), str(tmp_path / "64"))
+    found = [cache_teacher(world.options(adapter=adapter), Reporter()) for adapter in adapters]
+    assert len({one.section for one in found}) == len({one.root for one in found}) == 3
 
 
 # --------------------------------------------------------------------------------------------------------- provenance
