@@ -17,17 +17,26 @@ from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, TypedDict
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from sra_data.errors import ConfigError, ModelError
 from sra_data.models.attention import LastQueryAttention
-from sra_data.models.decoder import decoder_body, decoder_layers, input_embeddings, text_config, unwrap
+from sra_data.models.checkpoint import refuse_unlike
+from sra_data.models.decoder import (
+    decoder_body,
+    decoder_layers,
+    input_embeddings,
+    states_offset,
+    text_config,
+    unwrap,
+)
 from sra_data.models.output_head import OutputHead, check_output_head
 from sra_data.models.softcap import use_softcapped_sdpa
 from sra_train.body import Body
@@ -80,6 +89,8 @@ class StudentModel(nn.Module):
         wrong = [layer for layer in method.student_layers if not 0 <= layer <= self.num_layers]
         if wrong:
             raise ModelError(f"student layer {wrong[0]}: the student has layers 0 to {self.num_layers}; choose another")
+        inner = [layer for layer in method.student_layers if layer < self.num_layers]
+        self.states_offset = offset_of_inner_layers(model, inner) if inner else 0
         if method.student_needs.embeddings:
             embedding_table(model)  # refused now, not in the first step
 
@@ -114,7 +125,7 @@ class StudentModel(nn.Module):
         )
         with self._autocast(batch.input_ids.device.type), capture as rows:
             said = self.body(batch.input_ids, batch.lengths, all_layers=bool(inner))
-        hidden = {layer: said.hidden_states[layer] for layer in inner}
+        hidden = {layer: said.hidden_states[layer + self.states_offset] for layer in inner}
         hidden[self.num_layers] = said.last_hidden_state
         if self.compute_dtype is not None:
             hidden = {layer: states.to(self.compute_dtype) for layer, states in hidden.items()}
@@ -127,6 +138,25 @@ class StudentModel(nn.Module):
         if self.compute_dtype is None:
             return nullcontext()
         return torch.autocast(device_type, dtype=self.compute_dtype)
+
+
+def offset_of_inner_layers(model: nn.Module, inner: Sequence[int]) -> int:
+    """What to add to an inner layer's number to find its states in the body's list: see `states_offset`.
+
+    Raises:
+        ModelError: If they are not as wide as those the output head reads, or not in the list.
+    """
+    kind, width = type(unwrap(model)).__name__, getattr(text_config(model), "hidden_size", None)
+    read = OutputHead.from_model(model).weight.shape[1]
+    if width not in (None, read):
+        raise ModelError(
+            f"student layer {inner[0]}: {kind} is {width} wide there, its output head reads {read}, for which "
+            "projectors are made; choose the last layer"
+        )
+    offset = states_offset(model)
+    if 0 in inner and offset:
+        raise ModelError(f"student layer 0: {kind} does not list its embeddings; choose 1")
+    return offset
 
 
 def embedding_table(model: nn.Module) -> tuple[Tensor, float]:
@@ -189,8 +219,13 @@ def open_model(name: str, options: StudentConfig) -> nn.Module:
                 config = AutoConfig.from_pretrained(name, **shared)
                 model = AutoModelForCausalLM.from_config(config, trust_remote_code=options.trust_remote_code, **placed)
             else:
-                model = AutoModelForCausalLM.from_pretrained(name, use_safetensors=True, **shared, **placed)
-    except (OSError, ValueError, ImportError) as error:
+                # Tensors of other shapes are let in here, so that `refuse_unlike` names them.
+                checked = {"output_loading_info": True, "ignore_mismatched_sizes": True}
+                model, info = AutoModelForCausalLM.from_pretrained(
+                    name, use_safetensors=True, **checked, **shared, **placed
+                )
+                refuse_unlike(model, info, who=f"student {name}")
+    except (OSError, ValueError, ImportError, RuntimeError, SafetensorError) as error:
         raise ModelError(f"student {name}: {loading_problem(name, error)}") from None
     model.config.use_cache = False
     if options.attention is None:
@@ -200,14 +235,16 @@ def open_model(name: str, options: StudentConfig) -> nn.Module:
 
 @contextmanager
 def quiet_transformers() -> Iterator[None]:
-    """No progress bars of transformers' own: what is going on is said by the reporter."""
+    """No progress bars or reports of transformers' own: what is going on, or wrong, is said in lines of ours."""
     from transformers.utils import logging
 
-    was_on = logging.is_progress_bar_enabled()
+    was_on, verbosity = logging.is_progress_bar_enabled(), logging.get_verbosity()
     logging.disable_progress_bar()
+    logging.set_verbosity_error()
     try:
         yield
     finally:
+        logging.set_verbosity(verbosity)
         if was_on:
             logging.enable_progress_bar()
 

@@ -79,6 +79,66 @@ def check_layers(model: nn.Module, layers: list[int] | tuple[int, ...]) -> tuple
     return tuple(layers)
 
 
+def length_border(model: nn.Module) -> int | None:
+    """Tokens above which a row of a batch changes the positions of all rows in it; None where none does.
+
+    "longrope" has two sets of frequencies and takes the long one where the LONGEST row of the batch asks for it, so a
+    batch must not hold rows on both sides of the border.
+    """
+    rope = getattr(text_config(model), "rope_parameters", None) or {}
+    kinds = [rope, *(kind for kind in rope.values() if isinstance(kind, dict))]  # of all layers, or by layer type
+    borders = [
+        int(kind["original_max_position_embeddings"])
+        for kind in kinds
+        if kind.get("rope_type") == "longrope" and kind.get("original_max_position_embeddings")
+    ]
+    return min(borders, default=None)
+
+
+@torch.no_grad()
+def states_offset(model: nn.Module) -> int:
+    """What to add to an inner layer's number l to find it in the body's own list of hidden states.
+
+    That list begins with the embeddings in most families (0); state-space families leave them out (-1). Proved by a
+    forward of a few ids: layer l is what block l-1 gives.
+
+    Raises:
+        ModelError: If the outputs of the blocks are not in the list, so that nobody knows which layer is which.
+    """
+    body, blocks = decoder_body(model), decoder_layers(model)
+    said: list[Tensor] = []
+    handles = [
+        block.register_forward_hook(
+            lambda _, inputs, output: said.append(output[0] if isinstance(output, tuple) else output)
+        )
+        for block in list(blocks)[:-1]
+    ]
+    was_training = body.training
+    body.eval()
+    weight = unwrap(model).get_input_embeddings().weight
+    ids = torch.arange(3, 8, device=weight.device)[None] % weight.shape[0]
+    try:
+        states = body(input_ids=ids, use_cache=False, output_hidden_states=True).hidden_states or ()
+    finally:
+        body.train(was_training)
+        for handle in handles:
+            handle.remove()
+    for offset in (0, -1):
+        listed = states[1 + offset : len(blocks) + offset]
+        pairs = list(zip(said, listed, strict=False))
+        if len(said) == len(listed) == len(blocks) - 1 and all(_are_equal(*pair) for pair in pairs):
+            return offset
+    raise ModelError(
+        f"model class {type(unwrap(model)).__name__}: the outputs of its {len(blocks)} blocks are not the hidden "
+        "states it lists, so that inner layers cannot be told apart; use the last layer alone"
+    )
+
+
+def _are_equal(ours: Tensor, theirs: Tensor) -> bool:
+    """Whether two are the same, NaN included: they are of one forward, so nothing is rounded."""
+    return ours.shape == theirs.shape and torch.allclose(ours, theirs, rtol=0.0, atol=0.0, equal_nan=True)
+
+
 def attention_module(block: nn.Module) -> nn.Module | None:
     """A block's outermost attention module, or None where it has none (a state-space block)."""
     for module in block.modules():

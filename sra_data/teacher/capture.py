@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 from sra_data.errors import ModelError
 from sra_data.models.attention import LastQueryAttention
-from sra_data.models.decoder import decoder_body, decoder_layers
+from sra_data.models.decoder import decoder_body, decoder_layers, length_border
 from sra_data.models.output_head import OutputHead
 from sra_data.shards.codecs import EncodedTensor, encode_float32
 from sra_data.spans.pooling import center_of_mass
@@ -120,6 +120,7 @@ class TeacherCapture:
         self.layers = options.layer_numbers
         self.device = self.head.weight.device
         self.channel_scales = channel_scales or {}
+        self.border = length_border(model)
         self.num_splits = 0
         # By span the head reads the last layer's centres of mass, so its attention is needed whatever is kept.
         attended = {*self.layers, len(self.blocks)} if options.by_span else self.layers
@@ -131,11 +132,20 @@ class TeacherCapture:
             self.reader.detach()
 
     def __call__(self, examples: Sequence[Example]) -> list[Captured]:
-        """Capture a batch; where memory runs out it is halved (and `num_splits` counts it), until it fits.
+        """Capture a batch, in two where its long rows would change what is said of its short ones.
+
+        Where memory runs out it is halved (and `num_splits` counts it), until it fits.
 
         Raises:
             ModelError: If a single example does not fit into memory.
         """
+        if self.border is not None and len({len(example.ids) > self.border for example in examples}) == 2:
+            is_long = [len(example.ids) > self.border for example in examples]
+            long, short = (
+                iter(self([one for one, flag in zip(examples, is_long, strict=True) if flag is kind]))
+                for kind in (True, False)
+            )
+            return [next(long) if flag else next(short) for flag in is_long]
         try:
             return self.capture(examples)
         except (RuntimeError, MemoryError) as error:

@@ -1,34 +1,33 @@
 """Opening a teacher: a Hub id or a local folder, in one line of remedy where it cannot be.
 
 Weights are read from safetensors only, unless asked otherwise: a pickle runs whatever code it holds. Remote code runs
-only when asked. The fingerprint names the exact teacher: a Hub commit, or the content of a local folder's weights.
+only when asked. The fingerprint (fingerprint.py) names the exact teacher.
 """
 
 from __future__ import annotations
 
-import hashlib
 import importlib.util
-import json
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-import xxhash
+from safetensors import SafetensorError
 from torch import nn
 
 from sra_data.corpus.loading import split_revision
 from sra_data.errors import ModelError
+from sra_data.models.checkpoint import refuse_unlike
 from sra_data.models.output_head import OutputHead, check_output_head
 from sra_data.models.softcap import use_softcapped_sdpa
 from sra_data.options import refuse_unknown
+from sra_data.teacher.admission import refuse_config
+from sra_data.teacher.fingerprint import adapter_folder, fingerprint
 from sra_data.teacher.spec import Dtype, TeacherSpec
 
 DTYPES: dict[Dtype, torch.dtype] = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
-VOLATILE_CONFIG = ("_name_or_path", "transformers_version", "dtype", "torch_dtype", "_commit_hash", "use_cache")
-WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth")
-READ_BYTES = 1 << 24
 
 
 @dataclass(frozen=True)
@@ -40,12 +39,14 @@ class TeacherIdentity:
         revision: the Hub commit, or None for a local folder.
         config: its configuration.
         fingerprint: see `LoadedTeacher`.
+        adapter: folder of the adapter, or its Hub id with the commit; None where there is none.
     """
 
     name: str
     revision: str | None
     config: Any
     fingerprint: str
+    adapter: str | None = None
 
     @property
     def num_layers(self) -> int:
@@ -65,7 +66,7 @@ class LoadedTeacher:
     Attributes:
         model: in eval mode, without gradients.
         config: its configuration.
-        fingerprint: sha256 hex over configuration, adapter, and Hub commit or the weights' content.
+        fingerprint: sha256 hex over what decides its numbers; see `fingerprint.py`.
         name: as it was asked for.
         revision: the Hub commit, or None for a local folder.
     """
@@ -146,7 +147,10 @@ def load(spec: TeacherSpec) -> LoadedTeacher:
     }
     if spec.quantization is not None:
         options |= {"quantization_config": _quantization(spec.quantization), "device_map": {"": where}}
-    model = _loaded(identity.name, lambda auto: auto.AutoModelForCausalLM, options)
+    # Tensors of other shapes are let in here, so that `refuse_unlike` names them.
+    options |= {"output_loading_info": True, "ignore_mismatched_sizes": True}
+    model, info = _loaded(identity.name, lambda auto: auto.AutoModelForCausalLM, options)
+    refuse_unlike(model, info, who=f"teacher {identity.name}")
     if spec.adapter is not None:
         model = _with_adapter(model, spec.adapter, merge=spec.quantization is None)
     if spec.quantization is None:
@@ -161,12 +165,15 @@ def identify(spec: TeacherSpec) -> TeacherIdentity:
     """Configuration and fingerprint of a teacher, without loading its weights.
 
     Raises:
-        ModelError: If there is no such teacher.
+        ModelError: If there is no such teacher, or its configuration is not that of a decoder alone.
     """
     spec = settled(spec)
     config, name = read_config(spec), name_of(spec)
+    refuse_config(name, config)
     commit = getattr(config, "_commit_hash", None)
-    return TeacherIdentity(name, commit, config, fingerprint(name, config, commit, spec.adapter))
+    folder, adapter = (None, None) if spec.adapter is None else adapter_folder(spec.adapter)
+    digest = fingerprint(name, config, commit, folder, runs_code=spec.trust_remote_code)
+    return TeacherIdentity(name, commit, config, digest, adapter)
 
 
 def read_config(spec: TeacherSpec) -> Any:
@@ -194,17 +201,19 @@ def _loaded(name: str, kind: Callable[[Any], Any], options: dict[str, Any]) -> A
     import transformers
     from transformers.utils import logging
 
-    had_bars = logging.is_progress_bar_enabled()
+    had_bars, verbosity = logging.is_progress_bar_enabled(), logging.get_verbosity()
     logging.disable_progress_bar()  # what is loading is said by the command's own line
+    logging.set_verbosity_error()  # and what is wrong with it, in one line of ours
     try:
         return kind(transformers).from_pretrained(name, **options)
-    except (OSError, ValueError, ImportError) as error:
+    except (OSError, ValueError, ImportError, RuntimeError, SafetensorError) as error:
         reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
         raise ModelError(
             f"teacher {name}: cannot be loaded ({reason.rstrip('.')}); give a local folder or a Hub id of a causal "
             "language model with safetensors weights"
         ) from error
     finally:
+        logging.set_verbosity(verbosity)
         if had_bars:
             logging.enable_progress_bar()
 
@@ -222,37 +231,35 @@ def _with_adapter(model: Any, adapter: str, *, merge: bool) -> Any:
         raise ModelError(f"--adapter {adapter}: needs peft; pip install 'sra-distill[lora]', or merge it beforehand")
     from peft import PeftModel
 
+    folder, _ = adapter_folder(adapter)
     try:
-        adapted: Any = PeftModel.from_pretrained(model, adapter)
-    except (OSError, ValueError, RuntimeError) as error:
+        with warnings.catch_warnings():
+            # peft leaves what an adapter's file lacks as it begins, random numbers among it.
+            warnings.filterwarnings("error", message=".*missing adapter keys.*")
+            adapted: Any = PeftModel.from_pretrained(model, str(folder))
+        _refuse_left_out(adapted, folder)
+    except (OSError, ValueError, RuntimeError, KeyError, TypeError, SafetensorError, UserWarning) as error:
         reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
         raise ModelError(
-            f"--adapter {adapter}: cannot be put on the teacher ({reason}); give the folder or Hub id of an adapter "
-            "trained on this very model"
+            f"--adapter {adapter}: cannot be put on the teacher ({reason[:200]}); give the folder or Hub id of an "
+            "adapter trained on this very model"
         ) from error
     return adapted.merge_and_unload() if merge else adapted
 
 
-def fingerprint(name: str, config: Any, commit: str | None, adapter: str | None) -> str:
-    """sha256 over what decides the teacher's numbers: configuration, commit or local weights, adapter."""
-    settings = {key: value for key, value in config.to_dict().items() if key not in VOLATILE_CONFIG}
-    digest = hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode())
-    for place in [name] + ([] if adapter is None else [adapter]):
-        if Path(place).is_dir():
-            digest.update(json.dumps(weight_files(Path(place))).encode())
-        else:
-            digest.update(json.dumps([place, commit]).encode())
-    return digest.hexdigest()
+def _refuse_left_out(adapted: Any, folder: Path) -> None:
+    """Refuse an adapter with tensors for layers that the model lacks, which peft drops in silence.
 
+    Raises:
+        ValueError: With the first of them.
+    """
+    from peft import get_peft_model_state_dict
+    from safetensors import safe_open
 
-def weight_files(folder: Path) -> list[tuple[str, int, str]]:
-    """(name, bytes, xxh3_128 of the content) of a folder's weight files, by name."""
-    found = []
-    for path in sorted(folder.iterdir()):
-        if path.suffix in WEIGHT_SUFFIXES:
-            hasher = xxhash.xxh3_128()
-            with path.open("rb") as file:
-                while block := file.read(READ_BYTES):
-                    hasher.update(block)
-            found.append((path.name, path.stat().st_size, hasher.hexdigest()))
-    return found
+    file = folder / "adapter_model.safetensors"
+    if file.is_file():
+        taken = get_peft_model_state_dict(adapted, save_embedding_layers=False)
+        with safe_open(file, framework="pt") as tensors:
+            left_out = sorted(name for name in tensors.keys() if "lora_" in name and name not in taken)  # noqa: SIM118
+        if left_out:
+            raise ValueError(f"{len(left_out)} of its tensors have no place, the first {left_out[0]}")

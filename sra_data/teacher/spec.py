@@ -29,7 +29,8 @@ class TeacherSpec:
     Attributes:
         name: Hub id (with `@revision`) or folder; None for the only one that the shards were aligned for.
         revision: Hub branch, tag or commit, where it is not part of the name.
-        adapter: Hub id or folder of a LoRA adapter; merged into the weights unless they are quantized.
+        adapter: Hub id (with `@revision`) or folder of a LoRA adapter; merged into the weights unless those are
+            quantized.
         dtype: of its numbers; bf16 on GPUs and fp32 on CPUs where None.
         device: torch device; the first GPU where there is one, where None.
         quantization: "4bit" or "8bit", through bitsandbytes.

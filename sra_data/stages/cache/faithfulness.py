@@ -1,9 +1,9 @@
 """How far the cache is from the teacher that was there: measured after every run, kept in the manifest.
 
 Sampled examples go through the live teacher once more and are compared with what the shards hold. Two controls stand
-beside it: the live teacher against itself in other batches (what no cache can beat), and the cache of ANOTHER example
-(what a misplaced row looks like; it must be far worse). A good cosine hides bad channels, so the error outside outlier
-channels is a number of its own.
+beside it: the live teacher against itself in other batches (what no cache can beat; where it is large, that is a
+refusal and no excuse), and the cache of ANOTHER example (what a misplaced row looks like; it must be far worse). A good
+cosine hides bad channels, so the error outside outlier channels is a number of its own.
 
 Pages by span are measured by span: a row is a centre of mass, and the head is read there.
 
@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from sra_data.errors import ShardError
 from sra_data.models.output_head import OutputHead
 from sra_data.shards.schema import TeacherRow
+from sra_data.teacher.admission import noise_limit
 from sra_data.teacher.batching import plan_batches
 from sra_data.teacher.capture import Captured, Example, TeacherCapture
 from sra_data.teacher.loading import LoadedTeacher
@@ -39,6 +40,7 @@ KL_POSITIONS = 512  # positions whose whole distributions are compared
 ERROR_LIMITS = {"fp32": 1e-4, "fp16": 2e-3, "bf16": 8e-3, "int8": 2e-2}
 KL_LIMIT = 5e-3  # nats
 CONTROL_ROOM = 4.0  # what the live teacher differs from itself may be exceeded this many times
+CONTROLLED = ("relative_error_non_outlier", "kl", "next_log_prob_difference")
 SHUFFLED_RATIO = 10.0  # another example's cache must be at least this much further away
 LOG_PROB_LIMIT = 1e-3
 MISSING_NATS = 100.0  # counted where the other has no number: another example may be cut where this one goes on
@@ -174,13 +176,28 @@ def next_token_divergences(head: OutputHead, live: Floats, other: Floats, rows_a
     return np.concatenate(found) if found else np.empty(0)
 
 
-def refuse_unfaithful(found: Mapping[str, Any], *, hidden_dtype: str, where: str) -> None:
-    """Fail where the cache is further from the teacher than its storage explains.
+def refuse_unfaithful(found: Mapping[str, Any], *, hidden_dtype: str, dtype: torch.dtype, where: str) -> None:
+    """Fail where the cache is further from the teacher than its storage explains, or the teacher from itself.
+
+    Args:
+        found: by `measure`.
+        hidden_dtype: of the stored states.
+        dtype: the teacher computes in; it says how large the control may be.
+        where: the folder, for the message.
 
     Raises:
         ShardError: Naming the number, its limit and the control.
     """
     cache, control, shuffled = found["cache"], found["control"], found["shuffled"]
+    noise = noise_limit(dtype)
+    for name in CONTROLLED:
+        # What the limits below leave room for: a large one would excuse anything.
+        if name in control and not control[name] <= noise:
+            raise ShardError(
+                f"{where}: {name.replace('_', ' ')} between live teacher and live teacher is {control[name]:.3g}, "
+                f"above {noise:.3g}: what it says of an example depends on the batch; delete the folder and cache "
+                "again with --batch-tokens 1, or with another teacher"
+            )
     limits = {"kl": KL_LIMIT, "relative_error_non_outlier": ERROR_LIMITS.get(hidden_dtype, 0.0)}
     limits["next_log_prob_difference"] = LOG_PROB_LIMIT
     for name, limit in limits.items():

@@ -26,6 +26,7 @@ from sra_data.stages.cache.options import CacheOptions
 from sra_data.stages.cache.size import PagesSize, files_size, ids_that_occur, pages_size, refuse_small_disk
 from sra_data.stages.cache.unit import UnitSettings
 from sra_data.stages.sampling import sample_rows
+from sra_data.teacher.admission import Probe, admit, rows_to_probe
 from sra_data.teacher.batching import find_batch_tokens
 from sra_data.teacher.capture import TeacherCapture
 from sra_data.teacher.loading import LoadedTeacher, device_of, dtype_of, identify, load
@@ -71,7 +72,9 @@ class CacheRun:
         return UnitSettings(
             shards=self.shards.path,
             section=self.section,
-            teacher=replace(teacher, revision=teacher.revision or self.identity.revision),
+            teacher=replace(
+                teacher, revision=teacher.revision or self.identity.revision, adapter=self.identity.adapter
+            ),
             capture=self.options.capture.resolved(self.identity.num_layers),
             side=self.chosen.side,
             alignment=None if pair is None else pair.name,
@@ -90,6 +93,24 @@ class CacheRun:
         if self.had:
             inputs = self.inputs()
             refuse_if_changed({name: self.had.get(name) for name in inputs}, inputs, where=self.folder)
+
+    def admit(self) -> None:
+        """Refuse a teacher of which no true pages can be made, before anything is tried or written.
+
+        Raises:
+            ModelError: Saying what it gets wrong, and what to do; see `admission.py`.
+        """
+        examples, batch_tokens = self.examples.by_position, self.options.batch_tokens
+        chosen = examples.read(rows_to_probe(examples.num_tokens))
+        probe = Probe(
+            name=self.identity.name,
+            model=self.teacher.model,
+            options=self.settings.capture,
+            rows=[example.ids for example in chosen],
+            ids_that_occur=self.ids_that_occur,
+            is_batched=batch_tokens is None or batch_tokens >= 2 * min(len(example.ids) for example in chosen),
+        )
+        admit(probe)
 
     def find(self) -> None:
         """The rest of the settings: from the teacher, and by trying.

@@ -1,9 +1,9 @@
 """`cache-teacher`: a teacher reads its side of the corpus once, and what it says is written down.
 
 The order: which teacher and which side is settled (`choose.py`); the inputs' fingerprint is compared with what is
-there; what has to be found by trying (batch tokens, int8's channel scales) is found once and kept in the plan
-(`run.py`); missing units are done (`unit.py`), in this process or a pool; when no unit is missing the folder is sealed
-and its faithfulness measured. A rerun does exactly what is missing.
+there; the teacher is admitted (`teacher/admission.py`); what has to be found by trying (batch tokens, int8's channel
+scales) is found once and kept in the plan (`run.py`); missing units are done (`unit.py`), in this process or a pool;
+when no unit is missing the folder is sealed and its faithfulness measured. A rerun does exactly what is missing.
 """
 
 from __future__ import annotations
@@ -44,6 +44,7 @@ from sra_data.stages.cache.size import refuse_small_disk
 from sra_data.stages.cache.summary import CacheSummary, facts_at_beginning, facts_at_end, summarise
 from sra_data.stages.cache.unit import CacheWorker, MakeWorker, refuse_failed
 from sra_data.stages.sampling import sample_rows
+from sra_data.teacher.provenance import environments_in, refuse_mixture
 from sra_data.terminal import Reporter, bytes_in_words
 
 __all__ = ["CacheOptions", "CacheSummary", "cache_teacher"]
@@ -64,6 +65,8 @@ def cache_teacher(options: CacheOptions, reporter: Reporter) -> CacheSummary:
     with ShardSet.open(options.shards) as shards:
         run = CacheRun(options, shards, reporter)
         run.refuse_other_inputs()
+        if not run.had:
+            run.admit()
         run.find()
         if not run.had:
             run.refuse_impossible()
@@ -156,7 +159,9 @@ def finish(run: CacheRun, plan: Plan, *, is_new: bool) -> None:
     """Seal the folder and measure its faithfulness, where that was not done after its last unit."""
     known = Manifest.load(run.shards.path).section(run.section) or {}
     if is_new or known.get("root") is None or "faithfulness" not in known:
-        failed = [name for note in notes_of(run.folder, plan) for name in note["failed"]]
+        notes = notes_of(run.folder, plan)
+        refuse_mixture(environments_in(notes), where=str(run.folder))
+        failed = [name for note in notes for name in note["failed"]]
         refuse_failed(failed, run.options.max_failed)
         seal(run.shards.path, run.section, facts_at_end(run, plan))
         measure_faithfulness(run)
@@ -186,7 +191,8 @@ def measure_faithfulness(run: CacheRun) -> None:
         )
     record(shards, run.section, faithfulness=found)
     try:
-        refuse_unfaithful(found, hidden_dtype=run.settings.capture.hidden_dtype, where=str(run.folder))
+        hidden_dtype = run.settings.capture.hidden_dtype
+        refuse_unfaithful(found, hidden_dtype=hidden_dtype, dtype=run.teacher.dtype, where=str(run.folder))
     except ShardError:
         record(shards, run.section, root=None)
         raise

@@ -10,6 +10,8 @@ from sra_data.shards.store import Manifest, Plan, notes_of, state_of
 from sra_data.stages.cache.faithfulness import describe as describe_faithfulness
 from sra_data.stages.cache.reach import reach_from
 from sra_data.stages.cache.run import CacheRun
+from sra_data.teacher.provenance import describe as describe_environments
+from sra_data.teacher.provenance import environments_in
 from sra_data.terminal import bytes_in_words
 
 
@@ -28,6 +30,7 @@ class CacheSummary:
         granularity: "token" or "span".
         num_bytes: of the teacher's folder; `bytes_per_position` of its parts alone.
         num_failed, num_splits: examples with numbers that are not finite; batches that had to be split.
+        environments: that its units were made in; see `provenance.py`.
         faithfulness: see `faithfulness.py`; empty while units are missing. `reach` see `reach.py`, of each student.
     """
 
@@ -47,6 +50,7 @@ class CacheSummary:
     num_failed: int
     num_splits: int
     granularity: str = "token"
+    environments: list[dict[str, str]] = field(default_factory=list)
     faithfulness: dict[str, Any] = field(default_factory=dict)
     reach: list[dict[str, Any]] = field(default_factory=list)
 
@@ -65,6 +69,7 @@ class CacheSummary:
             )
         if self.root is None:
             lines.append("unfinished: run the same command again for the missing units")
+        lines += describe_environments(self.environments)
         return lines + describe_faithfulness(self.faithfulness) + [reach_from(one).line for one in self.reach]
 
 
@@ -90,6 +95,7 @@ def summarise(run: CacheRun, plan: Plan, *, num_done: int) -> CacheSummary:
         num_failed=sum(len(note["failed"]) for note in notes),
         num_splits=sum(note["splits"] for note in notes),
         granularity=run.settings.capture.granularity,
+        environments=environments_in(notes),
         faithfulness=section.get("faithfulness", {}) if section.get("root") else {},
         reach=section.get("reach", []) if section.get("root") else [],
     )
@@ -119,4 +125,5 @@ def facts_at_end(run: CacheRun, plan: Plan) -> dict[str, Any]:
     return {
         "failed_examples": [name for note in notes for name in note["failed"]],
         "num_splits": sum(note["splits"] for note in notes),
+        "environments": environments_in(notes),
     }

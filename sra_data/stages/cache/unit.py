@@ -22,9 +22,12 @@ from sra_data.shards.codecs import EncodedTensor, encode_float32, scales_from_te
 from sra_data.shards.schema import TeacherRow
 from sra_data.shards.store import (
     FolderSchema,
+    Plan,
     ShardSet,
     Unit,
     cut_row_groups,
+    is_begun,
+    notes_of,
     sides_of,
     teacher_schema,
     write_part,
@@ -33,6 +36,7 @@ from sra_data.stages.cache.examples import ExampleReader
 from sra_data.teacher.batching import plan_batches
 from sra_data.teacher.capture import Captured, Example, TeacherCapture
 from sra_data.teacher.loading import LoadedTeacher, check_vocabulary, load
+from sra_data.teacher.provenance import environment_of, environments_in, refuse_mixture
 from sra_data.teacher.spec import CaptureOptions, TeacherSpec
 
 
@@ -113,6 +117,8 @@ class CacheWorker:
         self.schema = settings.schema()
         self.shards = ShardSet.open(settings.shards)
         self.examples = settings.examples(self.shards)
+        self.environment = environment_of(teacher)
+        self._is_like_the_others = False
         self.capture = TeacherCapture(teacher.model, settings.capture, settings.scales)
 
     def close(self) -> None:
@@ -120,12 +126,26 @@ class CacheWorker:
         self.capture.close()
         self.shards.close()
 
+    def refuse_mixture(self) -> None:
+        """Refuse to add to units that were made otherwise; asked once, before the first.
+
+        Raises:
+            ShardError: If they were made in an environment whose numbers are others.
+        """
+        settings = self.settings
+        if not self._is_like_the_others and is_begun(settings.shards, settings.section):
+            made = environments_in(notes_of(settings.folder, Plan.load(settings.folder)))
+            refuse_mixture([*made, self.environment], where=str(settings.folder))
+        self._is_like_the_others = True
+
     def __call__(self, unit: Unit, advance: Advance) -> dict[str, Any]:
         """Write one part; returns its receipt's notes.
 
         Raises:
             ModelError: If more than `max_failed` examples of the unit have numbers that are not finite.
+            ShardError: If the units that are there were made in an environment whose numbers are others.
         """
+        self.refuse_mixture()
         started, splits_before = time.perf_counter(), self.capture.num_splits
         examples = self.examples.read(range(unit.start, unit.stop))
         captured = self._run(examples, advance)
@@ -139,6 +159,7 @@ class CacheWorker:
             "failed": failed,
             "splits": self.capture.num_splits - splits_before,
             "seconds": time.perf_counter() - started,
+            "environment": self.environment,
         }
         groups = cut_row_groups([example.num_rows for example in examples])
         receipt = write_part(self.settings.folder, self.schema, unit, rows, groups, notes=notes)

@@ -15,6 +15,7 @@ from transformers import (
 )
 
 from sra_data.errors import ConfigError, ModelError
+from sra_data.models.decoder import decoder_layers
 from sra_train.config import LoraConfig, StudentConfig
 from sra_train.contract import Batch, MethodSetting, StepTotals, StudentNeeds
 from sra_train.data.index_rows import label_rows
@@ -32,6 +33,7 @@ from sra_train.student import (
     parameter_groups,
     query_and_value_names,
 )
+from tests.model_zoo import tiny_model
 
 SMALL = {"vocab_size": 40, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2}
 FAMILIES = {
@@ -181,6 +183,48 @@ def test_embeddings_of_another_width_than_the_head_are_refused() -> None:
     model.set_input_embeddings(torch.nn.Embedding(40, 8))
     with pytest.raises(ModelError, match=r"its input embeddings are 8 wide, its output head reads 16"):
         StudentModel(model, WithEmbeddings(SFTOptions(), MethodSetting(student=model_shape(model))))
+
+
+@pytest.mark.parametrize("family", ["llama", "mamba"])
+def test_an_inner_layer_is_what_its_block_gives_whatever_the_family_lists(family) -> None:
+    """State-space families leave the embeddings out of their list: it is one off."""
+    model, data = tiny_model(family, vocab_size=40), batch()
+    one = StudentModel(model, WithLayers(SFTOptions(), MethodSetting(student=model_shape(model))))
+    given = []
+    for block in decoder_layers(model):
+        block.register_forward_hook(lambda _, inputs, output: given.append(output))
+    hidden = one.student_output(data).hidden
+    assert sorted(hidden) == [1, 2, 3]
+    assert torch.equal(hidden[1], given[0])
+    assert torch.equal(hidden[2], given[1])
+
+
+def test_embeddings_that_a_family_does_not_list_are_no_layer() -> None:
+    model = tiny_model("mamba")
+    with pytest.raises(ModelError, match="student layer 0: MambaForCausalLM does not list its embeddings; choose 1"):
+        StudentModel(model, WithEmbeddingLayer(SFTOptions(), MethodSetting(student=model_shape(model))))
+
+
+def test_inner_layers_of_another_width_than_the_heads_are_refused() -> None:
+    model = tiny_model("opt", word_embed_proj_dim=16)
+    with pytest.raises(ModelError, match=r"student layer 1: OPTForCausalLM is 32 wide there, its output head reads 16"):
+        StudentModel(model, WithLayers(SFTOptions(), MethodSetting(student=model_shape(model))))
+
+
+class WithLayers(SFT):
+    """Cross entropy, by a method that reads inner layers too."""
+
+    @property
+    def student_needs(self) -> StudentNeeds:
+        return replace(super().student_needs, layers=(1, 2))
+
+
+class WithEmbeddingLayer(SFT):
+    """Cross entropy, by a method that reads the layer below the first block."""
+
+    @property
+    def student_needs(self) -> StudentNeeds:
+        return replace(super().student_needs, layers=(0,))
 
 
 class WithEmbeddings(SFT):

@@ -32,6 +32,10 @@ def found(cache: dict[str, float], shuffled: float = 1.0, control: float = 0.0) 
     return {"examples": 2, "cache": cache, "control": numbers(control), "shuffled": numbers(shuffled)}
 
 
+def judge(measured: dict[str, Any], dtype: torch.dtype = torch.bfloat16) -> None:
+    refuse_unfaithful(measured, hidden_dtype="bf16", dtype=dtype, where="shards/teacher")
+
+
 def test_errors_outside_outlier_channels_are_not_hidden_by_them() -> None:
     live = np.random.default_rng(0).normal(size=(40, 16)).astype(np.float32)
     live[:, 0] *= 1000
@@ -85,21 +89,32 @@ def test_samples_have_positions_and_are_spread_over_the_corpus() -> None:
 
 
 def test_what_the_storage_explains_passes_and_what_it_does_not_is_refused() -> None:
-    refuse_unfaithful(found(numbers(1.7e-3)), hidden_dtype="bf16", where="shards/teacher")
+    judge(found(numbers(1.7e-3)))
     with pytest.raises(ShardError, match=r"shards/teacher: relative error non outlier .* is 0.02, above 0.008"):
-        refuse_unfaithful(found(numbers(0.02)), hidden_dtype="bf16", where="shards/teacher")
+        judge(found(numbers(0.02)))
     with pytest.raises(ShardError, match=r"kl between live teacher and cache is 0.5"):
-        refuse_unfaithful(found(numbers(1e-3, kl=0.5)), hidden_dtype="bf16", where="shards/teacher")
+        judge(found(numbers(1e-3, kl=0.5)))
 
 
 def test_a_noisy_teacher_is_given_the_room_its_control_shows() -> None:
-    refuse_unfaithful(found(numbers(0.02), control=0.01), hidden_dtype="bf16", where="shards/teacher")
+    judge(found(numbers(0.02), control=0.01))
     with pytest.raises(ShardError, match=r"is 0.02, above"):  # the same numbers, a quieter control
-        refuse_unfaithful(found(numbers(0.02), control=0.001), hidden_dtype="bf16", where="shards/teacher")
+        judge(found(numbers(0.02), control=0.001))
+
+
+@pytest.mark.parametrize("name", ["relative_error_non_outlier", "kl", "next_log_prob_difference"])
+def test_a_large_control_is_a_refusal_and_not_an_excuse(name: str) -> None:
+    measured = found(numbers(0.0))
+    for dtype, limit in ((torch.float32, 1e-3), (torch.bfloat16, 0.1)):
+        measured["control"][name] = limit
+        judge(measured, dtype)
+        measured["control"][name] = 1.01 * limit
+        with pytest.raises(ShardError, match=r"between live teacher and live teacher is .*; delete the folder and cac"):
+            judge(measured, dtype)
 
 
 def test_a_cache_no_better_than_another_examples_is_refused() -> None:
     with pytest.raises(ShardError, match="rows are not where they should be"):
-        refuse_unfaithful(found(numbers(1e-3), shuffled=5e-3), hidden_dtype="bf16", where="shards/teacher")
+        judge(found(numbers(1e-3), shuffled=5e-3))
     with pytest.raises(ShardError, match="is nan"):
-        refuse_unfaithful(found(numbers(float("nan"))), hidden_dtype="bf16", where="shards/teacher")
+        judge(found(numbers(float("nan"))))
