@@ -50,10 +50,9 @@ LONGEST_READ = 1 << 30  # Linux reads at most 2 GiB a call
 
 def damaged(path: Path, what: str, problem: str) -> ShardError:
     """A damaged value, named, with the remedy."""
-    receipt = path.with_suffix(".receipt.json").name
     return ShardError(
-        f"{path}: {what}: {problem}; run `sra-data verify {shards_of(path.parent)}`, delete {path.name} and {receipt} "
-        "and run the command that made them again"
+        f"{path}: {what}: {problem}; run `sra-data repair {shards_of(path.parent)}`: it throws {path.name} away and "
+        "says which command makes it again"
     )
 
 

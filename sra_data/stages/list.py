@@ -168,13 +168,13 @@ def _entry(manifest: Manifest, section: str) -> Entry:
         state.num_bytes,
         state.is_sealed,
         None,
-        None if state.is_sealed else _go_on(manifest, section),
+        None if state.is_sealed else go_on(manifest, section),
         facts,
         tuple(words),
     )
 
 
-def _go_on(manifest: Manifest, section: str) -> str:
+def go_on(manifest: Manifest, section: str) -> str:
     """The command that makes what is missing of an unfinished folder."""
     group, _, name = section.partition("/")
     shards = shlex.quote(str(manifest.shards))

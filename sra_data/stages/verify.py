@@ -144,13 +144,13 @@ def verify(options: VerifyOptions, reporter: Reporter, recapture: Recapture | No
     assert recapture is not None or not options.deep, "deep needs a way to ask the teacher"
     manifest, edited = Manifest.load_anyway(options.shards)
     teacher = ShardSet(options.shards, manifest).choose_teacher(options.teacher) if options.deep else None
-    names, found = manifest.sections, _Findings()
+    names, found = manifest.sections, Findings()
     if edited is not None:
         found.add(Broken("", "manifest", MANIFEST), str(edited))
     sections = [manifest.section(name) or {} for name in names]
     with reporter.task("verify", sum(section.get("num_bytes") or 0 for section in sections), "bytes") as task:
         for name in names:
-            _verify_folder(manifest, name, found, task)
+            verify_folder(manifest, name, found, task)
     if not found.problems:  # rows can be compared once every one of them reads
         with ShardSet.open(options.shards) as shards:
             for name in names:
@@ -162,7 +162,7 @@ def verify(options: VerifyOptions, reporter: Reporter, recapture: Recapture | No
     return VerifySummary(tuple(names), *counts, tuple(found.problems), tuple(found.broken))
 
 
-class _Findings:
+class Findings:
     """What has been counted, and the problems so far, with what they are about."""
 
     def __init__(self) -> None:
@@ -184,7 +184,7 @@ class _Findings:
             return None
 
 
-def _verify_folder(manifest: Manifest, name: str, found: _Findings, task: Task) -> None:
+def verify_folder(manifest: Manifest, name: str, found: Findings, task: Task) -> None:
     """Everything that can be checked within one folder; of an unfinished one, what is there."""
     folder, before = manifest.shards / name, len(found.problems)
     section = manifest.section(name) or {}
@@ -346,9 +346,7 @@ def _verify_span_counts(shards: ShardSet, reader: FolderReader) -> None:
         )
 
 
-def _verify_deep(
-    shards: ShardSet, teacher: str, options: VerifyOptions, recapture: Recapture, found: _Findings
-) -> None:
+def _verify_deep(shards: ShardSet, teacher: str, options: VerifyOptions, recapture: Recapture, found: Findings) -> None:
     """Ask a teacher again about examples spread over the corpus, and compare with what is cached."""
     pages = shards.teacher(teacher)
     failed = set(pages.facts.get("failed_examples", []))  # zeros stand in their place

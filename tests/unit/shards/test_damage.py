@@ -91,7 +91,7 @@ def test_a_damaged_value_is_named_with_file_example_and_column(
     flip(part, _chunk_end(part, column) - 1 - 4 * empty)  # the last value of the first row group
     what = "column hidden.2: checksum differs" if others else "hashes: not those of the sealed index"
     last = (
-        rf"{section}/{PART}: example id-{rows[-1 - empty]}, {what}; run `sra-data verify {shards}`, delete {PART} and "
+        rf"{section}/{PART}: example id-{rows[-1 - empty]}, {what}; run `sra-data repair {shards}`: it throws {PART} "
     )
     with ShardSet.open(shards) as opened:
         reader = reader_of(opened, section)

@@ -68,12 +68,13 @@ def open_whole(shards: Path) -> None:
 
 def refusal(step: Callable[..., object], *arguments: object) -> str:
     """What a step refuses with, one line; empty where it passes."""
+    said = ""
     try:
         step(*arguments)
     except ShardError as error:
-        assert "\n" not in str(error)
-        return str(error)
-    return ""
+        said = str(error)
+    assert "\n" not in said
+    return said
 
 
 def problems_of(shards: Path) -> str:
