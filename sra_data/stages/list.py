@@ -161,6 +161,12 @@ def _entry(manifest: Manifest, section: str) -> Entry:
         facts, words = _READ[section.partition("/")[0]](manifest, section, plan)
     except ShardError as error:
         return Entry(section, 0, 0, 0, False, str(error), str(error), {}, ())
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        # options and notes are a stage's own JSON, which no type of the shards' describes
+        said = " ".join(str(error).split())
+        problem = f"{manifest.shards / section}: its options or notes are not those of this version ({said})"
+        remedy = command_for(section, manifest.shards)
+        return Entry(section, 0, 0, 0, False, f"{problem}; {remedy}", f"{problem}; {remedy}", {}, ())
     return Entry(
         section,
         state.num_units,
