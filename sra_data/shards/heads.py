@@ -41,7 +41,11 @@ def load_head(folder: Path) -> tuple[dict[str, EncodedTensor], dict[str, str]]:
     """
     tensors, metadata = load_tensors(folder, HEAD, {"weight": "VD"})
     _refuse_bad_numbers(metadata, folder / HEAD)
-    return {name: _as_encoded(tensor, folder / HEAD) for name, tensor in tensors.items()}, metadata
+    found = {name: _as_encoded(tensor, folder / HEAD) for name, tensor in tensors.items()}
+    if "bias" in found and found["bias"].shape != found["weight"].shape[:1]:
+        shapes = f"bias of {found['bias'].shape} for weight of {found['weight'].shape}"
+        raise ShardError(f"{folder / HEAD}: {shapes}; {repair_for(folder)}")
+    return found, metadata
 
 
 def save_embeddings(folder: Path, ids: NDArray[np.int32], weight: Tensor | None, metadata: Mapping[str, str]) -> None:

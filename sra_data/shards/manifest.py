@@ -177,6 +177,19 @@ def check_version(found: Mapping[str, Any], path: Path) -> None:
 # --------------------------------------------------------------------------- the manifest
 
 
+class SealedFacts(dict[str, Any]):
+    """What the manifest says of a sealed section; a fact that it does not say is refused in one line."""
+
+    def __init__(self, facts: Mapping[str, Any], *, where: Path) -> None:
+        super().__init__(facts)
+        self.where = where
+
+    def __missing__(self, name: str) -> Any:
+        shards = shards_of(self.where)
+        section = self.where.relative_to(shards).as_posix()
+        raise ShardError(f"{self.where}: {MANIFEST} does not say its {name}; {command_for(section, shards)}")
+
+
 class Manifest:
     """manifest.json of a folder of shards, as read at one moment.
 
@@ -273,7 +286,7 @@ class Manifest:
         place = self.content.setdefault(group, {})
         (place.setdefault(key, {}) if key else place).update(values)
 
-    def sealed(self, name: str) -> dict[str, Any]:
+    def sealed(self, name: str) -> SealedFacts:
         """A section that is sealed.
 
         Raises:
@@ -283,7 +296,7 @@ class Manifest:
         if found is None or found.get("root") is None:
             state = "missing" if found is None else "unfinished"
             raise ShardError(f"{self.shards / name}: {state}; {command_for(name, self.shards)}")
-        return found
+        return SealedFacts(found, where=self.shards / name)
 
 
 def facts_digest(section: Mapping[str, Any]) -> str:

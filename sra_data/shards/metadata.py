@@ -125,7 +125,7 @@ class SectionRecord(BaseModel):
 
     model_config = ConfigDict(strict=True, extra="allow", protected_namespaces=())
 
-    fingerprint: Facts = {}
+    fingerprint: Facts | None = None
     root: Sha256 | None = None
     num_parts: Count | None = None
     num_rows: Count | None = None
@@ -139,8 +139,8 @@ class SectionRecord(BaseModel):
     num_dev: Count | None = None
     left_out: dict[str, Count] = {}
     # sides
-    tokenizer_name: str | None = None
-    tokenizer: str | None = None
+    tokenizer_name: str = ""
+    tokenizer: str = ""
     max_positions: Count | None = None
     max_length: Count | None = None
     overlong: str | None = None
@@ -148,18 +148,18 @@ class SectionRecord(BaseModel):
     options: Facts = {}
     shared_ids: Number = 0
     # teachers
-    name: str | None = None
+    name: str = ""
     revision: str | None = None
     adapter: str | None = None
-    side: FileName | None = None
+    side: FileName = "none"
     alignment: SectionName | None = None
     num_layers: Number | None = None
-    layers: list[Number] | None = None
-    hidden_size: Number | None = None
-    hidden_dtype: str | None = None
-    attention: bool | None = None
-    top_k: Number | None = None
-    vocabulary_size: Number | None = None
+    layers: list[Number] = []
+    hidden_size: Number = 0
+    hidden_dtype: str = ""
+    attention: bool = False
+    top_k: Number = 0
+    vocabulary_size: Number = 0
     temperatures: list[Annotated[float, Field(gt=0, allow_inf_nan=False)]] = []
     failed_examples: list[str] = []
     num_splits: Count = 0
@@ -168,14 +168,17 @@ class SectionRecord(BaseModel):
 
     @model_validator(mode="after")
     def _a_root_has_its_facts(self) -> SectionRecord:
-        needed = ("num_parts", "num_rows", "num_bytes", "index_sha256", "granularity", "seal")
+        needed = ("fingerprint", "num_parts", "num_rows", "num_bytes", "index_sha256", "granularity", "seal")
         lacking = [name for name in needed if getattr(self, name) is None]
         if self.root is not None and lacking:
             raise ValueError(f"sealed without {', '.join(lacking)}")
         if self.num_dev is not None and self.num_rows is not None and self.num_dev > self.num_rows:
             raise ValueError(f"{self.num_dev} of {self.num_rows} rows are development")
-        deepest = max(self.layers or [0])
-        if self.num_layers is not None and deepest > self.num_layers:
+        deepest = max(self.layers, default=0)
+        if self.num_layers is None:
+            if "num_layers" in self.model_fields_set:
+                raise ValueError("num_layers is null")
+        elif deepest > self.num_layers:
             raise ValueError(f"layer {deepest} of {self.num_layers}")
         return self
 
