@@ -317,4 +317,5 @@ def _short(value: object) -> str:
 
 def _one_line(text: str) -> str:
     """Printable, whatever a file held."""
-    return " ".join(text.split()).encode("utf-8", "backslashreplace").decode()
+    flat = " ".join(text.split())
+    return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in flat)
