@@ -148,7 +148,13 @@ class Document:
     is_whole: bool
 
 
-def read_document(path: Path, *, remedy: str, is_flat: bool = False) -> Document:
+def _is_sealed(content: bytes, seal: str) -> bool:
+    """Whether a file ends with its seal, which is that of its very bytes: without it they are a JSON file too."""
+    end = f',\n "{SEAL}": "{seal}"\n}}\n'.encode()
+    return content.endswith(end) and hashlib.sha256(content.removesuffix(end) + b"\n}\n").hexdigest() == seal
+
+
+def read_document(path: Path, *, remedy: str) -> Document:
     """Read a JSON file that `write_sealed` wrote.
 
     Raises:
@@ -159,7 +165,8 @@ def read_document(path: Path, *, remedy: str, is_flat: bool = False) -> Document
         value = json.loads(content)
         if not isinstance(value, dict):
             raise ValueError(f"a {type(value).__name__} in place of an object")
-        return Document(value, str(value.get(SEAL)), content == sealed_bytes(value, is_flat=is_flat))
+        seal = str(value.get(SEAL))
+        return Document(value, seal, _is_sealed(content, seal))
     except (FileNotFoundError, NotADirectoryError):
         raise ShardError(f"{path}: missing; {remedy}") from None
     except OSError as error:

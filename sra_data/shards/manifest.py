@@ -78,7 +78,7 @@ class Plan:
     def read(cls, folder: Path) -> tuple[Plan, str]:
         """It and its seal; raises as `load` does."""
         path = folder / PLAN
-        document = read_document(path, remedy=f"run the command that makes {folder.name} again", is_flat=True)
+        document = read_document(path, remedy=f"run the command that makes {folder.name} again")
         check_version(document.value, path)
         found = checked(PlanRecord, document.value, where=path, remedy=repair_for(folder))
         refuse_if_changed_on_disk(document, path, remedy=repair_for(folder))
@@ -126,12 +126,12 @@ class Receipt:
     @classmethod
     def read(cls, folder: Path, part: int) -> tuple[Receipt, str]:
         """It and its seal; raises as `load` does."""
-        path = receipt_path(folder, part)
-        document = read_document(path, remedy=repair_for(folder), is_flat=True)
-        found = checked(ReceiptRecord, document.value, where=path, remedy=repair_for(folder))
-        refuse_if_changed_on_disk(document, path, remedy=repair_for(folder))
+        path, remedy = receipt_path(folder, part), repair_for(folder)
+        document = read_document(path, remedy=remedy)
+        found = checked(ReceiptRecord, document.value, where=path, remedy=remedy)
+        refuse_if_changed_on_disk(document, path, remedy=remedy)
         if found.part != part:
-            raise ShardError(f"{path}: says it is of part {found.part}; {repair_for(folder)}")
+            raise ShardError(f"{path}: says it is of part {found.part}; {remedy}")
         return cls(**{name: value for name, value in found if name != SEAL}), found.seal
 
 

@@ -72,7 +72,7 @@ def file_receipt(folder: Path, name: str) -> FileReceipt:
         ShardError: If either is missing or damaged, or the size differs.
     """
     remedy = remedy_for_file(folder, name)
-    document = read_document(file_receipt_path(folder, name), remedy=remedy, is_flat=True)
+    document = read_document(file_receipt_path(folder, name), remedy=remedy)
     found = checked(FileReceiptRecord, document.value, where=file_receipt_path(folder, name), remedy=remedy)
     refuse_if_changed_on_disk(document, file_receipt_path(folder, name), remedy=remedy)
     path = folder / name
