@@ -20,7 +20,7 @@ from sra_data.stages.estimate.options import NOT_OF_ESTIMATE, EstimateOptions
 from sra_data.teacher.spec import KNOWN_BY_PAGES, TeacherSpec
 
 app = typer.Typer(
-    help="Write down what a teacher said about a corpus, once: align, estimate, cache, verify, report.",
+    help="Write down what a teacher said about a corpus, once: align, estimate, cache, verify, repair, report.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
@@ -176,7 +176,7 @@ def verify(
     how: TeacherSpec = TeacherSpec(),
     json: Json = False,
 ) -> None:
-    """Check every checksum, every row's example and every receipt against the manifest."""
+    """Check every checksum, every row's example, every receipt and every seal against the manifest."""
     from sra_data.stages import verify as stage
 
     again: stage.Recapture | None = None
@@ -188,6 +188,16 @@ def verify(
     summary = stage.verify(options, terminal.make_reporter(quiet=json), recapture=again)
     terminal.finish(summary, as_json=json)
     summary.refuse_if_damaged()
+
+
+@app.command()
+def repair(shards: Shards = "shards", json: Json = False) -> None:
+    """Throw away exactly what verify finds broken, and say which command makes it again."""
+    from sra_data.stages import repair as stage
+
+    summary = stage.repair(shards, terminal.make_reporter(quiet=json))
+    terminal.finish(summary, as_json=json)
+    summary.refuse_if_left()
 
 
 @app.command("list")

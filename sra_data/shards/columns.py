@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 
 from sra_data.errors import ShardError
 from sra_data.shards.codecs import Codec, codec_named
+from sra_data.shards.metadata import ColumnRecord, checked
 
 HASHES = "hashes"
 TEXT = "utf8"  # the one codec that is plain text in the file rather than a blob
@@ -150,10 +151,13 @@ def schema_from_arrow(schema: pa.Schema, *, where: str) -> FolderSchema:
     refuse_version(metadata.get("sra.format_version"), where=where)
     columns, names = [], json.loads(metadata["sra.columns"])
     for name in names:
-        said = {key.decode(): value.decode() for key, value in schema.field(name).metadata.items()}
-        shape = tuple(json.loads(said["shape"]))
-        parameters, nullable = json.loads(said["parameters"]), json.loads(said["nullable"])
-        columns.append(Column(name, said["codec"], shape, said["compression"], parameters, nullable))
+        said = {key.decode(): value.decode() for key, value in (schema.field(name).metadata or {}).items()}
+        value = {key: json.loads(said[key]) for key in ("shape", "parameters", "nullable")}
+        value |= {"codec": said["codec"], "compression": said["compression"]}
+        found = checked(ColumnRecord, value, where=f"{where}: column {name}", remedy=MAKE_ANEW)
+        columns.append(
+            Column(name, found.codec, tuple(found.shape), found.compression, found.parameters, found.nullable)
+        )
     keys = {field.name: field.type for field in schema if field.name not in (HASHES, *names)}
     return FolderSchema(metadata["sra.kind"], keys, tuple(columns), metadata["sra.granularity"])
 

@@ -13,12 +13,14 @@ import json
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
 from sra_data.errors import ShardError
 
-READ_BYTES = 1 << 23
+SEAL = "seal"  # the last key of every JSON file: sha256 of what stands before it
+LARGEST_JSON = 1 << 29  # a plan of ten million units
 
 
 def explain(error: OSError, path: Path, doing: str) -> ShardError:
@@ -106,32 +108,80 @@ def publish(file: IO[bytes], path: Path) -> None:
     sync_folder(path.parent)
 
 
-def write_json(path: Path, value: Mapping[str, Any], *, is_flat: bool = False) -> None:
-    """Replace a JSON file, whole or not at all; pretty printed for people. `is_flat`: one line for each key."""
-    if is_flat:
-        lines = [f" {json.dumps(key)}: {json.dumps(item, ensure_ascii=False)}" for key, item in value.items()]
-        text = "{\n" + ",\n".join(lines) + "\n}\n"
-    else:
-        text = json.dumps(value, indent=1, ensure_ascii=False) + "\n"
+def write_sealed(path: Path, value: Mapping[str, Any], *, is_flat: bool = False) -> None:
+    """Replace a JSON file, whole or not at all, sealed by its own digest; `is_flat`: one line for each key."""
     with staged(path) as file:
-        file.write(text.encode())
+        file.write(sealed_bytes(value, is_flat=is_flat))
         publish(file, path)
 
 
-def read_json(path: Path, *, remedy: str) -> Any:
-    """Read a JSON file.
+def sealed_bytes(value: Mapping[str, Any], *, is_flat: bool = False) -> bytes:
+    """What `write_sealed` writes: pretty printed for people, `seal` last, the sha256 of all that stands before it."""
+    said = {key: item for key, item in value.items() if key != SEAL}
+    return _rendered({**said, SEAL: seal_of(said, is_flat=is_flat)}, is_flat)
+
+
+def seal_of(value: Mapping[str, Any], *, is_flat: bool = False) -> str:
+    """sha256 of a JSON file without its seal."""
+    return hashlib.sha256(_rendered({key: item for key, item in value.items() if key != SEAL}, is_flat)).hexdigest()
+
+
+def _rendered(value: Mapping[str, Any], is_flat: bool) -> bytes:
+    if not is_flat:
+        return (json.dumps(value, indent=1, ensure_ascii=False) + "\n").encode()
+    lines = [f" {json.dumps(key)}: {json.dumps(item, ensure_ascii=False)}" for key, item in value.items()]
+    return ("{\n" + ",\n".join(lines) + "\n}\n").encode()
+
+
+@dataclass(frozen=True)
+class Document:
+    """A JSON file as it was read.
+
+    Attributes:
+        value: its object.
+        seal: what it says of itself.
+        is_whole: whether the very bytes of the file are those that were written, by its own seal.
+    """
+
+    value: dict[str, Any]
+    seal: str
+    is_whole: bool
+
+
+def _is_sealed(content: bytes, seal: str) -> bool:
+    """Whether a file ends with its seal, which is that of its very bytes: without it they are a JSON file too."""
+    end = f',\n "{SEAL}": "{seal}"\n}}\n'.encode()
+    return content.endswith(end) and hashlib.sha256(content.removesuffix(end) + b"\n}\n").hexdigest() == seal
+
+
+def read_document(path: Path, *, remedy: str) -> Document:
+    """Read a JSON file that `write_sealed` wrote.
 
     Raises:
-        ShardError: If it is missing or damaged; the message ends with `remedy`.
+        ShardError: If it is missing or no JSON object; the message ends with `remedy`.
     """
     try:
-        return json.loads(path.read_bytes())
-    except FileNotFoundError:
+        content = _read_bounded(path)
+        value = json.loads(content)
+        if not isinstance(value, dict):
+            raise ValueError(f"a {type(value).__name__} in place of an object")
+        seal = str(value.get(SEAL))
+        return Document(value, seal, _is_sealed(content, seal))
+    except (FileNotFoundError, NotADirectoryError):
         raise ShardError(f"{path}: missing; {remedy}") from None
     except OSError as error:
         raise ShardError(f"{path}: {error.strerror}; {remedy}") from error
-    except ValueError as error:
-        raise ShardError(f"{path}: damaged, not JSON ({error}); {remedy}") from error
+    except (ValueError, RecursionError) as error:
+        said = " ".join(str(error).split())
+        raise ShardError(f"{path}: damaged, not JSON as it was written ({said}); {remedy}") from error
+
+
+def _read_bounded(path: Path) -> bytes:
+    with path.open("rb") as file:
+        content = file.read(LARGEST_JSON + 1)
+    if len(content) > LARGEST_JSON:
+        raise ValueError(f"longer than {LARGEST_JSON} bytes")
+    return content
 
 
 @contextmanager

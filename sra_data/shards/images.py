@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from sra_data.shards.tensor_file import load_tensors, save_tensors
+from sra_data.shards.tensor_file import int32_of, load_tensors, save_tensors
 
 IMAGES = "images.safetensors"
 Ids = NDArray[np.int32]
@@ -55,7 +55,9 @@ def load_images(folder: Path) -> StoredImages:
     Raises:
         ShardError: If it is missing or damaged.
     """
-    tensors, _ = load_tensors(folder, IMAGES, command="align")
     names = ("byte_prefix", "first_piece", "first_byte")
-    left, right = (SideImages(*(np.asarray(tensors[f"{side}.{name}"]) for name in names)) for side in ("left", "right"))
+    shapes = {f"{side}.{name}": letter for side, letter in (("left", "L"), ("right", "R")) for name in names}
+    tensors, _ = load_tensors(folder, IMAGES, shapes, command="align")
+    found = int32_of({key: tensors[key] for key in shapes}, folder / IMAGES)
+    left, right = (SideImages(*(found[f"{side}.{name}"] for name in names)) for side in ("left", "right"))
     return StoredImages(left, right)

@@ -5,7 +5,7 @@ Some 40 bytes a row in memory beside the ids; ids stay in Arrow's buffers, words
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -212,14 +212,47 @@ def read_index(folder: Path, *, kind: str | None = None, sha256: str | None = No
         words = ["split", "status"]
         names = set(pq.read_schema(path).names)
         table = pq.read_table(path, read_dictionary=[word for word in words if word in names], memory_map=False)
+        table.validate(full=True)  # text that is no text would fail where it is used
     except FileNotFoundError:
         raise ShardError(f"{path}: missing; {REMEDY}") from None
     except (pa.ArrowException, OSError) as error:
-        raise ShardError(f"{path}: damaged ({error}); delete it and {REMEDY}") from error
-    found = next(name for name, keys in KEYS.items() if set(keys) | set(INDEX_COLUMNS) == names)
+        said = " ".join(str(error).split())
+        raise ShardError(f"{path}: damaged ({said}); delete it and {REMEDY}") from error
+    return _index_of(_kind_of_table(table, kind, path), table)
+
+
+def _kind_of_table(table: pa.Table, kind: str | None, path: Path) -> str:
+    """What a table is an index of: its columns, their types and that none of them lacks a value say so."""
+    names = set(table.column_names)
+    found = next((name for name, keys in KEYS.items() if {*keys, *INDEX_COLUMNS} == names), None)
+    if found is None:
+        raise ShardError(f"{path}: damaged, columns {', '.join(sorted(names))}; delete it and {REMEDY}")
     if kind not in (None, found):
         raise ShardError(f"{path}: an index of {found}, not of {kind}; {REMEDY}")
-    return _index_of(found, table)
+    for name, expected in {**KEYS[found], **INDEX_COLUMNS}.items():
+        column = table.column(name)
+        dtype = column.type.value_type if pa.types.is_dictionary(column.type) else column.type
+        if dtype != expected or column.null_count:
+            raise ShardError(f"{path}: damaged, column {name} of {dtype}; delete it and {REMEDY}")
+    return found
+
+
+def refuse_other_rows(index: Index, receipts: Mapping[int, Receipt], *, where: Path) -> None:
+    """Refuse an index whose rows do not stand in the parts and row groups that the receipts say, in order.
+
+    Raises:
+        ShardError: If so.
+    """
+    counts = [len(receipt.row_groups) for receipt in receipts.values()]
+    sizes = np.asarray([rows for receipt in receipts.values() for rows in receipt.row_groups], np.int64)
+    groups = np.asarray([group for count in counts for group in range(count)], np.int32)
+    parts = np.repeat(np.asarray(list(receipts), np.int32), counts)
+    same = int(sizes.sum()) == len(index)
+    same = same and np.array_equal(index.part, np.repeat(parts, sizes))
+    same = same and np.array_equal(index.row_group, np.repeat(groups, sizes))
+    smallest = min((int(values.min()) for values in index.numbers.values() if len(values)), default=0)
+    if not same or smallest < 0:
+        raise ShardError(f"{where / INDEX}: damaged, its rows are not those of the receipts; delete it and {REMEDY}")
 
 
 def _index_of(kind: str, table: pa.Table) -> Index:

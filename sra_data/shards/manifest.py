@@ -12,19 +12,19 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from sra_data.errors import ShardError
 from sra_data.shards.columns import FORMAT_VERSION, refuse_version
-from sra_data.shards.durable import folder_lock, read_json, write_json
+from sra_data.shards.durable import SEAL, Document, folder_lock, read_document, write_sealed
+from sra_data.shards.metadata import ManifestRecord, PlanRecord, ReceiptRecord, checked
 
 MANIFEST = "manifest.json"
 PLAN = "plan.json"
 GROUPS = {"sides": "side", "alignments": "alignment", "teachers": "teacher"}  # folders of folders, and their kinds
-LONGEST_VALUE_SHOWN = 90
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ class Plan:
     def save(self, folder: Path) -> None:
         """Write plan.json."""
         units = [[unit.part, unit.start, unit.stop, unit.hint] for unit in self.units]
-        write_json(folder / PLAN, {"format_version": FORMAT_VERSION, **asdict(self), "units": units}, is_flat=True)
+        write_sealed(folder / PLAN, {"format_version": FORMAT_VERSION, **asdict(self), "units": units}, is_flat=True)
 
     @classmethod
     def load(cls, folder: Path) -> Plan:
@@ -72,10 +72,18 @@ class Plan:
         Raises:
             ShardError: If it is missing, damaged or of another format version.
         """
-        found = read_json(folder / PLAN, remedy=f"run the command that makes {folder.name} again")
-        check_version(found, folder / PLAN)
-        units = tuple(Unit(*unit) for unit in found["units"])
-        return cls(found["kind"], found["fingerprint"], units, tuple(found["files"]), tuple(found["made_from"]))
+        return cls.read(folder)[0]
+
+    @classmethod
+    def read(cls, folder: Path) -> tuple[Plan, str]:
+        """It and its seal; raises as `load` does."""
+        path = folder / PLAN
+        document = read_document(path, remedy=f"run the command that makes {folder.name} again")
+        check_version(document.value, path)
+        found = checked(PlanRecord, document.value, where=path, remedy=repair_for(folder))
+        refuse_if_changed_on_disk(document, path, remedy=repair_for(folder))
+        units = tuple(Unit(*unit) for unit in found.units)
+        return cls(found.kind, found.fingerprint, units, tuple(found.files), tuple(found.made_from)), found.seal
 
 
 @dataclass(frozen=True)
@@ -104,7 +112,7 @@ class Receipt:
 
     def save(self, folder: Path) -> None:
         """Write part-NNNNN.receipt.json."""
-        write_json(receipt_path(folder, self.part), asdict(self), is_flat=True)
+        write_sealed(receipt_path(folder, self.part), asdict(self), is_flat=True)
 
     @classmethod
     def load(cls, folder: Path, part: int) -> Receipt:
@@ -113,12 +121,38 @@ class Receipt:
         Raises:
             ShardError: If it is missing or damaged.
         """
-        path = receipt_path(folder, part)
-        found = read_json(path, remedy=f"delete it and run the command that makes {folder.name} again")
-        try:
-            return cls(**found)
-        except TypeError as error:
-            raise ShardError(f"{path}: damaged ({error}); delete it and run the same command again") from error
+        return cls.read(folder, part)[0]
+
+    @classmethod
+    def read(cls, folder: Path, part: int) -> tuple[Receipt, str]:
+        """It and its seal; raises as `load` does."""
+        path, remedy = receipt_path(folder, part), repair_for(folder)
+        document = read_document(path, remedy=remedy)
+        found = checked(ReceiptRecord, document.value, where=path, remedy=remedy)
+        refuse_if_changed_on_disk(document, path, remedy=remedy)
+        if found.part != part:
+            raise ShardError(f"{path}: says it is of part {found.part}; {remedy}")
+        return cls(**{name: value for name, value in found if name != SEAL}), found.seal
+
+
+def refuse_if_changed_on_disk(document: Document, path: Path, *, remedy: str) -> None:
+    """Refuse a file whose own seal is not that of its bytes.
+
+    Raises:
+        ShardError: If so.
+    """
+    if not document.is_whole:
+        raise ShardError(f"{path}: damaged or edited, its seal is not that of its content; {remedy}")
+
+
+def shards_of(folder: Path) -> Path:
+    """The whole folder of shards that a folder of parts is in."""
+    return folder.parent if folder.name == "corpus" else folder.parent.parent
+
+
+def repair_for(folder: Path) -> str:
+    """The remedy for metadata of a folder of parts that is damaged."""
+    return f"run `sra-data repair {shards_of(folder)}`"
 
 
 def part_path(folder: Path, part: int) -> Path:
@@ -143,6 +177,19 @@ def check_version(found: Mapping[str, Any], path: Path) -> None:
 # --------------------------------------------------------------------------- the manifest
 
 
+class SealedFacts(dict[str, Any]):
+    """What the manifest says of a sealed section; a fact that it does not say is refused in one line."""
+
+    def __init__(self, facts: Mapping[str, Any], *, where: Path) -> None:
+        super().__init__(facts)
+        self.where = where
+
+    def __missing__(self, name: str) -> Any:
+        shards = shards_of(self.where)
+        section = self.where.relative_to(shards).as_posix()
+        raise ShardError(f"{self.where}: {MANIFEST} does not say its {name}; {command_for(section, shards)}")
+
+
 class Manifest:
     """manifest.json of a folder of shards, as read at one moment.
 
@@ -162,10 +209,28 @@ class Manifest:
         Raises:
             ShardError: If there is none, or it is damaged or of another format version.
         """
-        path = shards / MANIFEST
-        content = read_json(path, remedy="no shards here; run `sra-data align` first")
-        check_version(content, path)
-        return cls(shards, content)
+        manifest, problem = cls.load_anyway(shards)
+        if problem is not None:
+            raise problem
+        return manifest
+
+    @classmethod
+    def load_anyway(cls, shards: Path) -> tuple[Manifest, ShardError | None]:
+        """Read it, damaged or edited by hand as it may be, as long as it has the form of one; and what is wrong.
+
+        Raises:
+            ShardError: If there is none, or it is of another format version, or not even of its form.
+        """
+        path, remedy = shards / MANIFEST, f"run `sra-data repair {shards}`"
+        document = read_document(path, remedy="no shards here; run `sra-data align` first")
+        check_version(document.value, path)
+        checked(ManifestRecord, document.value, where=path, remedy=remedy)
+        manifest = cls(shards, {name: value for name, value in document.value.items() if name != SEAL})
+        if document.is_whole:
+            return manifest, None
+        wrong = [name for name in manifest.sections if not manifest.has_its_facts(name)]
+        what = f"what it says of {', '.join(wrong)} was changed" if wrong else "its seal is not that of its content"
+        return manifest, ShardError(f"{path}: damaged or edited, {what}; {remedy}")
 
     @classmethod
     def exists(cls, shards: Path) -> bool:
@@ -193,13 +258,35 @@ class Manifest:
         found = self.content.get(group)
         return found.get(key) if found is not None and key else found
 
+    def has_its_facts(self, name: str) -> bool:
+        """Whether a section that is sealed says what it said when it was written."""
+        found = self.section(name) or {}
+        return found.get("root") is None or found[SEAL]["facts"] == facts_digest(found)
+
+    def write(self) -> None:
+        """Write it, sealed anew: every sealed section's facts, and the whole.
+
+        Raises:
+            ShardError: If it says what no manifest may, or the disk refuses.
+        """
+        for name in self.sections:
+            found = self.section(name) or {}
+            if found.get("root") is None:
+                found.pop(SEAL, None)
+            elif SEAL in found:
+                found[SEAL] = {**found[SEAL], "facts": facts_digest(found)}
+        path = self.shards / MANIFEST
+        content = json.loads(json.dumps(self.content))  # as it will be read back
+        checked(ManifestRecord, {**content, SEAL: ""}, where=path, remedy="nothing was written; report this")
+        write_sealed(path, self.content)
+
     def update(self, name: str, values: Mapping[str, Any]) -> None:
         """Set values of a section, in memory alone."""
         group, _, key = name.partition("/")
         place = self.content.setdefault(group, {})
         (place.setdefault(key, {}) if key else place).update(values)
 
-    def sealed(self, name: str) -> dict[str, Any]:
+    def sealed(self, name: str) -> SealedFacts:
         """A section that is sealed.
 
         Raises:
@@ -209,7 +296,13 @@ class Manifest:
         if found is None or found.get("root") is None:
             state = "missing" if found is None else "unfinished"
             raise ShardError(f"{self.shards / name}: {state}; {command_for(name, self.shards)}")
-        return found
+        return SealedFacts(found, where=self.shards / name)
+
+
+def facts_digest(section: Mapping[str, Any]) -> str:
+    """sha256 of what a section says, its seal aside, whatever the order."""
+    facts = {name: value for name, value in section.items() if name != SEAL}
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
 
 def kind_of(section: str) -> str:
@@ -248,7 +341,7 @@ def record_all(
                 known.append(dict(pair))
         if sections or known != manifest.pairs:
             manifest.content |= {"pairs": known} if known else {}
-            write_json(shards / MANIFEST, manifest.content)
+            manifest.write()
     return manifest
 
 
@@ -261,118 +354,9 @@ def _empty() -> dict[str, Any]:
     return {"format_version": FORMAT_VERSION}
 
 
-# --------------------------------------------------------------------------- beginning and going on
-
-
-@dataclass(frozen=True)
-class Beginning:
-    """A folder to start, or to go on with.
-
-    Attributes:
-        section: "corpus", "sides/<name>", "alignments/<name>" or "teachers/<name>".
-        fingerprint: everything the content depends on (JSON values), under names people understand.
-        make_units: called only if there is no plan yet.
-        files: names of files beside the parts without which the folder is not complete.
-        made_from: sections it is made from.
-        facts: what the manifest is to say of the folder from its beginning on (JSON values).
-    """
-
-    section: str
-    fingerprint: Mapping[str, Any]
-    make_units: Callable[[], Sequence[Unit]]
-    files: Sequence[str] = ()
-    made_from: Sequence[str] = ("corpus",)
-    facts: Mapping[str, Any] | None = None
-
-
-def begin(
-    shards: Path, section: str, fingerprint: Mapping[str, Any], make_units: Callable[[], Sequence[Unit]], **others: Any
-) -> Plan:
-    """Start a folder, or go on with it: the plan that is there, or a new one written before any work.
-
-    Args:
-        shards: the whole folder; the others as in `Beginning`.
-
-    Raises:
-        ShardError: If the folder was begun from other inputs; names each that differs.
-    """
-    return begin_all(shards, [Beginning(section, fingerprint, make_units, **others)])[section]
-
-
-def begin_all(
-    shards: Path, beginnings: Sequence[Beginning], *, pairs: Sequence[Mapping[str, Any]] = ()
-) -> dict[str, Plan]:
-    """`begin` of several folders of one whole folder, which hears of all of them, and of `pairs`, in one write."""
-    manifest = Manifest.load(shards) if Manifest.exists(shards) else None  # refuses another format, before all else
-    plans: dict[str, Plan] = {}
-    news: dict[str, Mapping[str, Any]] = {}
-    for one in beginnings:
-        plan, is_new = _plan_of(shards, one)
-        known = (manifest and manifest.section(one.section)) or {}
-        if is_new or known.get("fingerprint") != plan.fingerprint:
-            news[one.section] = {"fingerprint": plan.fingerprint, "root": None, **(one.facts or {})}
-        plans[one.section] = plan
-    record_all(shards, news, pairs=pairs)
-    return plans
-
-
-def _plan_of(shards: Path, one: Beginning) -> tuple[Plan, bool]:
-    """A folder's plan, written where there was none; whether it is new."""
-    folder, kind = shards / one.section, kind_of(one.section)
-    inputs: dict[str, Any] = json.loads(json.dumps(dict(one.fingerprint)))  # as they will be read back
-    sources = () if kind == "corpus" else tuple(one.made_from)
-    is_there = is_begun(shards, one.section)
-    new = None if is_there else Plan(kind, inputs, tuple(one.make_units()), tuple(one.files), sources)
-    folder.mkdir(parents=True, exist_ok=True)
-    with folder_lock(folder):
-        if new is None or is_begun(shards, one.section):  # there before, or by another coordinator meanwhile
-            plan = Plan.load(folder)
-            refuse_if_changed(plan.fingerprint, inputs, where=folder)
-            return plan, False
-        _refuse_orphans(folder, new)
-        new.save(folder)
-    return new, True
-
-
 def is_begun(shards: Path, section: str) -> bool:
     """Whether a folder has a plan."""
     return (shards / section / PLAN).is_file()
-
-
-def _refuse_orphans(folder: Path, plan: Plan) -> None:
-    """Parts without a plan were made from who knows what."""
-    for unit in plan.units:
-        path = receipt_path(folder, unit.part)
-        if path.exists():
-            raise ShardError(f"{path}: a receipt without {PLAN}; delete the folder {folder} and run the command again")
-
-
-def refuse_if_changed(old: Mapping[str, Any], new: Mapping[str, Any], *, where: Path) -> None:
-    """Refuse different inputs.
-
-    Raises:
-        ShardError: One line, field by field: ``teacher tokenizer: had X, got Y``.
-    """
-    had, got = _flat(old), _flat(new)
-    names = [name for name in {**had, **got} if had.get(name, "nothing") != got.get(name, "nothing")]
-    if names:
-        listed = "; ".join(
-            f"{name}: had {_short(had.get(name, 'nothing'))}, got {_short(got.get(name, 'nothing'))}" for name in names
-        )
-        raise ShardError(f"{where}: made from other inputs ({listed}); choose another folder or delete this one")
-
-
-def _flat(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for name, item in value.items():
-        words = f"{prefix}{str(name).replace('_', ' ')}"
-        flat.update(_flat(item, f"{words}.") if isinstance(item, Mapping) else {words: item})
-    return flat
-
-
-def _short(value: Any) -> str:
-    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-    return text if len(text) <= LONGEST_VALUE_SHOWN else f"{text[:LONGEST_VALUE_SHOWN]}..."
 
 
 def missing_units(folder: Path, plan: Plan) -> list[Unit]:

@@ -18,8 +18,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sra_data.errors import ShardError
-from sra_data.shards.seal import has_file
-from sra_data.shards.tensor_file import load_tensors, save_tensors
+from sra_data.shards.manifest import repair_for
+from sra_data.shards.receipts import has_file
+from sra_data.shards.tensor_file import int32_of, load_tensors, save_tensors
 
 NEAREST = "nearest.safetensors"
 COMMAND = "align --edit-distance"
@@ -66,12 +67,16 @@ def load_nearest(folder: Path) -> StoredNearest:
             f"{folder}: its ids were not compared by edit distance; run the `sra-data align` that made it again with"
             " --edit-distance"
         )
-    tensors, _ = load_tensors(folder, NEAREST, command=COMMAND)
+    shapes = {f"{name}.{part}": f"{name[0]}" for name in ("left", "right") for part in ("ids", "ends")}
+    shapes |= {"left.bytes": "b", "right.bytes": "c"}
+    tensors, _ = load_tensors(folder, NEAREST, shapes, command=COMMAND)
+    found = int32_of({key: tensors[key] for key in shapes}, folder / NEAREST)
     sides = []
     for name in ("left", "right"):
-        ids, ends, fours = (np.asarray(tensors[f"{name}.{part}"]) for part in ("ids", "ends", "bytes"))
-        content, starts = fours.tobytes(), [0, *ends.tolist()]
-        sides.append(SideNearest(ids, [content[start:stop] for start, stop in pairwise(starts)]))
+        ids, content, starts = found[f"{name}.ids"], found[f"{name}.bytes"].tobytes(), [0, *found[f"{name}.ends"]]
+        if (np.diff(starts) < 0).any() or starts[-1] > len(content):
+            raise ShardError(f"{folder / NEAREST}: {name}.ends beyond {len(content)} bytes; {repair_for(folder)}")
+        sides.append(SideNearest(ids, [content[start:stop] for start, stop in pairwise(map(int, starts))]))
     return StoredNearest(*sides)
 
 

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from sra_data.shards.images import load_images
 from sra_data.shards.index import Index
-from sra_data.shards.nearest import load_nearest
+from sra_data.shards.nearest import NEAREST, load_nearest
 from sra_data.shards.reader import FolderReader
 from sra_data.shards.schema import IntArray, response_positions
 from sra_data.shards.vocabulary import load_vocabulary
@@ -180,6 +180,7 @@ class PairReader:
         Raises:
             ShardError: If the file is missing or damaged; with the command that makes it.
         """
+        self.reader.refuse_unsealed(NEAREST)
         stored = load_nearest(self.reader.folder)
         student, teacher = (stored.left, stored.right) if self._student_is_left else (stored.right, stored.left)
         return PairNearest(teacher.ids, student.pieces, teacher.pieces)

@@ -26,25 +26,33 @@ from numpy.typing import NDArray
 
 from sra_data.errors import ShardError
 from sra_data.shards.columns import HASHES, FolderSchema, hash_rows, schema_from_arrow, value_hash
+from sra_data.shards.manifest import shards_of
 
 FOOTER_END = 8  # its length and the magic word
 PREFIX_BYTES = 4  # Parquet writes a value's length before it
 LENGTH = struct.Struct("<I")
 ALIGNMENT = 64
+# What Parquet, numpy and JSON raise over bytes that are not what they should be.
+UNREADABLE = (
+    pa.ArrowException,
+    AttributeError,
+    IndexError,
+    KeyError,
+    MemoryError,
+    OSError,
+    OverflowError,
+    RecursionError,
+    TypeError,
+    ValueError,
+)
 LONGEST_READ = 1 << 30  # Linux reads at most 2 GiB a call
-
-
-def shards_of(folder: Path) -> Path:
-    """The whole folder of shards that a folder of parts is in."""
-    return folder.parent if folder.name == "corpus" else folder.parent.parent
 
 
 def damaged(path: Path, what: str, problem: str) -> ShardError:
     """A damaged value, named, with the remedy."""
-    receipt = path.with_suffix(".receipt.json").name
     return ShardError(
-        f"{path}: {what}: {problem}; run `sra-data verify {shards_of(path.parent)}`, delete {path.name} and {receipt} "
-        "and run the command that made them again"
+        f"{path}: {what}: {problem}; run `sra-data repair {shards_of(path.parent)}`: it throws {path.name} away and "
+        "says which command makes it again"
     )
 
 
@@ -202,7 +210,7 @@ class PartFile:
         """Parquet's and the system's errors, as one line that names the file and what was read."""
         try:
             yield
-        except (pa.ArrowException, OSError, ValueError, KeyError, IndexError, MemoryError) as error:
+        except UNREADABLE as error:
             raise damaged(self.path, what, " ".join(str(error).split()) or type(error).__name__) from error
 
 

@@ -20,10 +20,11 @@ from numpy.typing import NDArray
 
 from sra_data.errors import ShardError
 from sra_data.shards.columns import TEXT, Column, FolderSchema, hash_rows, value_hash
-from sra_data.shards.index import Index, read_index
+from sra_data.shards.index import Index, read_index, refuse_other_rows
 from sra_data.shards.kinds import Row, build_row
-from sra_data.shards.manifest import Manifest, Plan, Receipt, command_for, part_path
-from sra_data.shards.part import PartFile, damaged, direct_sizes, shards_of, stored_values
+from sra_data.shards.manifest import Manifest, command_for, kind_of, part_path, shards_of
+from sra_data.shards.part import PartFile, damaged, direct_sizes, stored_values
+from sra_data.shards.receipts import check_metadata, has_file
 from sra_data.shards.schema import response_positions
 
 OPEN_PARTS = 32
@@ -76,14 +77,13 @@ class FolderReader:
             cache_bytes: memory for decompressed row groups.
 
         Raises:
-            ShardError: If the folder is missing or not sealed.
+            ShardError: If the folder is missing or not sealed, or its metadata is not what it was sealed with.
         """
         self.section = section
         self.folder = shards / section
         self.facts = Manifest.load(shards).sealed(section)
         self.root: str = self.facts["root"]
-        if not self.folder.is_dir():
-            raise ShardError(f"{self.folder}: missing; {command_for(section, shards)}")
+        self._metadata = check_metadata(shards, section, self.facts)
         self._side = side
         self._cache_bytes = cache_bytes
         self._lock = threading.RLock()
@@ -94,7 +94,9 @@ class FolderReader:
     @cached_property
     def index(self) -> Index:
         """The folder's index, read once."""
-        return read_index(self.folder, sha256=self.facts["index_sha256"])
+        found = read_index(self.folder, kind=kind_of(self.section), sha256=self.facts["index_sha256"])
+        refuse_other_rows(found, self._metadata.receipts, where=self.folder)
+        return found
 
     @cached_property
     def schema(self) -> FolderSchema:
@@ -150,13 +152,22 @@ class FolderReader:
             rows = self._read_sorted(unique, wanted, with_positions)
         return [rows[place] for place in back.tolist()]
 
+    def refuse_unsealed(self, name: str) -> None:
+        """Refuse a file beside the parts that came after the folder was sealed: nothing vouches for it.
+
+        Raises:
+            ShardError: If it is there and not sealed.
+        """
+        if has_file(self.folder, name) and name not in self._metadata.files:
+            raise ShardError(f"{self.folder / name}: not sealed; {command_for(self.section, shards_of(self.folder))}")
+
     def bytes_by_column(self) -> dict[str, int]:
         """Bytes on disk of each column, compressed where it is, and of each file beside the parts under its name."""
-        plan, sizes = Plan.load(self.folder), Counter[str]()
+        sizes = Counter[str]()
         with self._lock:
-            for unit in plan.units:
-                sizes.update(self._part(unit.part).bytes_by_column())
-        sizes.update({name: (self.folder / name).stat().st_size for name in plan.files})
+            for part in self._metadata.receipts:
+                sizes.update(self._part(part).bytes_by_column())
+        sizes.update({name: self._metadata.files[name].bytes for name in self._metadata.plan.files})
         return dict(sizes)
 
     def _columns(self, names: Sequence[str] | None) -> tuple[list[Column], bool]:
@@ -278,8 +289,7 @@ class FolderReader:
         """An open part; the latest few stay open."""
         part = self._parts.get(number)
         if part is None:
-            receipt = Receipt.load(self.folder, number)
-            path = part_path(self.folder, number)
+            receipt, path = self._metadata.receipts[number], part_path(self.folder, number)
             part = PartFile(path, row_groups=receipt.row_groups, footer=receipt.footer)
             self._parts[number] = part
             if len(self._parts) > OPEN_PARTS:

@@ -14,13 +14,13 @@ from numpy.typing import NDArray
 
 from sra_data.errors import ShardError
 from sra_data.shards.columns import FolderSchema
-from sra_data.shards.durable import read_json, sha256_of, write_json
 from sra_data.shards.index import Index, IndexRows, index_table, write_index
 from sra_data.shards.manifest import (
     Manifest,
     Plan,
     Receipt,
     command_for,
+    facts_digest,
     folder_root,
     missing_units,
     part_path,
@@ -29,6 +29,7 @@ from sra_data.shards.manifest import (
     rows_root,
 )
 from sra_data.shards.part import PartFile, damaged, row_hashes
+from sra_data.shards.receipts import read_metadata
 
 
 @dataclass(frozen=True)
@@ -78,25 +79,27 @@ def _sealed(manifest: Manifest, section: str) -> tuple[Sealed, dict[str, Any]]:
             f"{folder}: {len(missing)} of {len(plan.units)} parts missing, the first {missing[0].name}; "
             f"{command_for(section, shards)}"
         )
-    files = {name: file_receipt(folder, name)["sha256"] for name in plan.files}
+    metadata = read_metadata(folder)
+    files = {name: metadata.files[name].sha256 for name in plan.files}
     bases = {name: manifest.sealed(name) for name in plan.made_from}
     with ExitStack() as stack:
         known = {name: IndexRows(shards / name, sha256=facts["index_sha256"]) for name, facts in bases.items()}
         for rows in known.values():
             stack.callback(rows.close)
-        parts = _Parts(folder, plan, known)
+        parts = _Parts(folder, plan, metadata.receipts, known)
         index_sha256 = write_index(folder, parts.tables())
     values: dict[str, Any] = {
         "fingerprint": plan.fingerprint,
         "root": folder_root(parts.rows_roots, files),
         "num_parts": len(plan.units),
         "num_rows": parts.num_rows,
-        "num_bytes": parts.num_bytes + sum((folder / name).stat().st_size for name in files),
+        "num_bytes": parts.num_bytes + sum(metadata.files[name].bytes for name in files),
         "index_sha256": index_sha256,
         "granularity": parts.granularity,
     }
     if bases:
         values["made_from"] = {name: facts["root"] for name, facts in bases.items()}
+    values["seal"] = {"facts": facts_digest(values), **metadata.seal}  # writing the manifest takes the other facts in
     return Sealed(values["root"], len(plan.units), parts.num_rows, values["num_bytes"], parts.notes), values
 
 
@@ -109,10 +112,13 @@ class _Parts:
         granularity: of the folder.
     """
 
-    def __init__(self, folder: Path, plan: Plan, bases: Mapping[str, IndexRows]) -> None:
-        """`bases`: the rows of what the folder was made from, which its own must match; none for the corpus."""
+    def __init__(
+        self, folder: Path, plan: Plan, receipts: Mapping[int, Receipt], bases: Mapping[str, IndexRows]
+    ) -> None:
+        """`receipts`: of all parts; `bases`: the rows of what the folder was made from, which its own must match."""
         self.folder = folder
         self.plan = plan
+        self.receipts = receipts
         self.bases = bases
         self.rows_roots: list[str] = []
         self.notes: list[dict[str, Any]] = []
@@ -128,10 +134,7 @@ class _Parts:
         """
         schema: FolderSchema | None = None
         for unit in self.plan.units:
-            receipt = Receipt.load(self.folder, unit.part)
-            path = part_path(self.folder, unit.part)
-            if (receipt.part, receipt.rows) != (unit.part, unit.stop - unit.start):
-                raise damaged(path, "receipt", f"{receipt.rows} rows of part {receipt.part}, the plan says {unit}")
+            receipt, path = self.receipts[unit.part], part_path(self.folder, unit.part)
             with PartFile(path, row_groups=receipt.row_groups, footer=receipt.footer) as part:
                 if schema is not None and part.schema != schema:
                     raise damaged(path, "columns", f"not those of {part_path(self.folder, 0).name}")
@@ -217,36 +220,3 @@ def _refuse_count(where: Path, had: int, expected: int, base: str) -> None:
 
 def _refuse_row(where: Path, row: int, name: str, had: Any, got: Any, base: str) -> None:
     raise ShardError(f"{where}: row {row}, {name}: {base} has {had}, this folder {got}; delete it and make it again")
-
-
-# --------------------------------------------------------------------------- files beside the parts
-
-
-def write_file_receipt(folder: Path, name: str) -> None:
-    """Write the receipt of a file beside the parts: its size and sha256."""
-    path = folder / name
-    write_json(file_receipt_path(folder, name), {"bytes": path.stat().st_size, "sha256": sha256_of(path)})
-
-
-def file_receipt_path(folder: Path, name: str) -> Path:
-    """head.safetensors -> head.receipt.json."""
-    return (folder / name).with_suffix(".receipt.json")
-
-
-def file_receipt(folder: Path, name: str) -> dict[str, Any]:
-    """The receipt of a file beside the parts, checked against the file's size.
-
-    Raises:
-        ShardError: If either is missing, or the size differs.
-    """
-    remedy = f"delete {name} with its receipt and run the command that makes {folder.name} again"
-    receipt = read_json(file_receipt_path(folder, name), remedy=remedy)
-    path = folder / name
-    if not path.is_file() or path.stat().st_size != receipt["bytes"]:
-        raise ShardError(f"{path}: missing or not {receipt['bytes']} bytes long; {remedy}")
-    return receipt
-
-
-def has_file(folder: Path, name: str) -> bool:
-    """Whether a file beside the parts is there with its receipt (the receipt is written last)."""
-    return file_receipt_path(folder, name).is_file()

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sra_data.errors import ShardError
+from sra_data.shards.beginning import Beginning, begin, begin_all, refuse_if_changed
 from sra_data.shards.choosing import choose, folder_name, model_name, names_of_model
 from sra_data.shards.codecs import EncodedTensor
 from sra_data.shards.columnar import (
@@ -30,13 +31,10 @@ from sra_data.shards.heads import load_embeddings, load_head, save_embeddings, s
 from sra_data.shards.index import Index, read_index
 from sra_data.shards.kinds import alignment_schema, corpus_schema, side_schema, teacher_schema
 from sra_data.shards.manifest import (
-    Beginning,
     Manifest,
     Plan,
     Receipt,
     Unit,
-    begin,
-    begin_all,
     command_for,
     is_begun,
     is_done,
@@ -44,7 +42,6 @@ from sra_data.shards.manifest import (
     notes_of,
     record,
     record_pairs,
-    refuse_if_changed,
 )
 from sra_data.shards.pairs import (
     BETWEEN_SIDES,
@@ -56,7 +53,8 @@ from sra_data.shards.pairs import (
     sides_of,
 )
 from sra_data.shards.reader import FolderReader, refuse_other_base
-from sra_data.shards.seal import Sealed, has_file, seal, seal_all
+from sra_data.shards.receipts import has_file, is_as_sealed
+from sra_data.shards.seal import Sealed, seal, seal_all
 from sra_data.shards.state import FolderState, state_of
 from sra_data.shards.vocabulary import VOCABULARY, StoredVocabulary, load_vocabulary, save_vocabulary
 from sra_data.shards.writer import TEXT_BYTES_PER_GROUP, cut_row_groups, write_columns, write_part
@@ -94,6 +92,7 @@ __all__ = [
     "cut_row_groups",
     "folder_name",
     "has_file",
+    "is_as_sealed",
     "is_begun",
     "is_done",
     "load_embeddings",

@@ -7,7 +7,7 @@ each tensor checked against its xxh3 in the file's metadata, bfloat16 as bit pat
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +17,10 @@ from numpy.typing import NDArray
 
 from sra_data.errors import ShardError
 from sra_data.shards.codecs import EncodedTensor
-from sra_data.shards.durable import publish, staged
-from sra_data.shards.seal import file_receipt, write_file_receipt
+from sra_data.shards.durable import explain, publish, staged
+from sra_data.shards.manifest import repair_for
+from sra_data.shards.metadata import TensorRecord
+from sra_data.shards.receipts import checked_file, write_file_receipt
 
 HASH_PREFIX = "xxh3."
 
@@ -54,30 +56,60 @@ def save_tensors(folder: Path, name: str, tensors: Mapping[str, Tensor], metadat
 
 
 def load_tensors(
-    folder: Path, name: str, *, command: str = "cache-teacher"
+    folder: Path, name: str, shapes: Mapping[str, str], *, command: str = "cache-teacher"
 ) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Map a safetensors file: 8 bytes length, JSON header, data.
+    """Map a safetensors file: 8 bytes length, JSON header, data. The header is believed once its hash is the receipt's.
+
+    Args:
+        folder: where it is.
+        name: of the file.
+        shapes: the tensors it must have, each with a letter for every dimension: equal letters are equal sizes. Others
+            may be there too.
+        command: what makes it again.
 
     Raises:
-        ShardError: If it is missing or damaged; `command` makes it again.
+        ShardError: If it is missing or damaged, or lacks one of `shapes`.
     """
-    file_receipt(folder, name)
+    _, header, start = checked_file(folder, name)
     path = folder / name
     remedy = f"delete {name} with its receipt and run `sra-data {command}` again"
+    _refuse_other_shapes({key: entry.shape for key, entry in header.tensors.items()}, shapes, path, remedy)
     try:
-        content = np.memmap(path, np.uint8, mode="r")
-        length = int.from_bytes(content[:8].tobytes(), "little")
-        header = json.loads(content[8 : 8 + length].tobytes())
-        metadata: dict[str, str] = header.pop("__metadata__", {})
-        data = content[8 + length :]
-        tensors = {key: _tensor(data, entry) for key, entry in header.items()}
-    except (ValueError, KeyError, TypeError, AttributeError, OSError, StopIteration) as error:
-        raise ShardError(f"{path}: damaged ({' '.join(str(error).split())}); {remedy}") from error
+        data = np.memmap(path, np.uint8, mode="r")[start:]
+    except OSError as error:
+        raise explain(error, path, "reading") from error
+    tensors = {key: _tensor(data, entry) for key, entry in header.tensors.items()}
+    metadata = dict(header.metadata)
     for key, tensor in tensors.items():
         array = tensor.array if isinstance(tensor, EncodedTensor) else tensor
         if xxhash.xxh3_64_hexdigest(_flat(array)) != metadata.pop(HASH_PREFIX + key, ""):
             raise ShardError(f"{path}: tensor {key}: checksum differs; {remedy}")
     return tensors, metadata
+
+
+def _refuse_other_shapes(
+    found: Mapping[str, Sequence[int]], shapes: Mapping[str, str], path: Path, remedy: str
+) -> None:
+    sizes: dict[str, int] = {}
+    for key, letters in shapes.items():
+        shape = found.get(key)
+        if shape is None or len(shape) != len(letters):
+            raise ShardError(f"{path}: tensor {key} of shape {shape}, expected [{', '.join(letters)}]; {remedy}")
+        for letter, size in zip(letters, shape, strict=True):
+            if sizes.setdefault(letter, size) != size:
+                raise ShardError(f"{path}: tensor {key}: {letter} is {size}, elsewhere {sizes[letter]}; {remedy}")
+
+
+def int32_of(tensors: Mapping[str, Tensor], path: Path) -> dict[str, NDArray[np.int32]]:
+    """Tensors that must all be numbers of ids.
+
+    Raises:
+        ShardError: If one is of another dtype.
+    """
+    for key, tensor in tensors.items():
+        if isinstance(tensor, EncodedTensor) or tensor.dtype != np.int32:
+            raise ShardError(f"{path}: tensor {key} of {tensor.dtype}, expected int32; {repair_for(path.parent)}")
+    return {key: np.asarray(tensor) for key, tensor in tensors.items()}
 
 
 def _flat(array: NDArray[Any]) -> memoryview:
@@ -95,8 +127,8 @@ def _stored(key: str, tensor: Tensor) -> tuple[str, NDArray[Any]]:
     raise ValueError(f"{key}: dtype {tensor.dtype} is not one of {', '.join(DTYPES)}")
 
 
-def _tensor(data: NDArray[np.uint8], entry: Mapping[str, Any]) -> Tensor:
-    dtype = next(dtype for dtype, names in DTYPES.items() if names[0] == entry["dtype"])
-    start, stop = entry["data_offsets"]
-    array: NDArray[Any] = np.asarray(data[start:stop]).view(DTYPES[dtype][1]).reshape(entry["shape"])
+def _tensor(data: NDArray[np.uint8], entry: TensorRecord) -> Tensor:
+    dtype = next(dtype for dtype, names in DTYPES.items() if names[0] == entry.dtype)
+    start, stop = entry.data_offsets
+    array: NDArray[Any] = np.asarray(data[start:stop]).view(DTYPES[dtype][1]).reshape(entry.shape)
     return EncodedTensor(dtype, array) if dtype == "bf16" else array

@@ -11,9 +11,12 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from sra_data.shards.tensor_file import load_tensors, save_tensors
+from sra_data.errors import ShardError
+from sra_data.shards.manifest import repair_for
+from sra_data.shards.tensor_file import int32_of, load_tensors, save_tensors
 
 VOCABULARY = "vocabulary.safetensors"
+SHAPES = {"left_ids": "n", "right_ids": "n", "right_of_left": "L", "left_of_right": "R", "end_of_sequence": "e"}
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,7 +67,18 @@ def load_vocabulary(folder: Path) -> StoredVocabulary:
     Raises:
         ShardError: If it is missing or damaged.
     """
-    tensors, _ = load_tensors(folder, VOCABULARY, command="align")
-    arrays = {name: np.asarray(tensor) for name, tensor in tensors.items()}
-    end = arrays.pop("end_of_sequence").tolist()
-    return StoredVocabulary(**arrays, end_of_sequence=(end[0], end[1]) if end else None)
+    path = folder / VOCABULARY
+    tensors, _ = load_tensors(folder, VOCABULARY, SHAPES, command="align")
+    found = int32_of({name: tensors[name] for name in SHAPES}, path)
+    end = found.pop("end_of_sequence").tolist()
+    vocabulary = StoredVocabulary(**found, end_of_sequence=(end[0], end[1]) if len(end) == 2 else None)
+    num_left, num_right = len(vocabulary.right_of_left), len(vocabulary.left_of_right)
+    bounds = (
+        (vocabulary.left_ids, 0, num_left),
+        (vocabulary.right_ids, 0, num_right),
+        (vocabulary.right_of_left, -1, num_right),
+        (vocabulary.left_of_right, -1, num_left),
+    )
+    if any(len(ids) and not (lowest <= ids.min() and ids.max() < stop) for ids, lowest, stop in bounds):
+        raise ShardError(f"{path}: ids beyond {num_left} on the left or {num_right} on the right; {repair_for(folder)}")
+    return vocabulary

@@ -161,6 +161,12 @@ def _entry(manifest: Manifest, section: str) -> Entry:
         facts, words = _READ[section.partition("/")[0]](manifest, section, plan)
     except ShardError as error:
         return Entry(section, 0, 0, 0, False, str(error), str(error), {}, ())
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        # options and notes are a stage's own JSON, which no type of the shards' describes
+        said = " ".join(str(error).split())
+        problem = f"{manifest.shards / section}: its options or notes are not those of this version ({said})"
+        remedy = command_for(section, manifest.shards)
+        return Entry(section, 0, 0, 0, False, f"{problem}; {remedy}", f"{problem}; {remedy}", {}, ())
     return Entry(
         section,
         state.num_units,
@@ -168,13 +174,13 @@ def _entry(manifest: Manifest, section: str) -> Entry:
         state.num_bytes,
         state.is_sealed,
         None,
-        None if state.is_sealed else _go_on(manifest, section),
+        None if state.is_sealed else go_on(manifest, section),
         facts,
         tuple(words),
     )
 
 
-def _go_on(manifest: Manifest, section: str) -> str:
+def go_on(manifest: Manifest, section: str) -> str:
     """The command that makes what is missing of an unfinished folder."""
     group, _, name = section.partition("/")
     shards = shlex.quote(str(manifest.shards))

@@ -2,8 +2,9 @@
 
 Every file's bytes against its receipt's sha256, every value against its hash, every part's rows against the receipt's
 rows_root, every index and root against the manifest, every folder against those it was made from: their roots, and row
-by row ids, order, parts and the number of a teacher's positions; spans within the tokens they count. ``deep`` also asks
-a teacher again about a sample and compares. All problems are collected, one line each; nothing is repaired here.
+by row ids, order, parts and the number of a teacher's positions; spans within the tokens they count; every seal over
+metadata. ``deep`` also asks a teacher again about a sample and compares. All problems are collected, one line each,
+with what is broken (`Broken`), which `repair` throws away; nothing is changed here.
 """
 
 from __future__ import annotations
@@ -11,27 +12,40 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal, TypeVar
 
 import numpy as np
-import pyarrow as pa
 from numpy.typing import NDArray
 
 from sra_data.errors import ShardError
 from sra_data.shards.durable import sha256_of
 from sra_data.shards.index import INDEX, Index, index_table, read_index
-from sra_data.shards.manifest import Manifest, Plan, Receipt, command_for, folder_root, kind_of, part_path
-from sra_data.shards.nearest import NEAREST
+from sra_data.shards.manifest import (
+    MANIFEST,
+    PLAN,
+    Manifest,
+    Plan,
+    Receipt,
+    Unit,
+    command_for,
+    folder_root,
+    kind_of,
+    part_path,
+    receipt_path,
+)
 from sra_data.shards.part import PartFile, check_part, damaged
+from sra_data.shards.receipts import UNPLANNED, check_metadata, checked_file, has_file, remedy_for_file
 from sra_data.shards.schema import TeacherRow
-from sra_data.shards.seal import check_root, compare_rows, file_receipt, has_file
+from sra_data.shards.seal import check_root, compare_rows
 from sra_data.shards.store import FolderReader, ShardSet, sides_of
 from sra_data.stages.sampling import sample_rows
 from sra_data.terminal import Reporter, Task, bytes_in_words
 
 ROWS_AT_ONCE = 256
-UNPLANNED_FILES = (NEAREST,)  # written beside an alignment only where it was asked for, in no plan
 Recapture = Callable[[ShardSet, str, Sequence[int]], list[TeacherRow]]
 Spans = NDArray[np.int32]
+Result = TypeVar("Result")
+What = Literal["manifest", "facts", "unfinished", "plan", "index", "part", "file", "seal", "rows"]
 
 
 @dataclass(frozen=True)
@@ -55,6 +69,23 @@ class VerifyOptions:
 
 
 @dataclass(frozen=True)
+class Broken:
+    """One thing that is wrong.
+
+    Attributes:
+        section: where; empty for the manifest as a whole.
+        what: a "part" or a "file" beside the parts (or their receipts), an "index", a "plan", the "facts" of a section,
+            the whole "manifest"; "unfinished": nothing is wrong but the end; "seal" and "rows": every file is as its
+            receipt says, and they do not belong together.
+        name: of the file; empty where it is no single one.
+    """
+
+    section: str
+    what: What
+    name: str = ""
+
+
+@dataclass(frozen=True)
 class VerifySummary:
     """What was looked at and what is wrong.
 
@@ -65,6 +96,7 @@ class VerifySummary:
         num_bytes: bytes read.
         num_recaptured: examples the teacher was asked about again.
         problems: one line each: what, where, value, remedy.
+        broken: what each of them is about, in the same order.
     """
 
     folders: tuple[str, ...]
@@ -73,6 +105,7 @@ class VerifySummary:
     num_bytes: int
     num_recaptured: int
     problems: tuple[str, ...]
+    broken: tuple[Broken, ...] = ()
 
     def lines(self) -> list[str]:
         """It in words, without the problems, which are raised."""
@@ -109,105 +142,131 @@ def verify(options: VerifyOptions, reporter: Reporter, recapture: Recapture | No
             is in the summary.
     """
     assert recapture is not None or not options.deep, "deep needs a way to ask the teacher"
-    manifest = Manifest.load(options.shards)
+    manifest, edited = Manifest.load_anyway(options.shards)
     teacher = ShardSet(options.shards, manifest).choose_teacher(options.teacher) if options.deep else None
-    names, found = manifest.sections, _Findings()
+    names, found = manifest.sections, Findings()
+    if edited is not None:
+        found.add(Broken("", "manifest", MANIFEST), str(edited))
     sections = [manifest.section(name) or {} for name in names]
-    with reporter.task("verify", sum(section.get("num_bytes", 0) for section in sections), "bytes") as task:
+    with reporter.task("verify", sum(section.get("num_bytes") or 0 for section in sections), "bytes") as task:
         for name in names:
-            _verify_folder(manifest, name, found, task)
+            verify_folder(manifest, name, found, task)
     if not found.problems:  # rows can be compared once every one of them reads
         with ShardSet.open(options.shards) as shards:
             for name in names:
-                found.collect(_verify_spans, shards, name)
+                found.collect(Broken(name, "rows"), _verify_spans, shards, name)
             if teacher is not None and recapture is not None:
-                found.collect(_verify_deep, shards, teacher, options, recapture, found)
-    return VerifySummary(
-        tuple(names), found.num_parts, found.num_rows, found.num_bytes, found.num_recaptured, tuple(found.problems)
-    )
+                pages = Broken(f"teachers/{teacher}", "rows")
+                found.collect(pages, _verify_deep, shards, teacher, options, recapture, found)
+    counts = found.num_parts, found.num_rows, found.num_bytes, found.num_recaptured
+    return VerifySummary(tuple(names), *counts, tuple(found.problems), tuple(found.broken))
 
 
-class _Findings:
-    """What has been counted, and the problems so far."""
+class Findings:
+    """What has been counted, and the problems so far, with what they are about."""
 
     def __init__(self) -> None:
         self.num_parts = self.num_rows = self.num_bytes = self.num_recaptured = 0
         self.problems: list[str] = []
+        self.broken: list[Broken] = []
 
-    def collect(self, step: Callable[..., None], *arguments: object) -> None:
-        """Do a step; what it refuses becomes a line."""
+    def add(self, about: Broken, problem: str) -> None:
+        """A problem."""
+        self.broken.append(about)
+        self.problems.append(problem)
+
+    def collect(self, about: Broken, step: Callable[..., Result], *arguments: object) -> Result | None:
+        """Do a step; what it refuses becomes a line, and None is returned."""
         try:
-            step(*arguments)
+            return step(*arguments)
         except ShardError as error:
-            self.problems.append(str(error))
+            self.add(about, str(error))
+            return None
 
 
-def _verify_folder(manifest: Manifest, name: str, found: _Findings, task: Task) -> None:
-    """Everything that can be checked within one folder."""
-    folder = manifest.shards / name
-    try:
-        section = manifest.sealed(name)
-        plan = Plan.load(folder)
-        index = read_index(folder, kind=kind_of(name), sha256=section["index_sha256"])
-    except ShardError as error:
-        found.problems.append(str(error))
+def verify_folder(manifest: Manifest, name: str, found: Findings, task: Task) -> None:
+    """Everything that can be checked within one folder; of an unfinished one, what is there."""
+    folder, before = manifest.shards / name, len(found.problems)
+    section = manifest.section(name) or {}
+    is_sealed = found.collect(Broken(name, "unfinished"), manifest.sealed, name) is not None
+    if not manifest.has_its_facts(name):
+        found.add(Broken(name, "facts", MANIFEST), f"{folder}: its facts in {MANIFEST} are not those that were sealed")
+    plan = found.collect(Broken(name, "plan", PLAN), Plan.load, folder)
+    if plan is None:
         return
-    if plan.fingerprint != section["fingerprint"]:
-        remedy = command_for(name, manifest.shards)
-        found.problems.append(f"{folder}: its plan and the manifest name other inputs; {remedy}")
+    index = None
+    if is_sealed:
+        index = found.collect(Broken(name, "index", INDEX), _index_of, folder, name, section["index_sha256"])
     receipts: list[Receipt] = []
-    before = len(found.problems)
     for unit in plan.units:
-        found.collect(_verify_part, folder, unit.part, index, receipts)
-        if receipts and receipts[-1].part == unit.part:
-            task.advance(receipts[-1].bytes, folder=name)
-    for extra in [*plan.files, *(name for name in UNPLANNED_FILES if has_file(folder, name))]:
-        found.collect(_verify_file, folder, extra)
+        if is_sealed or receipt_path(folder, unit.part).exists():
+            about = Broken(name, "part", part_path(folder, unit.part).name)
+            receipt = found.collect(about, _verify_part, folder, unit, index)
+            if receipt is not None:
+                receipts.append(receipt)
+                task.advance(receipt.bytes, folder=name)
+    for extra in dict.fromkeys([*plan.files, *UNPLANNED, *((section.get("seal") or {}).get("files", ()))]):
+        is_needed = is_sealed and (extra in plan.files or extra in section["seal"]["files"])
+        if is_needed or has_file(folder, extra):
+            found.collect(Broken(name, "file", extra), _verify_file, folder, extra)
     found.num_parts += len(receipts)
     found.num_rows += sum(receipt.rows for receipt in receipts)
     found.num_bytes += sum(receipt.bytes for receipt in receipts)
     if len(found.problems) == before:
-        found.collect(_verify_root, manifest, name, plan, receipts)
+        found.collect(Broken(name, "seal"), check_metadata, manifest.shards, name, section)
+    if len(found.problems) == before:
+        found.collect(Broken(name, "rows"), _verify_root, manifest, name, plan, receipts)
 
 
-def _verify_part(folder: Path, number: int, index: Index, receipts: list[Receipt]) -> None:
-    """A part's bytes, values, rows and its lines of the index; its receipt is added to `receipts`."""
-    receipt = Receipt.load(folder, number)
-    path = part_path(folder, number)
+def _index_of(folder: Path, name: str, sha256: str) -> Index:
+    return read_index(folder, kind=kind_of(name), sha256=sha256)
+
+
+def _verify_part(folder: Path, unit: Unit, index: Index | None) -> Receipt:
+    """A part's bytes, values, rows and, once there is one, its lines of the index; returns its receipt."""
+    receipt = Receipt.load(folder, unit.part)
+    path = part_path(folder, unit.part)
     if not path.is_file():
         raise damaged(path, "file", "missing")
+    if receipt.rows != unit.stop - unit.start:
+        raise damaged(path, "receipt", f"{receipt.rows} rows, the plan says {unit.start}:{unit.stop}")
+    _read_whole(path, receipt, unit, index)  # which value it is says more than the file's sum does
     if sha256_of(path) != receipt.sha256:
-        # Which value it is says more than the file's sum does: look for it first.
-        _read_whole(path, receipt)
         raise damaged(path, "file", "sha256 is not the receipt's")
-    keys, hashes = _read_whole(path, receipt)
-    first = int(np.searchsorted(index.part, number))
-    rows = slice(first, first + receipt.rows)
-    expected = index_table(keys, hashes, receipt)
-    same = expected.column("row_hash").to_numpy().tolist() == index.row_hash[rows].tolist()
-    if not same or expected.column("id").to_pylist() != index.ids[rows].to_pylist():
-        raise damaged(path, "rows", f"not those of {INDEX}")
-    receipts.append(receipt)
+    return receipt
 
 
-def _read_whole(path: Path, receipt: Receipt) -> tuple[pa.Table, NDArray[np.uint64]]:
+def _read_whole(path: Path, receipt: Receipt, unit: Unit, index: Index | None) -> None:
+    """Every value of a part against its hash, every row against the index, all of them against the receipt."""
     with PartFile(path, row_groups=receipt.row_groups, footer=receipt.footer) as part:
         keys, hashes = check_part(part)
+        if index is not None:
+            first = int(np.searchsorted(index.part, unit.part))
+            rows = slice(first, first + receipt.rows)
+            got = index_table(keys, hashes, receipt)
+            had = index.row_hash[rows], np.asarray(index.ids[rows].to_pylist(), object)
+            if len(had[0]) != receipt.rows:
+                raise damaged(path, "rows", f"{receipt.rows}, {INDEX} has {len(had[0])}")
+            ids = np.asarray(got.column("id").to_pylist(), object)
+            differs = np.flatnonzero((got.column("row_hash").to_numpy() != had[0]) | (ids != had[1]))
+            if len(differs):
+                row = int(differs[0])
+                raise damaged(path, f"row {first + row}, example {had[1][row]}", f"not that of {INDEX}")
         check_root(part.schema, hashes, receipt, path)
-    return keys, hashes
 
 
 def _verify_file(folder: Path, name: str) -> None:
-    """A file beside the parts."""
-    if sha256_of(folder / name) != file_receipt(folder, name)["sha256"]:
-        raise ShardError(f"{folder / name}: damaged; delete it with its receipt and make {folder.name} again")
+    """A file beside the parts: its header, and its bytes."""
+    receipt = checked_file(folder, name)[0]  # refuses a file that is not there
+    if sha256_of(folder / name) != receipt.sha256:
+        raise ShardError(f"{folder / name}: damaged; {remedy_for_file(folder, name)}")
 
 
 def _verify_root(manifest: Manifest, name: str, plan: Plan, receipts: Sequence[Receipt]) -> None:
     """The sealed root, and what the folder was made from."""
     section = manifest.sealed(name)
     folder = manifest.shards / name
-    files = {extra: file_receipt(folder, extra)["sha256"] for extra in plan.files}
+    files = {extra: checked_file(folder, extra)[0].sha256 for extra in plan.files}
     root = folder_root([receipt.rows_root for receipt in receipts], files)
     if root != section["root"]:
         raise ShardError(f"{folder}: root {root[:12]}, the manifest has {section['root'][:12]}; make the folder again")
@@ -287,9 +346,7 @@ def _verify_span_counts(shards: ShardSet, reader: FolderReader) -> None:
         )
 
 
-def _verify_deep(
-    shards: ShardSet, teacher: str, options: VerifyOptions, recapture: Recapture, found: _Findings
-) -> None:
+def _verify_deep(shards: ShardSet, teacher: str, options: VerifyOptions, recapture: Recapture, found: Findings) -> None:
     """Ask a teacher again about examples spread over the corpus, and compare with what is cached."""
     pages = shards.teacher(teacher)
     failed = set(pages.facts.get("failed_examples", []))  # zeros stand in their place
@@ -300,10 +357,11 @@ def _verify_deep(
     for row, now in zip(cached, live, strict=True):
         for name, error in _errors(row, now).items():
             if not error <= options.max_relative_error:  # NaN is not small
-                found.problems.append(
+                found.add(
+                    Broken(pages.section, "rows"),
                     f"{pages.folder}: example {row.id}, {name}: the teacher now says otherwise, error {error:.2g} "
                     f"above {options.max_relative_error}; was the model changed? Delete the folder and run `sra-data "
-                    "cache-teacher` again"
+                    "cache-teacher` again",
                 )
     found.num_recaptured += len(cached)
 

@@ -12,7 +12,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from sra_data.shards.schema import response_positions
-from sra_data.shards.store import ShardSet
+from sra_data.shards.store import Manifest, ShardSet, record
 from tests.integration.command_lines import sra_data, sra_train, write_examples, write_pair
 
 RUN = ("--epochs", 2, "--batch-size", 4, "--set", "tracking.plots=false")
@@ -72,10 +72,8 @@ def test_training_fails_in_one_line_without_the_teachers_pages(shards, tmp_path)
 
 def test_training_refuses_an_unfinished_cache(shards, tmp_path) -> None:
     copy = shutil.copytree(shards, tmp_path / "shards")
-    manifest = json.loads((copy / "manifest.json").read_text())
-    (section,) = manifest["teachers"].values()
-    section["root"] = None
-    (copy / "manifest.json").write_text(json.dumps(manifest))
+    (teacher,) = Manifest.load(copy).names("teachers")
+    record(copy, f"teachers/{teacher}", root=None)
     answer = sra_train("run", copy, "--output-dir", tmp_path / "run", *RUN)
     assert answer.exit_code == 1
     assert "unfinished" in answer.error

@@ -27,6 +27,7 @@ from sra_data.shards.store import (
     begin_all,
     folder_name,
     has_file,
+    is_as_sealed,
     model_name,
     save_vocabulary,
     seal_all,
@@ -149,11 +150,11 @@ class Work:
             save_nearest(folder, nearest_of(left, right))
 
     def seal(self, sections: Sequence[str], *, made: bool) -> None:
-        """Seal every folder of this call that is not sealed or has new parts (`made`)."""
+        """Seal every folder of this call that is not sealed as it is now, or has new parts (`made`)."""
         manifest = Manifest.load(self.shards)
         seal_all(
             self.shards,
-            [name for name in sections if made or (manifest.section(name) or {}).get("root") is None],
+            [name for name in sections if made or not is_as_sealed(self.shards, name, manifest.section(name) or {})],
         )
 
     def _side_facts(self, side: Side) -> dict[str, Any]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import json
 import os
 import resource
 import signal
@@ -18,10 +17,12 @@ import pytest
 
 from sra_data.errors import ShardError
 from sra_data.shards import durable
-from sra_data.shards.durable import staged, write_json
+from sra_data.shards.beginning import refuse_if_changed
+from sra_data.shards.durable import staged, write_sealed
 from sra_data.shards.kinds import Row
-from sra_data.shards.manifest import Manifest, Plan, refuse_if_changed
+from sra_data.shards.manifest import Manifest, Plan
 from sra_data.shards.store import ShardSet, Unit, begin, corpus_schema, missing_units, record, seal, write_part
+from tests.manifests import change_manifest
 from tests.unit.shards.builders import (
     ALIGNED,
     ALIGNMENT,
@@ -163,14 +164,14 @@ def test_no_space_left_names_the_folder_and_the_remedy(tmp_path: Path, monkeypat
     monkeypatch.setattr(durable.os, "fsync", full)
     expected = f"{tmp_path}: No space left on device while writing a.json; free space there and run the same command"
     with pytest.raises(ShardError, match=expected):
-        write_json(tmp_path / "a.json", {"a": 1})
+        write_sealed(tmp_path / "a.json", {"a": 1})
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_folder_that_cannot_be_made_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(ShardError, match="check that the folder exists and may be written"):
-        write_json(tmp_path / "file" / "a.json", {})
+        write_sealed(tmp_path / "file" / "a.json", {})
 
 
 def test_two_writers_of_one_part_do_not_mix(tmp_path: Path) -> None:
@@ -255,9 +256,7 @@ def test_a_missing_or_unfinished_folder_is_one_line_with_the_command(shards: Pat
         with pytest.raises(ShardError, match=r"big-00000000: unfinished; run `sra-data cache-teacher"):
             opened.teacher("big-00000000")
         assert len(opened.corpus) == 30
-    content = json.loads((shards / "manifest.json").read_text())
-    del content["teachers"]
-    (shards / "manifest.json").write_text(json.dumps(content))
+    change_manifest(shards, lambda content: content.pop("teachers"))
     with ShardSet.open(shards) as opened:
         with pytest.raises(ShardError, match=r"teachers/big-00000000: missing; run `sra-data cache-teacher"):
             opened.teacher("big-00000000")

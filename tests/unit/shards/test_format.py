@@ -15,6 +15,7 @@ import pytest
 from sra_data.errors import ShardError
 from sra_data.shards.manifest import Manifest, Plan, part_path
 from sra_data.shards.part import footer_hash
+from sra_data.shards.receipts import read_metadata
 from sra_data.shards.store import (
     FORMAT_VERSION,
     Receipt,
@@ -49,6 +50,10 @@ def make_part_of_format_1(folder: Path) -> None:
             writer.write_table(table.slice(start, count), row_group_size=count)
             start += count
     dataclasses.replace(receipt, footer=footer_hash(part), bytes=part.stat().st_size).save(folder)
+    shards, section = folder.parent.parent, f"{folder.parent.name}/{folder.name}"
+    seal_of_folder = read_metadata(folder).seal | {"facts": "0" * 64}  # writing puts the facts' own there
+    num_bytes = sum(path.stat().st_size for path in folder.glob("part-*.parquet"))
+    record(shards, section, seal=seal_of_folder, num_bytes=num_bytes)
 
 
 def refuses(version: object) -> Any:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -16,6 +15,7 @@ from sra_data.shards.choosing import choose, model_name, names_of_model
 from sra_data.shards.manifest import Manifest
 from sra_data.shards.schema import AlignmentRow, SideRow
 from sra_data.shards.store import ShardSet, alignment_name, record, record_pairs, sides_of
+from tests.manifests import change_manifest
 from tests.unit.shards.builders import (
     ALIGNED,
     ALIGNMENT,
@@ -147,9 +147,7 @@ def test_a_pair_aligned_in_several_ways_takes_the_plain_one_or_a_name(shards: Pa
 
 
 def _forget(shards: Path, group: str, name: str) -> None:
-    content = json.loads((shards / "manifest.json").read_text())
-    del content[group][name]
-    (shards / "manifest.json").write_text(json.dumps(content))
+    change_manifest(shards, lambda content: content[group].pop(name))
     shutil.rmtree(shards / group / name)
 
 
@@ -229,9 +227,7 @@ def test_one_of_several_is_chosen_by_name_start_or_model_and_else_refused_with_t
 def test_none_is_refused_with_the_command_that_makes_one(
     what: str, choose_one: Choose, only: str, words: dict[str, str], shards: Path
 ) -> None:
-    content = json.loads((shards / "manifest.json").read_text())
-    del content["teachers"], content["pairs"]
-    (shards / "manifest.json").write_text(json.dumps(content))
+    change_manifest(shards, lambda content: (content.pop("teachers"), content.pop("pairs")))
     command = f"sra-data cache-teacher {shards}" if only.startswith("big") else f"sra-data align --{what} ... --out "
     with ShardSet.open(shards) as opened:
         for word in (None, "gpt2"):
@@ -249,7 +245,8 @@ def test_a_side_that_was_never_a_students_is_taken_by_its_whole_name_only(sealed
 
 
 def test_revisions_of_one_model_are_told_apart(shards: Path) -> None:
-    record(shards, "teachers/big-22222222", root="1" * 64, name="models/big", revision="beef")
+    known = Manifest.load(shards).sealed(TEACHER)
+    record(shards, "teachers/big-22222222", **{**known, "name": "models/big", "revision": "beef"})
     with ShardSet.open(shards) as opened:
         assert opened.choose_teacher("models/big@f00d") == "big-00000000"
         assert opened.choose_teacher("models/big@beef") == "big-22222222"

@@ -11,7 +11,7 @@ import pytest
 
 from sra_data.errors import ShardError
 from sra_data.shards import manifest
-from sra_data.shards.durable import write_json
+from sra_data.shards.durable import write_sealed
 from sra_data.shards.manifest import Manifest, Plan
 from sra_data.shards.store import (
     VOCABULARY,
@@ -200,7 +200,7 @@ def test_folders_sealed_together_are_as_those_sealed_one_by_one(shards: Path, mo
     for section in order:
         record(shards, section, root=None, index_sha256=None)
     writes: list[Path] = []
-    monkeypatch.setattr(manifest, "write_json", lambda path, value: (writes.append(path), write_json(path, value)))
+    monkeypatch.setattr(manifest, "write_sealed", lambda path, value: (writes.append(path), write_sealed(path, value)))
     seal_all(shards, order)
     assert Manifest.load(shards).content == before
     assert writes == [shards / "manifest.json"]
@@ -208,5 +208,5 @@ def test_folders_sealed_together_are_as_those_sealed_one_by_one(shards: Path, mo
 
 def test_the_manifest_is_plain_json(shards: Path) -> None:
     content = json.loads((shards / "manifest.json").read_text())
-    assert list(content) == ["format_version", "corpus", "sides", "alignments", "teachers", "pairs"]
+    assert list(content) == ["format_version", "corpus", "sides", "alignments", "teachers", "pairs", "seal"]
     assert set(content["teachers"]) == {"big-00000000"}

@@ -15,11 +15,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sra_data.errors import ShardError
-from sra_data.shards.durable import write_json
+from sra_data.shards.durable import write_sealed
 from sra_data.shards.schema import AlignmentRow, SideRow, TeacherRow
 from sra_data.shards.store import ShardSet, seal
 from sra_data.stages.verify import VerifyOptions, VerifySummary, verify
 from sra_data.terminal import Reporter
+from tests.manifests import change_manifest
 from tests.unit.shards.builders import (
     ALIGNMENT,
     SECOND_TEACHER,
@@ -62,12 +63,6 @@ def flip(path: Path, place: int, bit: int = 0) -> None:
     content = bytearray(path.read_bytes())
     content[place] ^= 1 << bit
     path.write_bytes(content)
-
-
-def change_manifest(shards: Path, change: Callable[[dict[str, Any]], None]) -> None:
-    manifest = json.loads((shards / "manifest.json").read_text())
-    change(manifest)
-    write_json(shards / "manifest.json", manifest)
 
 
 def test_whole_shards_verify(whole: tuple[Path, dict[str, list[Any]]]) -> None:
@@ -128,7 +123,7 @@ def _change_index(shards: Path) -> None:
 def _change_plan(shards: Path) -> None:
     plan = json.loads((shards / TEACHER / "plan.json").read_text())
     plan["fingerprint"]["source"] = "other.jsonl"
-    (shards / TEACHER / "plan.json").write_text(json.dumps(plan))
+    write_sealed(shards / TEACHER / "plan.json", plan, is_flat=True)
 
 
 def _section(manifest: dict[str, Any], name: str) -> dict[str, Any]:
@@ -170,11 +165,11 @@ def _unseal(shards: Path) -> None:
     [
         (_delete_receipt, r"corpus/part-00002.receipt.json: missing"),
         (_truncate, rf"{ALIGNMENT}/part-00001.parquet"),
-        (_swap_parts, rf"{TEACHER}/part-00001.parquet"),
+        (_swap_parts, rf"{TEACHER}/part-00001.receipt.json: says it is of part 0"),
         (_change_head, rf"{SECOND_TEACHER}/head.safetensors: damaged"),
         (_change_vocabulary, rf"{ALIGNMENT}/vocabulary.safetensors: damaged"),
         (_change_index, rf"{STUDENT_SIDE}/index.parquet: damaged"),
-        (_change_plan, r"name other inputs"),
+        (_change_plan, rf"{TEACHER}/plan.json: not the plan that was sealed"),
         (_change_root, r"the manifest has 000000000000"),
         (
             _other_corpus,

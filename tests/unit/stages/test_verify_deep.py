@@ -10,8 +10,7 @@ import numpy as np
 import pytest
 
 from sra_data.errors import ModelError, ShardError
-from sra_data.shards.durable import write_json
-from sra_data.shards.store import FolderReader, ShardSet
+from sra_data.shards.store import FolderReader, ShardSet, record
 from sra_data.stages.cache.recapture import recapture, settings_of_pages
 from sra_data.stages.cache.unit import CacheWorker
 from sra_data.stages.verify import VerifyOptions, VerifySummary, verify
@@ -129,10 +128,9 @@ def test_pages_that_hold_something_else_are_told_with_example_and_column(
 
 def test_examples_that_failed_are_not_asked_about(aligned: Path, tmp_path: Path) -> None:
     shards = cached(aligned, tmp_path)
-    manifest = json.loads((shards / "manifest.json").read_text())
     with ShardSet.open(shards) as opened:
-        manifest["teachers"][opened.choose_teacher()]["failed_examples"] = [opened.corpus.index.id_of(0)]
-    write_json(shards / "manifest.json", manifest)
+        failed = [opened.corpus.index.id_of(0)]
+        record(shards, f"teachers/{opened.choose_teacher()}", failed_examples=failed)
     assert deep(shards, sample=14).num_recaptured == 13
 
 

@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 
 from sra_data.errors import ShardError, TokenizerError
-from sra_data.shards.durable import write_json
 from sra_data.shards.manifest import Manifest, record, record_pairs
 from sra_data.shards.store import ShardSet
 from sra_train.choosing import ChosenStudent, choose_sources, choose_student
@@ -89,10 +88,10 @@ def test_a_student_is_found_by_model_by_side_and_by_its_tokenizer(made, tmp_path
 
 def with_revision(path: Path, revision: str) -> None:
     """Let the shards have been aligned for a revision of the student."""
-    content = Manifest.load(path).content
-    for pair in content["pairs"]:
+    manifest = Manifest.load(path)
+    for pair in manifest.content["pairs"]:
         pair["student"]["revision"] = revision
-    write_json(path / "manifest.json", content)
+    manifest.write()
 
 
 def test_a_student_nobody_named_has_the_revision_it_was_aligned_with(made, apart) -> None:

@@ -17,7 +17,6 @@ from typing import Any
 import numpy as np
 
 from sra_data.corpus.tokenization import SideTokenizer
-from sra_data.shards.durable import write_json
 from sra_data.shards.kinds import Row
 from sra_data.shards.schema import AlignmentRow, ExampleRow, SideRow
 from sra_data.shards.store import (
@@ -145,9 +144,9 @@ def forget(shards: Path, section: str) -> None:
 
 def change_manifest(shards: Path, change: Callable[[dict[str, Any]], object]) -> None:
     """Let `change` change it."""
-    content = Manifest.load(shards).content
-    change(content)
-    write_json(shards / "manifest.json", content)
+    manifest = Manifest.load(shards)
+    change(manifest.content)
+    manifest.write()
 
 
 def write_side(

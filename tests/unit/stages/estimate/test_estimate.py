@@ -10,8 +10,7 @@ from pathlib import Path
 import pytest
 
 from sra_data.errors import ConfigError, ModelError, ShardError
-from sra_data.shards.durable import write_json
-from sra_data.shards.store import Manifest
+from sra_data.shards.store import Manifest, record
 from sra_data.stages.cache import size as cache_size
 from sra_data.stages.cache.options import CacheOptions
 from sra_data.stages.cache.stage import cache_teacher
@@ -224,9 +223,7 @@ def test_plans_that_mean_nothing_are_refused(shards: Path, changes: dict, messag
 def test_a_folder_without_a_sealed_corpus_is_refused(shards: Path, tmp_path: Path) -> None:
     with pytest.raises(ShardError, match="run `sra-data align` first"):
         estimated(CacheOptions(str(tmp_path / "nowhere")))
-    manifest = json.loads((shards / "manifest.json").read_text())
-    manifest["corpus"]["root"] = None
-    write_json(shards / "manifest.json", manifest)
+    record(shards, "corpus", root=None)
     with pytest.raises(ShardError, match="unfinished"):
         estimated(CacheOptions(str(shards)))
 

@@ -21,6 +21,7 @@ from sra_data.shards.store import (
     begin,
     cut_row_groups,
     missing_units,
+    record,
     save_embeddings,
     save_head,
     seal,
@@ -206,9 +207,7 @@ def test_unfinished_pages_say_how_far_they_are_and_what_goes_on(options: AlignOp
 def test_a_folder_with_all_units_that_was_not_sealed_is_unfinished(options: AlignOptions) -> None:
     align(options, Reporter())
     cache(Path(options.out))
-    manifest = json.loads((Path(options.out) / "manifest.json").read_text())
-    manifest["teachers"]["bytes-00000000"]["root"] = None
-    (Path(options.out) / "manifest.json").write_text(json.dumps(manifest))
+    record(Path(options.out), "teachers/bytes-00000000", root=None)
     (teacher,) = list_shards(options.out).of("teachers")
     assert teacher.state == "not sealed"
     assert teacher.go_on == f"run `sra-data cache-teacher {options.out} --teacher org/teacher` with the same options"

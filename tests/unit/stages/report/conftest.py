@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.integration.command_lines import sra_data, write_examples, write_pair
+from tests.manifests import change_manifest
 from tests.unit.stages.report.reading import NASTY
 
 
@@ -35,7 +36,5 @@ def early(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same before the teacher spoke."""
     copy = Path(shutil.copytree(shards, tmp_path_factory.mktemp("early") / "shards"))
     shutil.rmtree(copy / "teachers")
-    manifest = json.loads((copy / "manifest.json").read_text())
-    del manifest["teachers"]
-    (copy / "manifest.json").write_text(json.dumps(manifest))
+    change_manifest(copy, lambda manifest: manifest.pop("teachers"))
     return copy

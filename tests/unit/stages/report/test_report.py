@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from sra_data.errors import ConfigError, ShardError
-from sra_data.shards.store import ShardSet
+from sra_data.shards.store import Manifest, ShardSet, record
 from sra_data.stages.align.counts import LARGEST_SHOWN, SideCounts
 from sra_data.stages.report import sample as report_sample
 from sra_data.stages.report.chart import COLOUR, percent, power, short_bytes
@@ -190,10 +190,8 @@ def test_no_more_examples_than_asked_are_read_and_the_page_says_how_many(shards:
 
 def test_examples_that_failed_are_left_out_and_counted(shards: Path, tmp_path: Path) -> None:
     copy = Path(shutil.copytree(shards, tmp_path / "shards"))
-    manifest = json.loads((copy / "manifest.json").read_text())
-    (teacher,) = manifest["teachers"].values()
-    teacher["failed_examples"] = ["example-4"]
-    (copy / "manifest.json").write_text(json.dumps(manifest))
+    (teacher,) = Manifest.load(copy).names("teachers")
+    record(copy, f"teachers/{teacher}", failed_examples=["example-4"])
     facts = gathered(copy)
     assert "example-4" not in pages_of(facts).sample.losses
     assert "<td>NaN or infinity</td>" in page(facts, [])

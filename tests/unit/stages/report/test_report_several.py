@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import shutil
 from pathlib import Path
@@ -11,7 +10,7 @@ import numpy as np
 import pytest
 
 from sra_data.errors import ShardError
-from sra_data.shards.store import ShardSet
+from sra_data.shards.store import Manifest, ShardSet, record
 from sra_data.stages.report.plots import charts_of
 from sra_data.stages.report.sample import PLACES
 from sra_data.stages.report.stage import ReportOptions, report
@@ -138,12 +137,10 @@ def test_two_sides_that_were_never_aligned_are_refused_with_the_command(several:
 
 def test_an_unfinished_folder_is_said_to_be_missing_and_the_others_are_shown(several: Path, tmp_path: Path) -> None:
     copy = Path(shutil.copytree(several, tmp_path / "shards"))
-    manifest = json.loads((copy / "manifest.json").read_text())
-    unsealed = [f"teachers/{sorted(manifest['teachers'])[0]}", f"alignments/{sorted(manifest['alignments'])[1]}"]
+    manifest = Manifest.load(copy)
+    unsealed = [f"teachers/{manifest.names('teachers')[0]}", f"alignments/{manifest.names('alignments')[1]}"]
     for section in unsealed:
-        group, _, name = section.partition("/")
-        manifest[group][name]["root"] = None
-    (copy / "manifest.json").write_text(json.dumps(manifest))
+        record(copy, section, root=None)
     facts = gathered(copy)
     assert [len(facts.alignments), len(facts.pages)] == [3, 1]
     assert all(
