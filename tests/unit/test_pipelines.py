@@ -10,7 +10,7 @@ from types import ModuleType
 import pytest
 
 from sra_train.compare.plan import entries_of
-from sra_train.config import load_config
+from sra_train.config import PRESETS, load_config
 from sra_train.methods import METHODS
 
 PIPELINES = Path(__file__).resolve().parent.parent.parent / "pipelines"
@@ -42,7 +42,8 @@ def test_every_method_that_is_compared_exists(monkeypatch: pytest.MonkeyPatch) -
     for methods in (demo.METHODS, ",".join([*compare.MANY_SEEDS, *(f"{one}:3" for one in compare.FEW_SEEDS)])):
         found, _ = entries_of(methods, None, seeds=5, known=METHODS)
         assert found[0].name == "sft"
-    assert set(METHODS) - {"sra"} <= {*compare.MANY_SEEDS, *compare.FEW_SEEDS}
+    named = [*compare.MANY_SEEDS, *compare.FEW_SEEDS]
+    assert set(METHODS) <= {PRESETS[name].method if name in PRESETS else name for name in named}
 
 
 def test_results_say_best_first_and_what_is_sure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
