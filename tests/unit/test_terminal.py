@@ -64,6 +64,7 @@ def test_an_interrupt_ends_with_how_to_go_on(
         os.kill(os.getpid(), number)
 
     before = {one: signal.getsignal(one) for one in (signal.SIGINT, signal.SIGTERM)}
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # whoever runs the tests in the background ignores it
     try:
         with pytest.raises(SystemExit) as end:
             terminal.run((lambda: app([])) if through_typer else work, how_to_go_on="run it again")
