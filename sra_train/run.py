@@ -164,7 +164,8 @@ class Run:
             if self.accelerator.scaler is not None and progress.scaler:
                 self.accelerator.scaler.load_state_dict(progress.scaler)
             self.reporter.line(f"resumed from step {progress.step} of {self.total_steps} in {self.folder}")
-        elif self.accelerator.is_main_process and training.strategy != "fsdp2":  # a part of a student says nothing
+        elif self.accelerator.is_main_process and training.strategy != "fsdp2" and not training.compile:
+            # A part of a student says nothing, and a compiled one would be compiled for the length of every example.
             for line in lines_of_reach(student_inside(model), self.sources, self.accelerator.device):
                 self.reporter.line(line)
         progress = self.train(model, optimizer, reader, checkpoints, progress)

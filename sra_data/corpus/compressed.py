@@ -130,8 +130,9 @@ class _Kept:
     def __enter__(self) -> _Kept:
         return self
 
-    def __exit__(self, *unused: object) -> None:
-        self.close()
+    def __exit__(self, kind: type[BaseException] | None, *unused: object) -> None:
+        if kind in (None, GeneratorExit):  # what failed once is not read on from where it failed
+            self.close()
 
 
 class _Latest:

@@ -162,6 +162,9 @@ class Pool:
 
 def last_word(log: Path, status: int) -> str:
     """The error a process ended with, without its own prefix."""
-    lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
+    said = (
+        log.read_text(encoding="utf-8", errors="replace") if log.is_file() else ""
+    )  # it may have ended before its log
+    lines = said.strip().splitlines()
     word = lines[-1].strip() if lines else "said nothing"
     return word.removeprefix("error: ") if word.startswith("error: ") else f"ended with {status}: {word}"

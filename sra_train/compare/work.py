@@ -107,7 +107,9 @@ def work_in(folder: Path, environment: Mapping[str, str]) -> None:
     """
     os.setsid()  # a Ctrl-C reaches it once, through the comparison
     os.environ.update(environment)
-    torch.set_num_threads(int(environment["OMP_NUM_THREADS"]))  # read when torch was imported, before this was known
+    torch.set_num_threads(
+        int(environment["OMP_NUM_THREADS"].split(",")[0])
+    )  # read when torch was imported, before this was known
     with (folder / LOG).open("ab") as log:
         os.dup2(log.fileno(), sys.stdout.fileno())
         os.dup2(log.fileno(), sys.stderr.fileno())

@@ -6,7 +6,7 @@ import pytest
 
 from sra_data.errors import ConfigError
 from sra_train.compare.plan import Entry, Point, entries_of, grid_of, seed_runs, tuning_runs
-from sra_train.compare.pool import Slot, make_slots
+from sra_train.compare.pool import Slot, last_word, make_slots
 
 KNOWN = ("sft", "sra")
 
@@ -96,3 +96,12 @@ def test_a_slot_says_which_device_and_how_many_threads(monkeypatch) -> None:
     assert (found["CUDA_VISIBLE_DEVICES"], found["OMP_NUM_THREADS"]) == ("5", "3")
     monkeypatch.setenv("OMP_NUM_THREADS", "7")
     assert Slot(None, 3).environment()["OMP_NUM_THREADS"] == "7"
+
+
+def test_the_last_word_of_a_process_is_its_error_or_how_it_ended(tmp_path) -> None:
+    log = tmp_path / "log"
+    assert last_word(log, -9) == "ended with -9: said nothing"  # killed before it could open its log
+    log.write_text("train: 1 of 3\nerror: no room\n")
+    assert last_word(log, 1) == "no room"
+    log.write_text("Killed\n")
+    assert last_word(log, 137) == "ended with 137: Killed"

@@ -71,6 +71,23 @@ def test_a_compressed_file_that_was_cut_is_one_line(tmp_path, suffix, keep) -> N
     assert path.name in str(error.value)
 
 
+@pytest.mark.parametrize("suffix", [".gz", ".zst"])
+@pytest.mark.parametrize("damage", ["cut", "another byte at the beginning"])
+def test_a_damaged_file_is_refused_however_often_it_is_read(tmp_path, suffix, damage) -> None:
+    path = squeeze(write(tmp_path / "a.jsonl", ROWS), suffix)
+    content = bytearray(path.read_bytes())
+    if damage == "cut":
+        content = content[: len(content) // 2]
+    else:
+        content[0] ^= 0xFF  # the first read fails
+    path.write_bytes(bytes(content))
+    kept = compressed._latest._kept
+    for _ in range(3):
+        with pytest.raises(SourceError, match="cannot be read"):
+            pairs(open_source(str(path)))
+        assert compressed._latest._kept in (None, kept), "what failed stays open to be read on"
+
+
 @pytest.mark.parametrize("name", ["a.parquet.gz", "a.gz", "a.txt.gz"])
 def test_what_is_compressed_by_itself_is_not_unpacked(tmp_path, name) -> None:
     (tmp_path / name).write_bytes(b"x")
