@@ -50,6 +50,13 @@ class TextTokens:
     is_special: Ragged
     unlocatable: NDArray[np.bool_]
 
+    def slice(self, start: int, stop: int) -> "TextTokens":
+        """Texts [start, stop), as views."""
+        ids, starts, ends, closes, is_special = (
+            one.slice(start, stop) for one in (self.ids, self.starts, self.ends, self.closes, self.is_special)
+        )
+        return TextTokens(ids, starts, ends, closes, is_special, self.unlocatable[start:stop])
+
     def without(self, rows: Sequence[int]) -> "TextTokens":
         """The same texts, those of these rows without tokens and marked."""
         unlocatable = self.unlocatable.copy()

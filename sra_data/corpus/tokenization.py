@@ -24,7 +24,7 @@ from sra_data.corpus.loading import (
     prepare,
     split_revision,
 )
-from sra_data.corpus.token_offsets import TokenReader, special_tokens, vocabulary_of
+from sra_data.corpus.token_offsets import TextTokens, TokenReader, special_tokens, vocabulary_of
 from sra_data.corpus.truncation import Frame, Overlong, fit
 from sra_data.errors import TokenizerError
 from sra_data.spans.alignment import TokenOffsets
@@ -175,8 +175,54 @@ class SideTokenizer:
         Raises:
             TokenizerError: If the tokens of a text cannot be located, and such texts are not skipped.
         """
-        texts, num_surrogates = replace_lone_surrogates(texts)
-        tokens = self._reader.read(texts, recognise_special=is_chat, names=names, skip_unlocatable=skip_unlocatable)
+        (batch,) = self.encode_batches(
+            [(texts, response_ranges)],
+            is_chat=is_chat,
+            max_length=max_length,
+            overlong=overlong,
+            names=names,
+            skip_unlocatable=skip_unlocatable,
+        )
+        return batch
+
+    def encode_batches(
+        self,
+        batches: Sequence[tuple[Sequence[str], Sequence[Any]]],
+        *,
+        is_chat: bool,
+        max_length: int | None = None,
+        overlong: Overlong = "truncate",
+        names: Sequence[str] | None = None,
+        skip_unlocatable: bool = False,
+    ) -> list[TokenizedBatch]:
+        """`encode` of several batches, (texts, response_ranges) each, which the tokenizer gets at once.
+
+        ``names`` are those of all texts, one batch after the other; the others and the errors as for `encode`.
+        """
+        cleaned = [replace_lone_surrogates(texts) for texts, _ in batches]
+        tokens = self._reader.read(
+            [text for texts, _ in cleaned for text in texts],
+            recognise_special=is_chat,
+            names=names,
+            skip_unlocatable=skip_unlocatable,
+        )
+        made, done = [], 0
+        for (texts, num_surrogates), (_, response_ranges) in zip(cleaned, batches, strict=True):
+            own = tokens.slice(done, done + len(texts))
+            made.append(self._fit(own, response_ranges, num_surrogates, is_chat, max_length, overlong))
+            done += len(texts)
+        return made
+
+    def _fit(
+        self,
+        tokens: TextTokens,
+        response_ranges: Sequence[Any],
+        num_surrogates: int,
+        is_chat: bool,
+        max_length: int | None,
+        overlong: Overlong,
+    ) -> TokenizedBatch:
+        """The tokens of a batch's texts as examples: beginning, end, maximum length, responses."""
         fitted = fit(
             tokens,
             response_ranges=_ragged_ranges(response_ranges),

@@ -2,6 +2,7 @@
 
 import pickle
 import warnings
+from functools import reduce
 from pathlib import Path
 
 import numpy as np
@@ -239,6 +240,22 @@ def test_lone_surrogates_become_replacement_characters_and_are_counted(byte_leve
     assert batch.counts["lone_surrogates"] == 2
     start, stop = batch.response_spans[0][0]
     assert text_of(byte_level, batch.ids[0][start:stop]) == "\ufffdb"
+
+
+def test_batches_cut_at_once_are_those_cut_alone_each_with_its_own_counts(byte_level: SideTokenizer) -> None:
+    batches = [(["abcd", "a\ud800"], [[(1, 4)], [(0, 2)]]), ([], []), (["abcdefgh"], [[(4, 8)]]), (["\ud800"], [[]])]
+    options = {"is_chat": False, "max_length": 6, "overlong": "skip"}
+    together = byte_level.encode_batches(batches, **options)
+    alone = [byte_level.encode(texts, response_ranges=ranges, **options) for texts, ranges in batches]
+    assert [dict(batch.counts) for batch in together] == [dict(batch.counts) for batch in alone]
+    assert [dict(batch.counts) for batch in alone][1:] == [{}, {"overlong_skipped": 1}, {"lone_surrogates": 1}]
+    for found, expected in zip(together, alone, strict=True):
+        assert found.status == expected.status
+        columns = (("ids",), ("offsets", "starts"), ("offsets", "ends"), ("response_spans",), ("label_spans",))
+        for path in columns:
+            one, other = (reduce(getattr, path, batch) for batch in (found, expected))
+            assert one.splits.tolist() == other.splits.tolist()
+            assert one.values.tolist() == other.values.tolist()
 
 
 # --- truncation -------------------------------------------------------------------------------------------------------

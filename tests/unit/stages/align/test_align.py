@@ -14,9 +14,12 @@ from sra_data.corpus.tokenization import SideTokenizer
 from sra_data.errors import ShardError, TokenizerError
 from sra_data.shards.store import ShardSet, load_vocabulary, sides_of
 from sra_data.stages.align import batches as align_batches
+from sra_data.stages.align import cutting as align_cutting
 from sra_data.stages.align import pairs as align_pairs
+from sra_data.stages.align import parts as align_parts
 from sra_data.stages.align import plan as align_plan
 from sra_data.stages.align import units as align_units
+from sra_data.stages.align.cutting import threads
 from sra_data.stages.align.options import AlignOptions
 from sra_data.stages.align.stage import align, align_with
 from sra_data.terminal import Reporter
@@ -78,6 +81,17 @@ def test_any_number_of_workers_writes_the_same_bytes(options, tmp_path, contents
 def test_batches_do_not_change_what_is_written(options, tmp_path, monkeypatch, contents):
     align(options, Reporter())
     monkeypatch.setattr(align_batches, "ROWS_PER_BATCH", 7)
+    align(replace(options, out=str(tmp_path / "other")), Reporter())
+    assert contents(options.out) == contents(tmp_path / "other")
+
+
+@pytest.mark.parametrize(("rows_per_cut", "text_per_cut"), [(1, 10**9), (45, 10**9), (10**9, 3_000), (10**9, 10**9)])
+def test_how_many_texts_are_cut_at_once_does_not_change_what_is_written(
+    options, rows_per_cut, text_per_cut, tmp_path, monkeypatch, contents
+):
+    align(options, Reporter())
+    monkeypatch.setattr(align_cutting, "ROWS_PER_CUT", rows_per_cut)
+    monkeypatch.setattr(align_cutting, "TEXT_BYTES_PER_CUT", text_per_cut)
     align(replace(options, out=str(tmp_path / "other")), Reporter())
     assert contents(options.out) == contents(tmp_path / "other")
 
@@ -405,7 +419,7 @@ def test_what_threads_have_not_begun_ends_with_the_block_and_errors_come_out():
         begun.set()
         go_on.wait()
 
-    with align_units.threads("one", "other") as pools:
+    with threads("one", "other") as pools:
         pools["one"].submit(wait)
         assert begun.wait(10)
         never = pools["one"].submit(int)
@@ -445,7 +459,7 @@ def test_texts_that_cannot_be_located_are_refused_or_skipped_and_counted(options
 
 
 def test_row_groups_of_text_hold_as_many_bytes_as_they_may_and_are_the_same_in_all_folders(options, monkeypatch):
-    monkeypatch.setattr(align_units, "TEXT_BYTES_PER_GROUP", 700)
+    monkeypatch.setattr(align_parts, "TEXT_BYTES_PER_GROUP", 700)
     align(options, Reporter())
     with ShardSet.open(options.out) as shards:
         corpus = shards.corpus.index
