@@ -29,8 +29,8 @@ from steps import call, read_rows, say, write_rows
 from sra_data.corpus.builtin import builtin_records
 
 HERE = Path(__file__).resolve().parent
-MANY_SEEDS = ("sft", "paper", "strict", "tuned", "strict-cos")  # tuned is boundary as it is
-FEW_SEEDS = ("uld", "multilevel-ot", "alm", "dskd", "dskdv2", "mined", "sra-uniform-mean")
+MANY_SEEDS = ("sft", "paper", "strict", "tuned")  # paper is sra, tuned is boundary, each as it is
+FEW_SEEDS = ("strict-cos", "uld", "multilevel-ot", "alm", "dskd", "dskdv2", "mined")
 STARTS = ("random", "pretrained")
 
 
@@ -85,10 +85,11 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--steps", type=int, default=150, help="of every student")
     parser.add_argument("--seeds", type=int, default=5, help=f"of {', '.join(MANY_SEEDS)}")
     parser.add_argument("--few-seeds", type=int, default=3, help="of the other methods")
-    parser.add_argument("--rates", default="3e-3,6e-3", help="grid of every method")
+    parser.add_argument("--rates", default="2e-3,5e-3,1.2e-2", help="grid of every method")
+    parser.add_argument("--max-new-tokens", type=int, default=32, help="of an answer, for Rouge-L")
     parser.add_argument("--methods", default=None, help="names, or name:seeds, in place of all")
     parser.add_argument("--starts", nargs="+", choices=STARTS, default=list(STARTS))
-    parser.add_argument("--teacher-epochs", type=int, default=3)
+    parser.add_argument("--teacher-epochs", type=int, default=2)
     parser.add_argument("--pretraining-steps", type=int, default=400, help="of a student on other text")
     parser.add_argument("--seed", type=int, default=17, help="of the models")
     return parser.parse_args()
@@ -142,6 +143,7 @@ def compare(
     call("sra-train", "compare", shards, "--student", student, "--config", HERE / "student.yaml",
          "--set", f"training.max_steps={arguments.steps}", "--methods", methods, "--seeds", arguments.seeds,
          "--rates", arguments.rates, "--test", data / "test.jsonl", "--teacher-model", teacher,
+         "--rouge", "--rouge-seeds", "10", "--max-new-tokens", arguments.max_new_tokens,
          "--output-dir", output / "comparisons" / f"{name}-{start}")  # fmt: skip
 
 

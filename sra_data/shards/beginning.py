@@ -14,7 +14,7 @@ from typing import Any
 
 from sra_data.errors import ShardError
 from sra_data.shards.durable import folder_lock
-from sra_data.shards.manifest import PLAN, Manifest, Plan, Unit, is_begun, kind_of, receipt_path, record_all
+from sra_data.shards.manifest import PLAN, Manifest, Plan, Unit, is_begun, kind_of, manifest_in_turn, receipt_path
 from sra_data.shards.receipts import is_as_sealed
 
 LONGEST_VALUE_SHOWN = 90
@@ -59,18 +59,21 @@ def begin_all(
     shards: Path, beginnings: Sequence[Beginning], *, pairs: Sequence[Mapping[str, Any]] = ()
 ) -> dict[str, Plan]:
     """`begin` of several folders of one whole folder, which hears of all of them, and of `pairs`, in one write."""
-    manifest = Manifest.load(shards) if Manifest.exists(shards) else None  # refuses another format, before all else
+    if Manifest.exists(shards):
+        Manifest.load(shards)  # refuses another format, before all else
     plans: dict[str, Plan] = {}
-    news: dict[str, Mapping[str, Any]] = {}
+    is_new: dict[str, bool] = {}
     for one in beginnings:
-        plan, is_new = _plan_of(shards, one)
-        known = (manifest and manifest.section(one.section)) or {}
-        if is_new or known.get("fingerprint") != plan.fingerprint:
-            news[one.section] = {"fingerprint": plan.fingerprint, "root": None, **(one.facts or {})}
-        elif known.get("root") is not None and not is_as_sealed(shards, one.section, known):
-            news[one.section] = {"root": None}
-        plans[one.section] = plan
-    record_all(shards, news, pairs=pairs)
+        plans[one.section], is_new[one.section] = _plan_of(shards, one)
+    with manifest_in_turn(shards) as manifest:  # or another process could seal between the look and the word
+        news: dict[str, Mapping[str, Any]] = {}
+        for one in beginnings:
+            known, plan = manifest.section(one.section) or {}, plans[one.section]
+            if is_new[one.section] or known.get("fingerprint") != plan.fingerprint:
+                news[one.section] = {"fingerprint": plan.fingerprint, "root": None, **(one.facts or {})}
+            elif known.get("root") is not None and not is_as_sealed(shards, one.section, known):
+                news[one.section] = {"root": None}
+        manifest.record(news, pairs)
     return plans
 
 

@@ -162,6 +162,9 @@ def schema_from_arrow(schema: pa.Schema, *, where: str) -> FolderSchema:
     return FolderSchema(metadata["sra.kind"], keys, tuple(columns), metadata["sra.granularity"])
 
 
+LONGEST_VERSION = 9  # digits that are shown
+
+
 def refuse_version(found: Any, *, where: object) -> None:
     """Refuse another format version than this build's.
 
@@ -174,9 +177,10 @@ def refuse_version(found: Any, *, where: object) -> None:
     """
     if str(found) == str(FORMAT_VERSION):
         return
-    is_newer = str(found).isdecimal() and int(found) > FORMAT_VERSION
+    said = str(found)[:LONGEST_VERSION]
+    is_newer = said.isdecimal() and int(said) > FORMAT_VERSION
     remedy = f"update this package, or {MAKE_ANEW}" if is_newer else MAKE_ANEW
-    raise ShardError(f"{where}: shard format {found}, this build reads {FORMAT_VERSION}; {remedy}")
+    raise ShardError(f"{where}: shard format {said}, this build reads {FORMAT_VERSION}; {remedy}")
 
 
 def value_hash(data: Any) -> int:

@@ -42,15 +42,24 @@ def sync_folder(folder: Path) -> None:
         os.close(handle)
 
 
+class BeingWritten(ShardError):
+    """Another process is writing a file, and nobody wants to wait for it."""
+
+
 @contextmanager
-def staged(path: Path) -> Iterator[IO[bytes]]:
+def staged(path: Path, *, wait: bool = True) -> Iterator[IO[bytes]]:
     """Write ``<path>.tmp`` under a lock; the caller then calls `publish`. Removed if it was not published.
 
+    Args:
+        path: What it will be.
+        wait: Whether to wait for another process that is writing the same file.
+
     Raises:
-        ShardError: If another process is writing the same file, or the disk refuses.
+        BeingWritten: If another process is writing it, and `wait` is false.
+        ShardError: If the disk refuses.
     """
     temporary = temporary_of(path)
-    file = _open_locked(temporary, path)
+    file = _open_locked(temporary, path, wait)
     try:
         file.truncate(0)
         yield file
@@ -69,10 +78,10 @@ def temporary_of(path: Path) -> Path:
     return path.with_name(path.name + ".tmp")
 
 
-def _open_locked(temporary: Path, path: Path) -> IO[bytes]:
+def _open_locked(temporary: Path, path: Path, wait: bool) -> IO[bytes]:
     """Open and lock the temporary file, making sure that the lock is on the file of that name.
 
-    Another process may have renamed it between the opening and the lock: what is locked then is its published part.
+    Another process may have renamed it between the opening and the lock: what is locked then is what it published.
     """
     while True:
         try:
@@ -81,12 +90,18 @@ def _open_locked(temporary: Path, path: Path) -> IO[bytes]:
         except OSError as error:
             raise explain(error, path, "creating") from error
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
+            fcntl.flock(file, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
             file.close()
-            raise ShardError(
+            raise BeingWritten(
                 f"{path}: another process is writing it; wait for it or stop it, then run again"
             ) from error
+        except OSError as error:
+            file.close()
+            raise explain(error, path, "locking") from error
+        except BaseException:  # an interrupt while it waited
+            file.close()
+            raise
         if _is_still(file, temporary):
             return file
         file.close()

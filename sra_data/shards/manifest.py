@@ -5,21 +5,22 @@ which rows. A receipt says that its part is there and whole; a part without one 
 inputs (fingerprints) of every folder and, once all receipts are there, its sealed root.
 
 Only the coordinating process writes plans and the manifest; workers write parts and receipts. Two coordinators (a job
-array) take turns through a lock.
+array) take turns through a lock, and share the parts out by claims (claims.py).
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from sra_data.errors import ShardError
 from sra_data.shards.columns import FORMAT_VERSION, refuse_version
-from sra_data.shards.durable import SEAL, Document, folder_lock, read_document, write_sealed
+from sra_data.shards.durable import SEAL, Document, folder_lock, read_document, sealed_bytes, write_sealed
 from sra_data.shards.metadata import ManifestRecord, PlanRecord, ReceiptRecord, checked
 
 MANIFEST = "manifest.json"
@@ -133,6 +134,11 @@ class Receipt:
         if found.part != part:
             raise ShardError(f"{path}: says it is of part {found.part}; {remedy}")
         return cls(**{name: value for name, value in found if name != SEAL}), found.seal
+
+
+def receipt_bytes(receipt: Receipt) -> bytes:
+    """What `Receipt.save` writes."""
+    return sealed_bytes(asdict(receipt), is_flat=True)
 
 
 def refuse_if_changed_on_disk(document: Document, path: Path, *, remedy: str) -> None:
@@ -280,6 +286,18 @@ class Manifest:
         checked(ManifestRecord, {**content, SEAL: ""}, where=path, remedy="nothing was written; report this")
         write_sealed(path, self.content)
 
+    def record(self, sections: Mapping[str, Mapping[str, Any]], pairs: Sequence[Mapping[str, Any]] = ()) -> None:
+        """Set values of sections and add pairs that are not there, and write it if anything changes by that."""
+        for section, values in sections.items():
+            self.update(section, values)
+        known = self.pairs
+        for pair in pairs:
+            if dict(pair) not in known:
+                known.append(dict(pair))
+        if sections or known != self.pairs:
+            self.content |= {"pairs": known} if known else {}
+            self.write()
+
     def update(self, name: str, values: Mapping[str, Any]) -> None:
         """Set values of a section, in memory alone."""
         group, _, key = name.partition("/")
@@ -330,19 +348,17 @@ def record_all(
     shards: Path, sections: Mapping[str, Mapping[str, Any]], *, pairs: Sequence[Mapping[str, Any]] = ()
 ) -> Manifest:
     """`record` of several sections in one write; `pairs` are added, those that are there already aside."""
+    with manifest_in_turn(shards) as manifest:
+        manifest.record(sections, pairs)
+    return manifest
+
+
+@contextmanager
+def manifest_in_turn(shards: Path) -> Iterator[Manifest]:
+    """The manifest as it is, an empty one where there is none; nobody else changes it before the context ends."""
     shards.mkdir(parents=True, exist_ok=True)
     with folder_lock(shards):
-        manifest = Manifest.load(shards) if Manifest.exists(shards) else Manifest(shards, _empty())
-        for section, values in sections.items():
-            manifest.update(section, values)
-        known = manifest.pairs
-        for pair in pairs:
-            if dict(pair) not in known:
-                known.append(dict(pair))
-        if sections or known != manifest.pairs:
-            manifest.content |= {"pairs": known} if known else {}
-            manifest.write()
-    return manifest
+        yield Manifest.load(shards) if Manifest.exists(shards) else Manifest(shards, _empty())
 
 
 def record_pairs(shards: Path, pairs: Sequence[Mapping[str, Any]]) -> None:

@@ -187,7 +187,7 @@ class ModelRecord(Strict):
     """A model of a pair."""
 
     name: str
-    revision: str | None = None
+    revision: str | None
 
 
 class PairRecord(Strict):

@@ -18,7 +18,7 @@ from typing import Any
 import xxhash
 
 from sra_data.errors import ShardError
-from sra_data.shards.durable import explain, read_document, sha256_of, write_sealed
+from sra_data.shards.durable import explain, read_document, sealed_bytes, sha256_of, write_sealed
 from sra_data.shards.manifest import (
     PLAN,
     Plan,
@@ -48,11 +48,18 @@ class FileReceipt:
 
 def write_file_receipt(folder: Path, name: str) -> None:
     """Write the receipt of a file beside the parts."""
-    path = folder / name
+    write_sealed(file_receipt_path(folder, name), _said_of_file(folder / name), is_flat=True)
+
+
+def file_receipt_bytes(folder: Path, name: str) -> bytes:
+    """What `write_file_receipt` writes."""
+    return sealed_bytes(_said_of_file(folder / name), is_flat=True)
+
+
+def _said_of_file(path: Path) -> dict[str, Any]:
     text = header_bytes(path, remedy="report this")
     header = xxhash.xxh3_64_hexdigest(text)
-    said = {"bytes": path.stat().st_size, "sha256": sha256_of(path), "header": header}
-    write_sealed(file_receipt_path(folder, name), said, is_flat=True)
+    return {"bytes": path.stat().st_size, "sha256": sha256_of(path), "header": header}
 
 
 def file_receipt_path(folder: Path, name: str) -> Path:

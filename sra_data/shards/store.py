@@ -1,7 +1,7 @@
 """The face of the room: the whole folder of shards, and everything other rooms use to write and read it.
 
-Writing: `begin` a folder (its plan), `missing_units`, `write_part` for each, `seal`. Reading: `ShardSet.open`, then a
-side, a teacher, and the `PairReader` that shows an alignment in one direction.
+Writing: `begin` a folder (its plan), `missing_units`, for each `claimed` and `write_part`, `seal`. Reading:
+`ShardSet.open`, then a side, a teacher, and the `PairReader` that shows an alignment in one direction.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from sra_data.errors import ShardError
 from sra_data.shards.beginning import Beginning, begin, begin_all, refuse_if_changed
 from sra_data.shards.choosing import choose, folder_name, model_name, names_of_model
+from sra_data.shards.claims import claimed
 from sra_data.shards.codecs import EncodedTensor
 from sra_data.shards.columnar import (
     EncodedRows,
@@ -27,6 +28,7 @@ from sra_data.shards.columnar import (
     side_columns,
 )
 from sra_data.shards.columns import FORMAT_VERSION, FolderSchema
+from sra_data.shards.durable import BeingWritten, folder_lock
 from sra_data.shards.heads import load_embeddings, load_head, save_embeddings, save_head
 from sra_data.shards.index import Index, read_index
 from sra_data.shards.kinds import alignment_schema, corpus_schema, side_schema, teacher_schema
@@ -65,6 +67,7 @@ __all__ = [
     "TEXT_BYTES_PER_GROUP",
     "VOCABULARY",
     "Beginning",
+    "BeingWritten",
     "EncodedRows",
     "FolderReader",
     "FolderSchema",
@@ -86,10 +89,12 @@ __all__ = [
     "alignment_schema",
     "begin",
     "begin_all",
+    "claimed",
     "command_for",
     "corpus_columns",
     "corpus_schema",
     "cut_row_groups",
+    "folder_lock",
     "folder_name",
     "has_file",
     "is_as_sealed",

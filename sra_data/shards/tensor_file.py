@@ -16,11 +16,12 @@ import xxhash
 from numpy.typing import NDArray
 
 from sra_data.errors import ShardError
+from sra_data.shards.claims import claimed_file
 from sra_data.shards.codecs import EncodedTensor
 from sra_data.shards.durable import explain, publish, staged
 from sra_data.shards.manifest import repair_for
 from sra_data.shards.metadata import TensorRecord
-from sra_data.shards.receipts import checked_file, write_file_receipt
+from sra_data.shards.receipts import checked_file, file_receipt_bytes
 
 HASH_PREFIX = "xxh3."
 
@@ -36,7 +37,10 @@ Tensor = EncodedTensor | NDArray[Any]
 
 
 def save_tensors(folder: Path, name: str, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
-    """Write a safetensors file and its receipt: 8 bytes length, JSON header padded to 8 bytes, data without gaps."""
+    """Write a safetensors file and its receipt: 8 bytes length, JSON header padded to 8 bytes, data without gaps.
+
+    One that is there already, with its receipt, stays as it is.
+    """
     stored = {key: _stored(key, tensor) for key, tensor in tensors.items()}
     said = dict(metadata)
     header: dict[str, Any] = {"__metadata__": said}
@@ -47,12 +51,15 @@ def save_tensors(folder: Path, name: str, tensors: Mapping[str, Tensor], metadat
         said[HASH_PREFIX + key] = xxhash.xxh3_64_hexdigest(_flat(array))
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)
-    with staged(folder / name) as file:
-        file.write(len(text).to_bytes(8, "little") + text)
-        for _, array in stored.values():
-            file.write(_flat(array))
-        publish(file, folder / name)
-    write_file_receipt(folder, name)
+    with claimed_file(folder, name) as claim:
+        if claim is None:  # another process made it meanwhile
+            return
+        with staged(folder / name) as file:
+            file.write(len(text).to_bytes(8, "little") + text)
+            for _, array in stored.values():
+                file.write(_flat(array))
+            publish(file, folder / name)
+        claim.fulfil(file_receipt_bytes(folder, name))
 
 
 def load_tensors(

@@ -1,8 +1,8 @@
 """Writing one part: memory for one row group, nothing visible until everything is checked.
 
-Order of a part's life: rows into ``part-N.parquet.tmp`` (locked), footer, every value read back and compared, fsync,
-rename, fsync of the folder, then the receipt in the same way. Any exception, and the end of the process, leaves no
-part: Parquet's own writer would write a valid footer over half the rows.
+Order of a part's life: it is claimed (claims.py), rows go into ``part-N.parquet.tmp``, footer, every value read back
+and compared, fsync, rename, fsync of the folder, then the receipt in the same way, which ends the claim. Any exception,
+and the end of the process, leaves no part: Parquet's own writer would write a valid footer over half the rows.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from sra_data.errors import ShardError
+from sra_data.shards.claims import Claim, claimed
 from sra_data.shards.columnar import LARGEST_VALUE, EncodedRows
 from sra_data.shards.columns import (
     HASHES,
@@ -28,7 +29,7 @@ from sra_data.shards.columns import (
 )
 from sra_data.shards.durable import publish, sha256_of, staged, temporary_of
 from sra_data.shards.kinds import Row, column_value, key_values
-from sra_data.shards.manifest import Receipt, Unit, part_path, receipt_path, rows_root
+from sra_data.shards.manifest import Receipt, Unit, part_path, receipt_bytes, rows_root
 from sra_data.shards.part import PartFile, check_part, damaged, footer_hash
 
 POSITIONS_PER_GROUP = 1024  # of a teacher's pages: 4.5 MB at width 2,048 in bf16
@@ -65,8 +66,9 @@ def write_part(
     row_groups: Sequence[int],
     *,
     notes: dict[str, Any] | None = None,
+    claim: Claim | None = None,
 ) -> Receipt:
-    """Write one part and its receipt, or nothing.
+    """Write one part and its receipt, or nothing; a part that is there already stays as it is.
 
     Args:
         folder: the folder of that kind (created if need be).
@@ -75,9 +77,10 @@ def write_part(
         rows: the unit's rows in order; consumed one row group at a time.
         row_groups: rows of each row group; see `cut_row_groups`.
         notes: kept in the receipt; read after the last row, so the iterator may fill it.
+        claim: of the part, by whoever claimed it before its rows were made; here it is claimed otherwise.
 
     Raises:
-        ShardError: If the disk refuses, what was written does not read back, or another process writes this part.
+        ShardError: If the disk refuses, or what was written does not read back.
         ValueError: If a row does not fit the schema, or the rows do not fill the row groups (a programmer's error).
     """
 
@@ -87,7 +90,9 @@ def write_part(
         _read_back(temporary_of(path), schema, row_groups, hashes)
         return hashes
 
-    return _publish_part(folder, schema, unit, row_groups, write, notes)
+    if claim is not None:
+        return _publish_part(claim, folder, schema, unit, row_groups, write, notes)
+    return _claim_and_publish(folder, schema, unit, row_groups, write, notes)
 
 
 def write_columns(
@@ -108,7 +113,7 @@ def write_columns(
         notes: kept in the receipt.
 
     Raises:
-        ShardError: If the disk refuses, what was written does not read back, or another process writes this part.
+        ShardError: If the disk refuses, or what was written does not read back.
         ValueError: If the rows do not fill the row groups (a programmer's error).
     """
     schema = encoded[0].schema
@@ -130,10 +135,18 @@ def write_columns(
         _compare(temporary_of(path), schema, row_groups, table)
         return hashes
 
-    return _publish_part(folder, schema, unit, row_groups, write, notes)
+    return _claim_and_publish(folder, schema, unit, row_groups, write, notes)
+
+
+def _claim_and_publish(folder: Path, schema: FolderSchema, unit: Unit, *rest: Any) -> Receipt:
+    with claimed(folder, unit) as claim:
+        if claim is None:  # another process made it meanwhile
+            return Receipt.load(folder, unit.part)
+        return _publish_part(claim, folder, schema, unit, *rest)
 
 
 def _publish_part(
+    claim: Claim,
     folder: Path,
     schema: FolderSchema,
     unit: Unit,
@@ -145,7 +158,6 @@ def _publish_part(
     if sum(row_groups) != unit.stop - unit.start or not row_groups or min(row_groups) < 1:
         raise ValueError(f"row groups {list(row_groups)} do not hold rows {unit.start}:{unit.stop}")
     path = part_path(folder, unit.part)
-    receipt_path(folder, unit.part).unlink(missing_ok=True)  # a part to be redone does not exist
     with staged(path) as file:
         hashes = write(file, path)
         receipt = Receipt(
@@ -159,7 +171,7 @@ def _publish_part(
             notes=notes or {},
         )
         publish(file, path)
-    receipt.save(folder)
+    claim.fulfil(receipt_bytes(receipt))
     return receipt
 
 

@@ -12,14 +12,14 @@ import functools
 import gc
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
 from sra_data.corpus.tokenization import SideTokenizer
 from sra_data.engines import run_units
-from sra_data.shards.store import Manifest, Unit, missing_units
+from sra_data.shards.store import Manifest, Plan, Unit, missing_units
 from sra_data.stages.align.options import AlignOptions, check_options, open_sources, refuse_unwritable, select_units
 from sra_data.stages.align.plan import scan
 from sra_data.stages.align.summary import AlignSummary, summarise
@@ -88,15 +88,17 @@ def align_with(options: AlignOptions, reporter: Reporter, tokenizers: Tokenizers
         dev_share=options.hashed_dev_share,
         rows=plan.rows,
     )
-    missing = {unit.part for section, known in plans.items() for unit in missing_units(shards / section, known)}
+    missing = _missing(shards, plans)
     chosen = [unit for unit in select_units(units, options.units) if unit.part in missing]
     started = time.monotonic()
     tokens = _do(worker, chosen, options.num_workers, reporter)
     seconds = scanned + time.monotonic() - started
 
     still_missing = missing - {unit.part for unit in chosen}
+    if still_missing:  # other processes may have made them meanwhile
+        still_missing = _missing(shards, plans)
     if not still_missing:
-        work.seal(list(plans), made=bool(chosen))
+        work.seal(list(plans))
     return summarise(
         shards=shards,
         plan=plan,
@@ -110,6 +112,11 @@ def align_with(options: AlignOptions, reporter: Reporter, tokenizers: Tokenizers
 
 
 # --------------------------------------------------------------------------------------------------------- the work
+
+
+def _missing(shards: Path, plans: Mapping[str, Plan]) -> set[int]:
+    """Numbers of the parts that one of the folders lacks."""
+    return {unit.part for section, plan in plans.items() for unit in missing_units(shards / section, plan)}
 
 
 def _do(worker: AlignWorker, units: Sequence[Unit], num_workers: int | None, reporter: Reporter) -> int:

@@ -25,6 +25,7 @@ from sra_data.shards.store import (
     Unit,
     begin,
     begin_all,
+    folder_lock,
     folder_name,
     has_file,
     is_as_sealed,
@@ -149,13 +150,13 @@ class Work:
         if self.options.edit_distance and not has_file(folder, NEAREST):
             save_nearest(folder, nearest_of(left, right))
 
-    def seal(self, sections: Sequence[str], *, made: bool) -> None:
-        """Seal every folder of this call that is not sealed as it is now, or has new parts (`made`)."""
-        manifest = Manifest.load(self.shards)
-        seal_all(
-            self.shards,
-            [name for name in sections if made or not is_as_sealed(self.shards, name, manifest.section(name) or {})],
-        )
+    def seal(self, sections: Sequence[str]) -> None:
+        """Seal every folder of this call that is not sealed as it is now; one process at a time."""
+        with folder_lock(self.shards / "corpus"):
+            known = Manifest.load(self.shards)
+            to_seal = [name for name in sections if not is_as_sealed(self.shards, name, known.section(name) or {})]
+            if to_seal:
+                seal_all(self.shards, to_seal)
 
     def _side_facts(self, side: Side) -> dict[str, Any]:
         tokenizer = side.tokenizer

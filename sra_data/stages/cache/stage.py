@@ -2,20 +2,17 @@
 
 The order: which teacher and which side is settled (`choose.py`); the inputs' fingerprint is compared with what is
 there; the teacher is admitted (`teacher/admission.py`); what has to be found by trying (batch tokens, int8's channel
-scales) is found once and kept in the plan (`run.py`); missing units are done (`unit.py`), in this process or a pool;
-when no unit is missing the folder is sealed and its faithfulness measured. A rerun does exactly what is missing.
+scales) is found once and kept in the plan (`run.py`); missing units are done (`unit.py`), in this process or a pool,
+and beside any number of other processes that do the same (`shards/claims.py`); when no unit is missing the folder is
+sealed and its faithfulness measured. A rerun does exactly what is missing.
 """
 
 from __future__ import annotations
 
-import shutil
-from collections.abc import Callable
-from contextlib import ExitStack
 from typing import Any
 
 import torch
 
-from sra_data.engines import Work, run_units
 from sra_data.errors import ConfigError, ShardError
 from sra_data.models.decoder import input_embeddings
 from sra_data.models.output_head import OutputHead
@@ -28,7 +25,9 @@ from sra_data.shards.store import (
     ShardSet,
     Unit,
     begin,
+    folder_lock,
     has_file,
+    is_as_sealed,
     missing_units,
     notes_of,
     record,
@@ -42,10 +41,11 @@ from sra_data.stages.cache.reach import can_measure, measure_reach
 from sra_data.stages.cache.run import FILES, CacheRun
 from sra_data.stages.cache.size import refuse_small_disk
 from sra_data.stages.cache.summary import CacheSummary, facts_at_beginning, facts_at_end, summarise
-from sra_data.stages.cache.unit import CacheWorker, MakeWorker, refuse_failed
+from sra_data.stages.cache.unit import refuse_failed
+from sra_data.stages.cache.units import do_units
 from sra_data.stages.sampling import sample_rows
 from sra_data.teacher.provenance import environments_in, refuse_mixture
-from sra_data.terminal import Reporter, bytes_in_words
+from sra_data.terminal import Reporter
 
 __all__ = ["CacheOptions", "CacheSummary", "cache_teacher"]
 
@@ -83,10 +83,10 @@ def cache_teacher(options: CacheOptions, reporter: Reporter) -> CacheSummary:
         missing = choose_units(missing_units(run.folder, plan), options.units, len(plan.units))
         refuse_small_disk(run.folder, run.size_of(missing))
         write_files(run)
-        do_units(run, missing)
+        num_made = do_units(run, missing)
         if not missing_units(run.folder, plan):
-            finish(run, plan, is_new=bool(missing))
-        return summarise(run, plan, num_done=len(missing))
+            finish(run, plan)
+        return summarise(run, plan, num_done=num_made)
 
 
 def choose_units(missing: list[Unit], units: str | None, num_units: int) -> list[Unit]:
@@ -101,39 +101,6 @@ def choose_units(missing: list[Unit], units: str | None, num_units: int) -> list
     if not colon or not start.isdigit() or not stop.isdigit() or not int(start) < int(stop) <= num_units:
         raise ConfigError(f"--units {units}: give a:b with a < b, within the plan's 0:{num_units}")
     return [unit for unit in missing if int(start) <= unit.part < int(stop)]
-
-
-def do_units(run: CacheRun, missing: list[Unit]) -> None:
-    """The missing units, with a live line."""
-    if not missing:
-        return
-    total = sum(int(run.examples.num_tokens[unit.start : unit.stop].sum()) for unit in missing)
-    with ExitStack() as stack, run.reporter.task("cache-teacher", total=total, unit="tokens") as task:
-        num_bytes = num_positions = 0
-        make_worker = _make_worker(run, stack)
-        workers = run.options.num_workers
-        done = run_units(missing, make_worker, num_workers=workers, advance=lambda tokens: task.advance(tokens))
-        for number, (_, notes) in enumerate(done, start=1):
-            num_bytes, num_positions = num_bytes + notes["bytes"], num_positions + notes["positions"]
-            task.advance(
-                0,
-                units=f"{number}/{len(missing)}",
-                bytes_per_token=f"{num_bytes / max(num_positions, 1):,.0f}",
-                disk_free=bytes_in_words(shutil.disk_usage(run.folder).free),
-            )
-
-
-def _make_worker(run: CacheRun, stack: ExitStack) -> Callable[[], Work]:
-    """What makes a worker: here, with the teacher at hand, until `stack` closes; or in a process of a pool."""
-    if run.options.num_workers > 1:
-        return MakeWorker(run.settings, max(1, torch.get_num_threads() // run.options.num_workers))
-
-    def here() -> Work:
-        worker = CacheWorker(run.settings, run.teacher)
-        stack.callback(worker.close)
-        return worker
-
-    return here
 
 
 def write_files(run: CacheRun) -> None:
@@ -155,21 +122,24 @@ def _stored(tensor: Any) -> Any:
     return tensor.contiguous().cpu().numpy()
 
 
-def finish(run: CacheRun, plan: Plan, *, is_new: bool) -> None:
-    """Seal the folder and measure its faithfulness, where that was not done after its last unit."""
-    known = Manifest.load(run.shards.path).section(run.section) or {}
-    if is_new or known.get("root") is None or "faithfulness" not in known:
+def finish(run: CacheRun, plan: Plan) -> None:
+    """Seal the folder and measure its faithfulness, where neither another process nor an earlier call has done it."""
+    shards = run.shards.path
+    with folder_lock(run.folder):
+        known = Manifest.load(shards).section(run.section) or {}
+        if "faithfulness" in known and is_as_sealed(shards, run.section, known):
+            return
         notes = notes_of(run.folder, plan)
         refuse_mixture(environments_in(notes), where=str(run.folder))
         failed = [name for note in notes for name in note["failed"]]
         refuse_failed(failed, run.options.max_failed)
-        seal(run.shards.path, run.section, facts_at_end(run, plan))
+        seal(shards, run.section, facts_at_end(run, plan))
         measure_faithfulness(run)
-        with ShardSet.open(run.shards.path) as sealed:
+        with ShardSet.open(shards) as sealed:
             if can_measure(sealed.manifest, run.section, run.identity.num_layers):
                 head = OutputHead.from_model(run.teacher.model).detach()
                 reach = measure_reach(sealed, run.section.partition("/")[2], head)
-                record(run.shards.path, run.section, reach=reach)
+                record(shards, run.section, reach=reach)
 
 
 def measure_faithfulness(run: CacheRun) -> None:

@@ -18,13 +18,16 @@ from numpy.typing import NDArray
 
 from sra_data.engines import Advance, Work
 from sra_data.errors import ModelError
+from sra_data.shards.claims import Claim
 from sra_data.shards.codecs import EncodedTensor, encode_float32, scales_from_text
 from sra_data.shards.schema import TeacherRow
 from sra_data.shards.store import (
+    BeingWritten,
     FolderSchema,
     Plan,
     ShardSet,
     Unit,
+    claimed,
     cut_row_groups,
     is_begun,
     notes_of,
@@ -109,10 +112,14 @@ class UnitSettings:
 
 
 class CacheWorker:
-    """Makes parts, one after the other, with a teacher loaded once."""
+    """Makes parts, one after the other, with a teacher loaded once.
 
-    def __init__(self, settings: UnitSettings, teacher: LoadedTeacher) -> None:
+    Parts that another process has claimed are left to it, or waited for: they may have to be made after all.
+    """
+
+    def __init__(self, settings: UnitSettings, teacher: LoadedTeacher, *, waits: bool = False) -> None:
         self.settings = settings
+        self.waits = waits
         self.teacher = teacher
         self.schema = settings.schema()
         self.shards = ShardSet.open(settings.shards)
@@ -138,13 +145,20 @@ class CacheWorker:
             refuse_mixture([*made, self.environment], where=str(settings.folder))
         self._is_like_the_others = True
 
-    def __call__(self, unit: Unit, advance: Advance) -> dict[str, Any]:
-        """Write one part; returns its receipt's notes.
+    def __call__(self, unit: Unit, advance: Advance) -> dict[str, Any] | None:
+        """Write one part; returns its receipt's notes, None for a part that another process has made or claimed.
 
         Raises:
             ModelError: If more than `max_failed` examples of the unit have numbers that are not finite.
             ShardError: If the units that are there were made in an environment whose numbers are others.
         """
+        try:
+            with claimed(self.settings.folder, unit, wait=self.waits) as claim:
+                return None if claim is None else self._make(unit, advance, claim)
+        except BeingWritten:
+            return None
+
+    def _make(self, unit: Unit, advance: Advance, claim: Claim) -> dict[str, Any]:
         self.refuse_mixture()
         started, splits_before = time.perf_counter(), self.capture.num_splits
         examples = self.examples.read(range(unit.start, unit.stop))
@@ -162,7 +176,7 @@ class CacheWorker:
             "environment": self.environment,
         }
         groups = cut_row_groups([example.num_rows for example in examples])
-        receipt = write_part(self.settings.folder, self.schema, unit, rows, groups, notes=notes)
+        receipt = write_part(self.settings.folder, self.schema, unit, rows, groups, notes=notes, claim=claim)
         return {**notes, "bytes": receipt.bytes}
 
     def say(self, numbers: Sequence[int]) -> list[TeacherRow]:
@@ -228,12 +242,13 @@ class MakeWorker:
 
     settings: UnitSettings
     num_threads: int
+    waits: bool
 
     def __call__(self) -> Work:
         import torch
 
         torch.set_num_threads(self.num_threads)
-        return CacheWorker(self.settings, load(self.settings.teacher))
+        return CacheWorker(self.settings, load(self.settings.teacher), waits=self.waits)
 
 
 def refuse_failed(failed: Sequence[str], max_failed: int) -> None:

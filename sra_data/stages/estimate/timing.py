@@ -56,6 +56,7 @@ def _sample(run: CacheRun, numbers: np.ndarray[Any, np.dtype[np.int64]]) -> Samp
         try:
             started = time.perf_counter()
             notes = worker(unit, lambda tokens: None)
+            assert notes is not None, "nobody else knows this folder"
             seconds = time.perf_counter() - started
             arithmetic = pages_size(worker.schema, worker.examples, [unit], bytes_of_files=0)
         finally:

@@ -18,7 +18,7 @@ import pytest
 from sra_data.errors import ShardError
 from sra_data.shards import durable
 from sra_data.shards.beginning import refuse_if_changed
-from sra_data.shards.durable import staged, write_sealed
+from sra_data.shards.durable import BeingWritten, staged, write_sealed
 from sra_data.shards.kinds import Row
 from sra_data.shards.manifest import Manifest, Plan
 from sra_data.shards.store import ShardSet, Unit, begin, corpus_schema, missing_units, record, seal, write_part
@@ -176,7 +176,7 @@ def test_a_folder_that_cannot_be_made_is_one_line(tmp_path: Path) -> None:
 
 def test_two_writers_of_one_part_do_not_mix(tmp_path: Path) -> None:
     path = tmp_path / "part-00000.parquet"
-    with staged(path), pytest.raises(ShardError, match="another process is writing it"), staged(path):
+    with staged(path), pytest.raises(BeingWritten, match="another process is writing it"), staged(path, wait=False):
         pass
     assert list(tmp_path.iterdir()) == []
 

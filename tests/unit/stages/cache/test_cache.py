@@ -15,10 +15,10 @@ import torch
 
 from sra_data.errors import ConfigError, ModelError, ShardError
 from sra_data.shards.store import Manifest, ShardSet
-from sra_data.stages.cache import stage as cache
 from sra_data.stages.cache.options import CacheOptions
 from sra_data.stages.cache.run import CacheRun
 from sra_data.stages.cache.stage import cache_teacher
+from sra_data.stages.cache.unit import CacheWorker
 from sra_data.teacher.loading import load
 from sra_data.teacher.spec import TeacherSpec
 from sra_data.terminal import Reporter, Task
@@ -144,13 +144,13 @@ def test_a_unit_that_is_made_again_is_sealed_again(world: World, monkeypatch: py
     """On another machine a teacher says something a little different: the index has to be that of what is there."""
     first = cache_teacher(world.options(), Reporter())
     (folder_of(world) / "part-00001.receipt.json").unlink()
-    original = cache.CacheWorker._row
+    original = CacheWorker._row
 
-    def elsewhere(self: cache.CacheWorker, example: object, captured: object) -> object:
+    def elsewhere(self: CacheWorker, example: object, captured: object) -> object:
         found = original(self, example, captured)
         return replace(found, next_log_prob=found.next_log_prob + np.float32(1e-6))
 
-    monkeypatch.setattr(cache.CacheWorker, "_row", elsewhere)
+    monkeypatch.setattr(CacheWorker, "_row", elsewhere)
     again = cache_teacher(world.options(), Reporter())
     assert again.root not in (None, first.root)
     with ShardSet.open(world.shards) as shards:
@@ -211,13 +211,13 @@ def test_int8_pages_are_within_their_limit(world: World) -> None:
 
 
 def test_pages_of_another_example_fail_and_stay_unsealed(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    original = cache.CacheWorker._row
+    original = CacheWorker._row
 
-    def misplaced(self: cache.CacheWorker, example: object, captured: object) -> object:
+    def misplaced(self: CacheWorker, example: object, captured: object) -> object:
         found = original(self, example, captured)
         return replace(found, hidden={layer: tensor[::-1] for layer, tensor in found.hidden.items()})
 
-    monkeypatch.setattr(cache.CacheWorker, "_row", misplaced)
+    monkeypatch.setattr(CacheWorker, "_row", misplaced)
     with pytest.raises(ShardError, match=r"between live teacher and cache is .*cache again"):
         cache_teacher(world.options(), Reporter())
     with ShardSet.open(world.shards) as shards, pytest.raises(ShardError, match="unfinished"):
@@ -306,8 +306,8 @@ def test_activations_that_are_no_numbers_are_named_counted_and_refused(world: Wo
 def test_a_disk_that_cannot_hold_the_pages_is_refused_before_any_work(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    usage = cache.shutil.disk_usage(world.shards)
-    monkeypatch.setattr(cache.shutil, "disk_usage", lambda path: usage._replace(free=1000))
+    usage = shutil.disk_usage(world.shards)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=1000))
     with pytest.raises(ShardError, match=r"need .*, the disk has 1.0 kB free; free space"):
         cache_teacher(world.options(), Reporter())
     assert not (world.shards / "teachers").exists()

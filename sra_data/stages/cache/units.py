@@ -1,0 +1,100 @@
+"""The missing units of `cache-teacher`: here or in a pool, beside other processes that do the same."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from sra_data.engines import Work, run_units
+from sra_data.shards.store import Unit, is_done
+from sra_data.stages.cache.run import CacheRun
+from sra_data.stages.cache.unit import CacheWorker, MakeWorker
+from sra_data.terminal import Task, bytes_in_words
+
+
+def do_units(run: CacheRun, missing: list[Unit]) -> int:
+    """The missing units, with a live line, those last that other processes have claimed; returns how many it made."""
+    if not missing:
+        return 0
+    total = sum(_num_tokens(run, unit) for unit in missing)
+    with run.reporter.task("cache-teacher", total=total, unit="tokens") as task:
+        made = _Made(run, task, len(missing))
+        claimed = made.add(_do(run, missing, task, waits=False))
+        others = [unit for unit in claimed if not is_done(run.folder, unit)]
+        made.count(unit for unit in claimed if unit not in others)
+        if others:
+            run.reporter.line(f"waiting for {len(others)} units that other processes have claimed")
+            made.count(made.add(_do(run, others, task, waits=True)))
+        return made.num_units
+
+
+def _do(
+    run: CacheRun, units: Sequence[Unit], task: Task, *, waits: bool
+) -> Iterator[tuple[Unit, dict[str, Any] | None]]:
+    workers = run.options.num_workers
+    with ExitStack() as stack:
+        make_worker = _make_worker(run, stack, waits)
+        yield from run_units(units, make_worker, num_workers=workers, advance=lambda tokens: task.advance(tokens))
+
+
+@dataclass
+class _Made:
+    """What is told while units are made: how far it is, and what a token costs."""
+
+    run: CacheRun
+    task: Task
+    num_all: int
+    num_units: int = 0
+    num_others: int = 0
+    num_bytes: int = 0
+    num_positions: int = 0
+
+    def add(self, done: Iterable[tuple[Unit, dict[str, Any] | None]]) -> list[Unit]:
+        """Tell of each unit as it is made; returns those that other processes made or have claimed."""
+        left = []
+        for unit, notes in done:
+            if notes is None:
+                left.append(unit)
+                continue
+            self.num_units += 1
+            self.num_bytes += notes["bytes"]
+            self.num_positions += notes["positions"]
+            self._tell()
+        return left
+
+    def count(self, made_by_others: Iterable[Unit]) -> None:
+        """Units that are there and were not made here."""
+        for unit in made_by_others:
+            self.num_others += 1
+            self.task.advance(_num_tokens(self.run, unit))
+            self._tell()
+
+    def _tell(self) -> None:
+        self.task.advance(
+            0,
+            units=f"{self.num_units + self.num_others}/{self.num_all}",
+            bytes_per_token=f"{self.num_bytes / max(self.num_positions, 1):,.0f}",
+            disk_free=bytes_in_words(shutil.disk_usage(self.run.folder).free),
+        )
+
+
+def _num_tokens(run: CacheRun, unit: Unit) -> int:
+    return int(run.examples.num_tokens[unit.start : unit.stop].sum())
+
+
+def _make_worker(run: CacheRun, stack: ExitStack, waits: bool) -> Callable[[], Work]:
+    """What makes a worker: here, with the teacher at hand, until `stack` closes; or in a process of a pool."""
+    if run.options.num_workers > 1:
+        return MakeWorker(run.settings, max(1, torch.get_num_threads() // run.options.num_workers), waits)
+
+    def here() -> Work:
+        worker = CacheWorker(run.settings, run.teacher, waits=waits)
+        stack.callback(worker.close)
+        return worker
+
+    return here
