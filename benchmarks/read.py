@@ -13,6 +13,9 @@ that size. Both read from the page cache. Prints one JSON object:
     read_over_small_raw, read_all_over_small_raw
                         the same against ``readinto`` piece by piece into a buffer of one row group, which stays in the
                         processor's cache: a harder measure, without a target
+    checked_over_unchecked, checked_all_over_unchecked_all
+                        hidden states and attention, or every column, read from opening the folder on, over the same
+                        without a single hash computed, seal, footer and values (target: every column, 1.08)
     bytes_per_token     bytes of the part on disk / cached positions (target: 2 x 2,048 + 290)
 """
 
@@ -25,14 +28,18 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack
 from importlib.metadata import version
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import torch
 
+from sra_data.shards import durable, part
+from sra_data.shards import reader as reader_module
 from sra_data.shards.codecs import EncodedTensor, encode_float32, estimate_channel_scales
 from sra_data.shards.columns import FolderSchema
 from sra_data.shards.kinds import Row
@@ -161,6 +168,41 @@ def read_tensors(reader: FolderReader, columns: list[str] | None) -> Callable[[]
     return run
 
 
+def open_and_read(shards: Path, columns: list[str] | None) -> Callable[[], None]:
+    """Read the whole part, from opening the folder on: its seal, its index, every value."""
+
+    def run() -> None:
+        with FolderReader(shards, TEACHER) as reader:
+            read_tensors(reader, columns)()
+
+    return run
+
+
+class _Same:
+    """Equal to every hash, of one value or of many rows."""
+
+    def __ne__(self, other: object) -> Any:
+        return np.zeros(len(other), bool) if isinstance(other, np.ndarray) else False
+
+
+def unchecked(run: Callable[[], None]) -> Callable[[], None]:
+    """The same without a hash computed: values, rows, footer, and the files that a folder is sealed by."""
+
+    same = _Same()
+
+    def skip(*values: object) -> _Same:
+        return same
+
+    def patched() -> None:
+        with ExitStack() as stack:
+            for module, name in ((reader_module, "value_hash"), (reader_module, "hash_rows"), (part, "footer_hash")):
+                stack.enter_context(mock.patch.object(module, name, skip))
+            stack.enter_context(mock.patch.object(durable, "_is_sealed", skip))  # an object is true
+            run()
+
+    return patched
+
+
 def read_raw(path: Path, num_bytes: int, num_reads: int) -> Callable[[], None]:
     """``readinto`` of the file's first `num_bytes` into one warm buffer, in `num_reads` pieces."""
     buffer = bytearray(-(-num_bytes // num_reads))
@@ -192,16 +234,21 @@ def measure(shards: Path, num_positions: int, runs: int, hidden_dtype: str) -> d
     path = shards / TEACHER / "part-00000.parquet"
     width_bytes = {"bf16": 2 * WIDTH, "fp16": 2 * WIDTH, "fp32": 4 * WIDTH, "int8": WIDTH + WIDTH // 32}[hidden_dtype]
     read_bytes = positions * (width_bytes + 4)
+    states = [f"hidden.{LAYER}", f"attention.{LAYER}"]
     with FolderReader(shards, TEACHER) as reader:
         num_groups = len(reader.index.group_starts) - 1
         times = medians(
             {
                 "raw": read_raw(path, read_bytes, 1),
                 "small_raw": read_raw(path, read_bytes, num_groups),
-                "read": read_tensors(reader, [f"hidden.{LAYER}", f"attention.{LAYER}"]),
+                "read": read_tensors(reader, states),
                 "raw_all": read_raw(path, part_bytes, 1),
                 "small_raw_all": read_raw(path, part_bytes, num_groups),
                 "read_all": read_tensors(reader, None),
+                "checked": open_and_read(shards, states),
+                "unchecked": unchecked(open_and_read(shards, states)),
+                "checked_all": open_and_read(shards, None),
+                "unchecked_all": unchecked(open_and_read(shards, None)),
             },
             runs,
         )
@@ -210,6 +257,8 @@ def measure(shards: Path, num_positions: int, runs: int, hidden_dtype: str) -> d
         "read_all_over_raw": (times["raw_all"], times["read_all"]),
         "read_over_small_raw": (times["small_raw"], times["read"]),
         "read_all_over_small_raw": (times["small_raw_all"], times["read_all"]),
+        "checked_over_unchecked": (times["checked"], times["unchecked"]),
+        "checked_all_over_unchecked_all": (times["checked_all"], times["unchecked_all"]),
         "bytes_per_token": (part_bytes, positions),
     }
     result: dict[str, Any] = {"num_row_groups": num_groups}
