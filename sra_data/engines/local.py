@@ -11,12 +11,14 @@ import multiprocessing
 import os
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
 from typing import Any
 
 from sra_data.engines.work import Advance, UnitType, Work
-from sra_data.errors import ConfigError
+from sra_data.errors import ConfigError, SRAError
 
 _work: Work | None = None
+_why_not: Exception | None = None  # there is no worker in this process
 
 
 def run_units(
@@ -51,21 +53,36 @@ def _run_in_pool(
             if not running:
                 break
             for future in wait(running, return_when=FIRST_COMPLETED).done:
-                result, amount = future.result()
+                result, amount = _result(future)
                 advance(amount)
                 yield running.pop(future), result
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
 
 
+def _result(future: Future[tuple[Any, int]]) -> tuple[Any, int]:
+    try:
+        return future.result()
+    except BrokenProcessPool as error:
+        raise SRAError(
+            "a worker process died without a word (killed, or out of memory); finished units are kept: run the same "
+            "command again, with fewer --workers if memory is short"
+        ) from error
+
+
 def _start(make_worker: Callable[[], Work], threads: int) -> None:
-    """Runs first in every process of the pool."""
-    global _work
+    """Runs first in every process of the pool. What goes wrong is kept: raised here it would be a broken pool's."""
+    global _work, _why_not
     os.environ.setdefault("OMP_NUM_THREADS", str(threads))
-    _work = make_worker()
+    try:
+        _work = make_worker()
+    except Exception as error:
+        _why_not = error
 
 
 def _do(unit: Any) -> tuple[Any, int]:
+    if _why_not is not None:
+        raise _why_not
     assert _work is not None
     done: list[int] = []
     result = _work(unit, done.append)

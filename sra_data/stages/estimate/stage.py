@@ -37,6 +37,7 @@ def estimate(options: EstimateOptions, reporter: Reporter) -> EstimateSummary:
         run: CacheRun | None = None
         if options.is_timed:
             run = CacheRun(options.cache, shards, reporter)
+            run.admit()  # what `cache-teacher` would refuse is refused before anybody plans with its hours
             run.find()
             settings, config = run.settings, run.identity.config
         else:

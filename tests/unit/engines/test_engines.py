@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from collections.abc import Callable
 
 import pytest
 
 from sra_data import engines
 from sra_data.engines.work import RunUnits, Work
-from sra_data.errors import ConfigError, ShardError
+from sra_data.errors import ConfigError, ShardError, SRAError
 
 
 @pytest.fixture(params=engines.ENGINES)
@@ -64,6 +66,28 @@ def test_a_pool_does_every_unit_once_and_tells_how_much(run_units: RunUnits) -> 
 def test_an_error_in_a_pool_comes_through_with_its_message(run_units: RunUnits) -> None:
     with pytest.raises(ShardError, match="unit 13: refused"):
         list(run_units([1, 13], squares, num_workers=2))
+
+
+def unwilling() -> Work:
+    raise ShardError("no worker here")
+
+
+def dying() -> Work:
+    def work(unit: int, advance: Callable[[int], None]) -> int:
+        os.kill(os.getpid(), signal.SIGKILL)
+        return unit
+
+    return work
+
+
+def test_why_a_worker_of_a_pool_could_not_be_made_comes_through(run_units: RunUnits) -> None:
+    with pytest.raises(ShardError, match="no worker here"):
+        list(run_units([1, 2], unwilling, num_workers=2))
+
+
+def test_a_worker_that_is_killed_is_one_line_with_what_to_do(run_units: RunUnits) -> None:
+    with pytest.raises(SRAError, match=r"died without a word .* finished units are kept: run the same command again"):
+        list(run_units([1, 2], dying, num_workers=2))
 
 
 def test_less_than_one_worker_is_refused(run_units: RunUnits) -> None:
