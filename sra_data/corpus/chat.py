@@ -14,6 +14,11 @@ strips or rewrites contents, then in this order:
 
 System, user, tool and tool-call turns are never responses. No generation prompt is added.
 
+What a student learns to end a turn with is the template's own end mark: what it writes behind an assistant turn,
+learned once from a rendering of two turns each: white space and the first special token, or, where this tokenizer knows
+no such token, the mark spelled out. A text that ends with a response that no mark closes gets an end-of-sequence token.
+A turn that goes on with tool calls is not at its end: nothing is labelled behind it.
+
 A content that holds a special token's string: in a plain row it stays text (it is never encoded as that token); in a
 chat, where the template's own special tokens have to be encoded as such, the example is left out and counted as
 ``special_token_text``. A template that refuses an example (two user turns in a row, say) is counted as
@@ -22,10 +27,12 @@ chat, where the template's own special tokens have to be encoded as such, the ex
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, Protocol
 
 import numpy as np
@@ -46,12 +53,14 @@ OK = "ok"
 SPECIAL_TOKEN_TEXT = "skipped:special_token_text"
 TEMPLATE_REFUSED = "skipped:template_refused"
 TEMPLATE_REWRITES = "skipped:template_rewrites_too_much"
+NOT_CLOSED, CLOSED, GOES_ON = range(3)  # how a response ends
 SENTINEL = re.compile("\ue0f0([0-9]+)\ue0f1")
 SKELETONS_KEPT = 4096
 # The LCS holds one bit for every pair of characters: 2^32 pairs are 512 MB.
 MOST_CHARACTER_PAIRS = 1 << 32
 
 Ranges = NDArray[np.int32]
+Places = dict[int, tuple[int, int]]  # a turn -> its character range
 
 
 class ChatSide(Protocol):
@@ -71,6 +80,8 @@ class Rendered:
     Attributes:
         texts: The text of each row; empty where the template refused it.
         ranges: [R, 2] character ranges of the responses of each row.
+        closings: [R, 2] where what ends each response ends, in characters (where the response does, without), and
+            whether the template closes it: NOT_CLOSED, CLOSED or GOES_ON.
         turns: Which of the row's messages each range is (0 for plain rows); R numbers a row.
         statuses: ``ok`` or ``skipped:<reason>`` for each row.
         is_chat: Whether each row came from messages.
@@ -78,17 +89,27 @@ class Rendered:
 
     texts: list[str] = field(default_factory=list)
     ranges: list[Ranges] = field(default_factory=list)
+    closings: list[Ranges] = field(default_factory=list)
     turns: list[list[int]] = field(default_factory=list)
     statuses: list[str] = field(default_factory=list)
     is_chat: list[bool] = field(default_factory=list)
 
-    def add(self, text: str, places: dict[int, tuple[int, int]], status: str, is_chat: bool) -> None:
-        """Append one row; `places` maps a turn to its character range."""
+    def add(
+        self, text: str, places: Places, status: str, is_chat: bool, closings: Sequence[tuple[int, int]] | None = None
+    ) -> None:
+        """Append one row; `places` maps a turn to its character range; `closings` one for each, none closed without."""
         self.texts.append(text)
-        self.ranges.append(np.array(list(places.values()), dtype=np.int32).reshape(-1, 2))
+        self.ranges.append(_pairs(list(places.values())))
+        self.closings.append(
+            _pairs([(stop, NOT_CLOSED) for _, stop in places.values()] if closings is None else closings)
+        )
         self.turns.append(list(places))
         self.statuses.append(status)
         self.is_chat.append(is_chat)
+
+
+def _pairs(values: Sequence[tuple[int, int]]) -> Ranges:
+    return np.array(values, dtype=np.int32).reshape(-1, 2)
 
 
 @dataclass(frozen=True)
@@ -98,10 +119,10 @@ class Skeleton:
     literals: list[str]
     order: list[int]
 
-    def fill(self, contents: Sequence[str]) -> tuple[str, dict[int, tuple[int, int]]]:
+    def fill(self, contents: Sequence[str]) -> tuple[str, Places]:
         """The text with `contents` in place, and each content's range (its first, where it stands twice)."""
         pieces: list[str] = []
-        places: dict[int, tuple[int, int]] = {}
+        places: Places = {}
         length = 0
         for literal, turn in zip(self.literals, self.order, strict=False):
             pieces += (literal, contents[turn])
@@ -129,10 +150,39 @@ class Renderer:
                 prompt, response = row.prompt or "", row.response or ""
                 rendered.add(prompt + response, {0: (len(prompt), len(prompt) + len(response))}, OK, is_chat=False)
             else:
-                rendered.add(*self._chat(row.messages, row.tools), is_chat=True)
+                text, places, status = self._chat(row.messages, row.tools)
+                closings = [self._closing(text, stop, row.messages[turn]) for turn, (_, stop) in places.items()]
+                rendered.add(text, places, status, is_chat=True, closings=closings)
         return rendered
 
-    def _chat(self, messages: list[Message], tools: list[Any] | None) -> tuple[str, dict[int, tuple[int, int]], str]:
+    def _closing(self, text: str, stop: int, message: Message) -> tuple[int, int]:
+        """Where what ends a response ends, and how it is closed."""
+        if message.get("tool_calls"):
+            return stop, GOES_ON
+        for mark in self.end_marks:
+            if text.startswith(mark, stop):
+                return stop + len(mark), CLOSED
+        is_last = not text[stop:].strip()  # and the end of sequence comes behind the white space
+        return len(text) if is_last else stop, NOT_CLOSED
+
+    @cached_property
+    def end_marks(self) -> list[str]:
+        """What the template writes behind an assistant turn to end it, at the end of a text and within it."""
+        import jinja2
+
+        probe: list[Message] = [{"role": role, "content": "."} for role in ("user", "assistant") * 2]
+        for turns in (4, 2):
+            try:
+                literals = self._cut(_marked(probe[:turns]), None).literals
+            except (jinja2.TemplateError, TypeError, ValueError):
+                continue
+            if len(literals) == turns + 1:
+                within = [literals[2].removesuffix(common_suffix(literals[2], literals[0]))] if turns == 4 else []
+                marks = (end_mark(literal, self.special_text) for literal in [literals[-1], *within])
+                return [mark for mark in dict.fromkeys(marks) if mark]
+        return []
+
+    def _chat(self, messages: list[Message], tools: list[Any] | None) -> tuple[str, Places, str]:
         import jinja2
 
         try:
@@ -159,17 +209,25 @@ class Renderer:
         return text
 
     def _skeleton(self, messages: list[Message], tools: list[Any] | None) -> Skeleton:
-        marked = [
-            {**message, "content": f"\ue0f0{turn}\ue0f1" if message["content"] else ""}
-            for turn, message in enumerate(messages)
-        ]
+        marked = _marked(messages)
         key = json.dumps([marked, tools], sort_keys=True, default=str)
         if key not in self.skeletons:
             if len(self.skeletons) >= SKELETONS_KEPT:
                 self.skeletons.clear()
-            pieces = SENTINEL.split(self._apply(marked, tools))
-            self.skeletons[key] = Skeleton(pieces[0::2], [int(turn) for turn in pieces[1::2]])
+            self.skeletons[key] = self._cut(marked, tools)
         return self.skeletons[key]
+
+    def _cut(self, marked: list[Message], tools: list[Any] | None) -> Skeleton:
+        pieces = SENTINEL.split(self._apply(marked, tools))
+        return Skeleton(pieces[0::2], [int(turn) for turn in pieces[1::2]])
+
+
+def _marked(messages: list[Message]) -> list[Message]:
+    """The messages with sentinels in place of their contents."""
+    return [
+        {**message, "content": f"\ue0f0{turn}\ue0f1" if message["content"] else ""}
+        for turn, message in enumerate(messages)
+    ]
 
 
 def render(rows: Sequence[Row], side: ChatSide) -> Rendered:
@@ -177,7 +235,7 @@ def render(rows: Sequence[Row], side: ChatSide) -> Rendered:
     return Renderer(side).render(rows)
 
 
-def locate(contents: Sequence[str], skeleton: Skeleton, text: str) -> dict[int, tuple[int, int]] | None:
+def locate(contents: Sequence[str], skeleton: Skeleton, text: str) -> Places | None:
     """Where each content stands in a rendering, {turn: [start, stop) characters}.
 
     Turns the template left out are missing. None: the texts differ and are too long to be compared.
@@ -189,14 +247,12 @@ def locate(contents: Sequence[str], skeleton: Skeleton, text: str) -> dict[int, 
     return _locate_between_literals(contents, skeleton, text) or _locate_by_text(*skeleton.fill(contents), text)
 
 
-def _locate_between_literals(
-    contents: Sequence[str], skeleton: Skeleton, text: str
-) -> dict[int, tuple[int, int]] | None:
+def _locate_between_literals(contents: Sequence[str], skeleton: Skeleton, text: str) -> Places | None:
     """Find the literals in order; what stands between them must be a part of each content. Otherwise None."""
     first, last = skeleton.literals[0], skeleton.literals[-1]
     if not text.startswith(first):
         return None
-    places: dict[int, tuple[int, int]] = {}
+    places: Places = {}
     start = len(first)
     for index, turn in enumerate(skeleton.order):
         literal = skeleton.literals[index + 1]
@@ -211,7 +267,7 @@ def _locate_between_literals(
     return places
 
 
-def _locate_by_text(ideal: str, places: dict[int, tuple[int, int]], text: str) -> dict[int, tuple[int, int]] | None:
+def _locate_by_text(ideal: str, places: Places, text: str) -> Places | None:
     """Map ranges of `ideal` to `text` by the longest common subsequence of the two texts."""
     from rapidfuzz.distance import Indel
 
@@ -221,12 +277,33 @@ def _locate_by_text(ideal: str, places: dict[int, tuple[int, int]], text: str) -
     blocks = [
         (code.src_start, code.src_end, code.dest_start) for code in Indel.opcodes(ideal, text) if code.tag == "equal"
     ]
-    found: dict[int, tuple[int, int]] = {}
+    found: Places = {}
     for turn, (start, stop) in places.items():
         inside = [(max(a, start), min(b, stop), c - a) for a, b, c in blocks if a < stop and b > start]
         if inside:
             found[turn] = (inside[0][0] + inside[0][2], inside[-1][1] + inside[-1][2])
     return found
+
+
+def end_mark(literal: str, special: re.Pattern[str] | None) -> str:
+    """The end mark at the beginning of what a template writes behind a turn; empty where there is none.
+
+    White space and the first special token; without one, the rest of the line up to where one comes.
+    """
+    space = literal[: len(literal) - len(literal.lstrip())]
+    rest = literal[len(space) :]
+    found = special.search(rest) if special is not None else None
+    if found is not None and found.start() == 0:
+        return space + found.group()
+    line = (rest if found is None else rest[: found.start()]).split("\n")[0].rstrip()
+    return space + line if line else ""
+
+
+def common_suffix(one: str, other: str) -> str:
+    """The longest text that both end with."""
+    pairs = zip(reversed(one), reversed(other), strict=False)
+    length = sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], pairs))
+    return one[len(one) - length :]
 
 
 def special_token_pattern(tokenizer: Any) -> re.Pattern[str] | None:

@@ -12,8 +12,11 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, Protocol
 
+import numpy as np
+
+from sra_data.corpus.chat import NOT_CLOSED
 from sra_data.corpus.loading import (
     definition_of,
     fingerprint_of,
@@ -57,6 +60,31 @@ class TokenizedBatch:
     label_spans: Ragged
     status: list[str]
     counts: Counter[str]
+
+
+class Texts(Protocol):
+    """A batch to cut: what a renderer gives, say."""
+
+    @property
+    def texts(self) -> Sequence[str]:
+        """[B] whole texts."""
+
+    @property
+    def ranges(self) -> Sequence[Any] | Ragged:
+        """[B] arrays [R, 2], characters of the responses."""
+
+    @property
+    def closings(self) -> Sequence[Any] | Ragged:
+        """[B] arrays [R, 2], where what closes each response ends, and how (chat.py)."""
+
+
+@dataclass(frozen=True)
+class TextBatch:
+    """`Texts` from its parts."""
+
+    texts: Sequence[str]
+    ranges: Sequence[Any] | Ragged
+    closings: Sequence[Any] | Ragged
 
 
 def replace_lone_surrogates(texts: Sequence[str]) -> tuple[list[str], int]:
@@ -141,6 +169,11 @@ class SideTokenizer:
         """What every id stands for; special tokens and the unknown token left out."""
         return vocabulary_of(self.tokenizer, self._definition)
 
+    @property
+    def _frame(self) -> Frame:
+        chat_prefix = self.prefix_ids if self.chat_template is None else ()
+        return Frame(self.prefix_ids, self.suffix_ids, self.eos_id, self.tokenizer.bos_token_id, chat_prefix)
+
     @cached_property
     def _reader(self) -> TokenReader:
         return TokenReader(self.tokenizer, self.vocabulary, self.name)
@@ -157,6 +190,7 @@ class SideTokenizer:
         is_chat: bool,
         max_length: int | None = None,
         overlong: Overlong = "truncate",
+        closings: Sequence[Any] | None = None,
         names: Sequence[str] | None = None,
         skip_unlocatable: bool = False,
     ) -> TokenizedBatch:
@@ -166,9 +200,11 @@ class SideTokenizer:
             texts: [B] prompt and response in one, or a rendered chat.
             response_ranges: [B] arrays [R, 2] of character ranges, in order.
             is_chat: The text holds its template's special tokens: they are recognised, and nothing is put around it but
-                an end-of-sequence token where it ends with a response that no special token closes.
+                an end-of-sequence token where it ends with a response that nothing closes, and, where the template is
+                not the tokenizer's own, what the tokenizer puts before every text.
             max_length: The most tokens of an example; None for no limit.
             overlong: "skip", "truncate-prompt" or "truncate".
+            closings: [B] arrays [R, 2], where what closes each response ends and how (chat.py); None: nothing does.
             names: [B] what to call each text in an error.
             skip_unlocatable: Whether a text whose tokens cannot be located is skipped, or refused.
 
@@ -176,7 +212,7 @@ class SideTokenizer:
             TokenizerError: If the tokens of a text cannot be located, and such texts are not skipped.
         """
         (batch,) = self.encode_batches(
-            [(texts, response_ranges)],
+            [TextBatch(texts, response_ranges, _not_closed(response_ranges) if closings is None else closings)],
             is_chat=is_chat,
             max_length=max_length,
             overlong=overlong,
@@ -187,7 +223,7 @@ class SideTokenizer:
 
     def encode_batches(
         self,
-        batches: Sequence[tuple[Sequence[str], Sequence[Any]]],
+        batches: Sequence[Texts],
         *,
         is_chat: bool,
         max_length: int | None = None,
@@ -195,11 +231,11 @@ class SideTokenizer:
         names: Sequence[str] | None = None,
         skip_unlocatable: bool = False,
     ) -> list[TokenizedBatch]:
-        """`encode` of several batches, (texts, response_ranges) each, which the tokenizer gets at once.
+        """`encode` of several batches, which the tokenizer gets at once.
 
         ``names`` are those of all texts, one batch after the other; the others and the errors as for `encode`.
         """
-        cleaned = [replace_lone_surrogates(texts) for texts, _ in batches]
+        cleaned = [replace_lone_surrogates(batch.texts) for batch in batches]
         tokens = self._reader.read(
             [text for texts, _ in cleaned for text in texts],
             recognise_special=is_chat,
@@ -207,16 +243,16 @@ class SideTokenizer:
             skip_unlocatable=skip_unlocatable,
         )
         made, done = [], 0
-        for (texts, num_surrogates), (_, response_ranges) in zip(cleaned, batches, strict=True):
+        for (texts, num_surrogates), batch in zip(cleaned, batches, strict=True):
             own = tokens.slice(done, done + len(texts))
-            made.append(self._fit(own, response_ranges, num_surrogates, is_chat, max_length, overlong))
+            made.append(self._fit(own, batch, num_surrogates, is_chat, max_length, overlong))
             done += len(texts)
         return made
 
     def _fit(
         self,
         tokens: TextTokens,
-        response_ranges: Sequence[Any],
+        batch: Texts,
         num_surrogates: int,
         is_chat: bool,
         max_length: int | None,
@@ -225,8 +261,9 @@ class SideTokenizer:
         """The tokens of a batch's texts as examples: beginning, end, maximum length, responses."""
         fitted = fit(
             tokens,
-            response_ranges=_ragged_ranges(response_ranges),
-            frame=Frame(self.prefix_ids, self.suffix_ids, self.eos_id, self.tokenizer.bos_token_id),
+            response_ranges=_ragged_pairs(batch.ranges),
+            closings=_ragged_pairs(batch.closings),
+            frame=self._frame,
             is_chat=is_chat,
             max_length=max_length,
             overlong=overlong,
@@ -242,11 +279,18 @@ class SideTokenizer:
         )
 
 
-def _ragged_ranges(response_ranges: Sequence[Any]) -> Ragged:
+def _ragged_pairs(pairs: Sequence[Any] | Ragged) -> Ragged:
     """Rows [R, 2] int32 from arrays or lists of pairs."""
-    if isinstance(response_ranges, Ragged):
-        return response_ranges
-    return Ragged.from_list(response_ranges, "int32", (2,))
+    if isinstance(pairs, Ragged):
+        return pairs
+    return Ragged.from_list(pairs, "int32", (2,))
+
+
+def _not_closed(ranges: Sequence[Any] | Ragged) -> Ragged:
+    """Closings [R, 2] of responses that end with their last character."""
+    rows = _ragged_pairs(ranges)
+    ends = rows.values[:, 1]
+    return rows.with_values(np.stack([ends, np.full_like(ends, NOT_CLOSED)], axis=1))
 
 
 def _reload(name: str, revision: str | None, trust_remote_code: bool, fingerprint: str) -> SideTokenizer:

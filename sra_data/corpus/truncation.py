@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sra_data.choices import Overlong
+from sra_data.corpus.chat import NOT_CLOSED
 from sra_data.corpus.token_offsets import TextTokens
 from sra_data.spans.alignment import TokenOffsets
 from sra_data.spans.ragged import Ragged, flat_ranges, splits_of
@@ -33,12 +34,14 @@ class Frame:
         suffix: Ids behind it, as its own post-processing has them.
         eos_id: The end-of-sequence token, put behind the suffix unless that holds it; None without one.
         bos_id: The beginning token a chat template may have written itself; None without one.
+        chat_prefix: Ids before a chat: the prefix where the template is not the tokenizer's own, which writes its own.
     """
 
     prefix: tuple[int, ...]
     suffix: tuple[int, ...]
     eos_id: int | None
     bos_id: int | None
+    chat_prefix: tuple[int, ...] = ()
 
     @property
     def tail(self) -> tuple[int, ...]:
@@ -74,8 +77,9 @@ class _Responses:
         rows: [sum R] the example of each.
         starts: [sum R] first token.
         stops: [sum R] one past the last; equal to the start where the response has no token.
-        label_stops: [sum R] one past the special token that closes it, where the text has one.
+        label_stops: [sum R] one past what closes it in the text, where something does.
         is_open: [sum R] the text ends with the response, nothing closes it.
+        is_ended: [sum R] something closes it in the text, or it is not at its end and nothing should.
     """
 
     splits: Index
@@ -84,6 +88,7 @@ class _Responses:
     stops: Index
     label_stops: Index
     is_open: NDArray[np.bool_]
+    is_ended: NDArray[np.bool_]
 
 
 @dataclass(frozen=True, eq=False)
@@ -109,6 +114,7 @@ def fit(
     tokens: TextTokens,
     *,
     response_ranges: Ragged,
+    closings: Ragged,
     frame: Frame,
     is_chat: bool,
     max_length: int | None,
@@ -119,18 +125,19 @@ def fit(
     Args:
         tokens: [B] rows.
         response_ranges: [B] rows [R, 2], characters of the responses.
+        closings: [B] rows [R, 2], where what closes each ends, and whether something does (chat.py).
         frame: What stands around a text that is no chat.
-        is_chat: The text is a rendered chat: nothing is put around it, but for an end-of-sequence token where it ends
-            with a response that nothing closes.
+        is_chat: The text is a rendered chat: nothing is put around it, but for the frame's prefix of chats and an
+            end-of-sequence token where it ends with a response that nothing closes.
         max_length: The most tokens of an example; None for no limit.
         overlong: What happens beyond it.
     """
-    responses = _responses(tokens, response_ranges)
+    responses = _responses(tokens, response_ranges, closings)
     num_examples = len(tokens.ids)
     prefix, tail = frame.prefix, frame.tail
     has_tail, num_labelled = np.full(num_examples, bool(tail)), frame.num_labelled
     if is_chat:
-        prefix, tail = (), () if frame.eos_id is None else (frame.eos_id,)
+        prefix, tail = frame.chat_prefix, () if frame.eos_id is None else (frame.eos_id,)
         has_tail[:], num_labelled = False, len(tail)
         has_tail[responses.rows[responses.is_open]] = bool(tail)
 
@@ -146,6 +153,7 @@ def fit(
         overlong_skipped=int(cuts.skipped.sum()),
         overlong_truncated=int((cuts.end_cut & ~cuts.skipped).sum()),
         overlong_prompt_truncated=int((cuts.start_cut & ~cuts.skipped).sum()),
+        ends_not_labelled=_without_end(responses, cuts, bool(num_labelled)),
     )
     return FittedBatch(
         ids=ids,
@@ -157,22 +165,28 @@ def fit(
     )
 
 
-def _responses(tokens: TextTokens, ranges: Ragged) -> _Responses:
+def _without_end(responses: _Responses, cuts: _Cuts, has_end: bool) -> int:
+    """Responses after which no token is labelled that would end them, though they were not cut."""
+    is_lost = (cuts.end_cut | cuts.skipped)[responses.rows]
+    return int((~(responses.is_ended | (responses.is_open & has_end)) & ~is_lost).sum())
+
+
+def _responses(tokens: TextTokens, ranges: Ragged, closings: Ragged) -> _Responses:
     """Tokens of each response: not special, ending behind its first character and starting before its end."""
     rows = ranges.rows
     begin, end = (ranges.values[:, column].astype(np.int64) for column in (0, 1))
-    stride = 2 + max(int(tokens.ends.values.max(initial=0)), int(end.max(initial=0)))
+    stride = 2 + max(int(tokens.ends.values.max(initial=0)), int(closings.values[:, 0].max(initial=0)))
     base = np.repeat(np.arange(len(tokens.ids), dtype=np.int64) * stride, tokens.ids.lengths)
     first = tokens.ids.splits[rows]
     starts = np.searchsorted(tokens.ends.values + base, rows * stride + begin, side="right") - first
     stops = np.searchsorted(tokens.starts.values + base, rows * stride + end, side="left") - first
     stops = np.maximum(stops, starts)
-    lengths = tokens.ids.lengths[rows]
-    is_last = stops == lengths
-    padded = np.append(tokens.is_special.values, False)
-    closed = padded[first + stops] & ~is_last
+    label_end, how = (closings.values[:, column].astype(np.int64) for column in (0, 1))
+    label_stops = np.searchsorted(tokens.starts.values + base, rows * stride + label_end, side="left") - first
+    label_stops = np.maximum(label_stops, stops)
+    is_last = (label_stops == tokens.ids.lengths[rows]) & (how == NOT_CLOSED)
     last_of_row = ranges.splits[rows + 1] - 1 == np.arange(len(rows))
-    return _Responses(ranges.splits, rows, starts, stops, stops + closed, is_last & last_of_row)
+    return _Responses(ranges.splits, rows, starts, stops, label_stops, is_last & last_of_row, how != NOT_CLOSED)
 
 
 def _no_cuts(tokens: TextTokens) -> _Cuts:

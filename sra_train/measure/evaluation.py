@@ -321,6 +321,7 @@ def encode(side: SideTokenizer, rows: Sequence[Row], *, max_length: int | None) 
         batch = side.encode(
             [rendered.texts[index] for index in chosen],
             response_ranges=[rendered.ranges[index] for index in chosen],
+            closings=[rendered.closings[index] for index in chosen],
             is_chat=is_chat,
             max_length=min(limits) if limits else None,
             overlong="skip",

@@ -68,7 +68,7 @@ class Cutter:
         side = self.sides[name]
         rendered = [batch.plain or self._renderer(name).render(batch.examples.rows) for batch in batches]
         cut = side.tokenizer.encode_batches(
-            [(one.texts, one.ranges) for one in rendered],
+            rendered,
             is_chat=batches[0].examples.are_chats,
             max_length=side.max_length,
             overlong=side.overlong,

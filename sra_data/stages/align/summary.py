@@ -53,7 +53,19 @@ class SideSummary:
     def line(self) -> str:
         """For people."""
         skipped = {name: count for name, count in self.statuses.items() if name != OK}
-        return f"{self.side}: {self.tokens:,} tokens · skipped: {_listed(skipped)} · cut: {_listed(self.cut)}"
+        cut = {name: count for name, count in self.cut.items() if name != "ends_not_labelled"}
+        return f"{self.side}: {self.tokens:,} tokens · skipped: {_listed(skipped)} · cut: {_listed(cut)}"
+
+    @property
+    def warnings(self) -> list[str]:
+        """What a student would learn wrong."""
+        count = self.cut.get("ends_not_labelled", 0)
+        if not count:
+            return []
+        return [
+            f"WARNING {self.side}: after {count:,} responses no token is labelled that ends them; a student does not "
+            "learn to stop there (docs/chats.md)"
+        ]
 
 
 @dataclass(frozen=True)
@@ -149,7 +161,7 @@ class AlignSummary:
         if self.units_missing:
             lines.append(f"{self.units_missing} of {self.units} units are still missing; run the same for those")
             return lines
-        lines += [side.line for side in self.sides]
+        lines += [line for side in self.sides for line in (side.line, *side.warnings)]
         lines += [line for pair in self.pairs for line in pair.lines]
         if self.is_done_before:
             return [*lines, "nothing was left to do"]

@@ -10,7 +10,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sra_data.corpus.tokenization import SideTokenizer, TokenizedBatch, replace_lone_surrogates, split_revision
+from sra_data.corpus.chat import CLOSED, NOT_CLOSED
+from sra_data.corpus.tokenization import (
+    SideTokenizer,
+    TextBatch,
+    TokenizedBatch,
+    replace_lone_surrogates,
+    split_revision,
+)
 from sra_data.errors import TokenizerError
 from tests.text_strategy import texts
 from tests.tokenizer_zoo import train_byte_level, train_byte_level_bpe, train_unigram, train_wordpiece
@@ -245,7 +252,11 @@ def test_lone_surrogates_become_replacement_characters_and_are_counted(byte_leve
 def test_batches_cut_at_once_are_those_cut_alone_each_with_its_own_counts(byte_level: SideTokenizer) -> None:
     batches = [(["abcd", "a\ud800"], [[(1, 4)], [(0, 2)]]), ([], []), (["abcdefgh"], [[(4, 8)]]), (["\ud800"], [[]])]
     options = {"is_chat": False, "max_length": 6, "overlong": "skip"}
-    together = byte_level.encode_batches(batches, **options)
+    given = [
+        TextBatch(texts, ranges, [[(stop, NOT_CLOSED) for _, stop in row] for row in ranges])
+        for texts, ranges in batches
+    ]
+    together = byte_level.encode_batches(given, **options)
     alone = [byte_level.encode(texts, response_ranges=ranges, **options) for texts, ranges in batches]
     assert [dict(batch.counts) for batch in together] == [dict(batch.counts) for batch in alone]
     assert [dict(batch.counts) for batch in alone][1:] == [{}, {"overlong_skipped": 1}, {"lone_surrogates": 1}]
@@ -373,7 +384,11 @@ def chat(side: SideTokenizer, text: str, responses: list[str], **options) -> Tok
         place = text.index(response, place)
         ranges.append((place, place + len(response)))
         place += len(response)
-    return side.encode([text], response_ranges=[ranges], is_chat=True, **options)
+    closings = [
+        (stop + len("<|end|>"), CLOSED) if text.startswith("<|end|>", stop) else (stop, NOT_CLOSED)
+        for _, stop in ranges
+    ]
+    return side.encode([text], response_ranges=[ranges], closings=[closings], is_chat=True, **options)
 
 
 def test_a_rendered_chat_gets_nothing_around_it_and_its_turns_are_closed_by_their_own_tokens(
@@ -417,7 +432,9 @@ def test_a_turn_cut_in_the_middle_is_not_closed(chatty: SideTokenizer) -> None:
 
 
 def test_truncate_prompt_keeps_a_beginning_token_the_template_wrote() -> None:
-    side = SideTokenizer(train_unigram(), "unigram")
+    tokenizer = train_unigram()
+    tokenizer.chat_template = "its own, which writes the beginning"
+    side = SideTokenizer(tokenizer, "unigram")
     text = "<s> the quick brown fox: ha</s>"
     whole = chat(side, text, ["ha"])
     batch = chat(side, text, ["ha"], max_length=len(whole.ids[0]) - 2, overlong="truncate-prompt")
