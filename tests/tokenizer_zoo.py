@@ -80,6 +80,15 @@ def train_unigram(
     return _wrapped(tokenizer, bos_token="<s>", unk_token="<unk>")
 
 
+def train_t5_like(texts: Sequence[str] = ZOO_TEXTS, vocab_size: int = 500) -> PreTrainedTokenizerFast:
+    """Unigram to whose pre-tokenizer white space is a border and nothing else, as T5's: a run of it is one space."""
+    tokenizer = train_unigram(texts, vocab_size)
+    tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Metaspace(prepend_scheme="always")]
+    )
+    return tokenizer
+
+
 def train_sentencepiece_bpe(
     texts: Sequence[str] = ZOO_TEXTS, vocab_size: int = 600, *, prepend_normalizer: bool = False
 ) -> PreTrainedTokenizerFast:

@@ -11,6 +11,7 @@ A text for which none works is refused by name.
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from itertools import chain
 from operator import itemgetter
 from typing import Any, NoReturn
@@ -30,6 +31,9 @@ from sra_data.spans.vocabulary import Spelling, Vocabulary
 _NEVER_IN_TEXT = "\U0010fffe\U0010ffff"  # noncharacters, reserved by Unicode for uses like this
 
 
+SPELLED, BY_OFFSETS, LAID = range(3)  # the three ways
+
+
 @dataclass(frozen=True, eq=False)
 class TextTokens:
     """The tokens of the texts themselves, before a tokenizer's own beginning and end.
@@ -41,6 +45,7 @@ class TextTokens:
         closes: bool, a span may end here (docs/method.md, section 2).
         is_special: bool, a special token recognised in the text (chats only); its offsets are those of its string.
         unlocatable: [B] bool, texts none of whose tokens is here because they could not be located.
+        located_by: [B] uint8, by which of the three ways (SPELLED, BY_OFFSETS, LAID).
     """
 
     ids: Ragged
@@ -49,13 +54,15 @@ class TextTokens:
     closes: Ragged
     is_special: Ragged
     unlocatable: NDArray[np.bool_]
+    located_by: NDArray[np.uint8]
 
     def slice(self, start: int, stop: int) -> "TextTokens":
         """Texts [start, stop), as views."""
         ids, starts, ends, closes, is_special = (
             one.slice(start, stop) for one in (self.ids, self.starts, self.ends, self.closes, self.is_special)
         )
-        return TextTokens(ids, starts, ends, closes, is_special, self.unlocatable[start:stop])
+        rows = slice(start, stop)
+        return TextTokens(ids, starts, ends, closes, is_special, self.unlocatable[rows], self.located_by[rows])
 
     def without(self, rows: Sequence[int]) -> "TextTokens":
         """The same texts, those of these rows without tokens and marked."""
@@ -66,7 +73,7 @@ class TextTokens:
             Ragged.from_lengths(one.values[keep], lengths)
             for one in (self.ids, self.starts, self.ends, self.closes, self.is_special)
         )
-        return TextTokens(ids, starts, ends, closes, is_special, unlocatable)
+        return TextTokens(ids, starts, ends, closes, is_special, unlocatable, self.located_by)
 
 
 class TokenReader:
@@ -88,7 +95,9 @@ class TokenReader:
         self._text_backend = _backend_for_text(self._backend, wordless) if self._backend is not None else None
         self._is_special = np.array([isinstance(surface, str) for surface in self._surfaces], dtype=bool)
         normaliser = self._backend.normalizer if self._backend is not None else None
-        self._check = SliceCheck(normaliser.normalize_str if normaliser is not None else None)
+        self._check = SliceCheck(
+            normaliser.normalize_str if normaliser is not None else None, collapses=cache(self._collapses_white_space)
+        )
 
     def read(
         self,
@@ -112,15 +121,18 @@ class TokenReader:
         encodings, id_lists = self._cut(texts, recognise_special)
         ids = _ragged(id_lists)
         found = offsets_from_pieces(ids=ids, pieces=self._pieces, texts=texts)
-        lost = dict.fromkeys(self._locate(encodings, found, ids, texts, recognise_special), self._not_located)
+        located_by = np.where(found.exact, SPELLED, LAID).astype(np.uint8)
+        not_located = self._locate(encodings, found, ids, texts, recognise_special, located_by)
+        lost = dict.fromkeys(not_located, self._not_located)
         is_special = self._is_special[ids.values]
         if not recognise_special and is_special.any():
             lost |= dict.fromkeys(ids.rows[is_special].tolist(), self._not_text)
         if lost and not skip_unlocatable:
             row, why = min(lost.items(), key=itemgetter(0))
             self._refuse(_name(names, row), why(ids[row]))
+        nothing_lost = np.zeros(len(ids), dtype=bool)
         tokens = TextTokens(
-            ids, found.starts, found.ends, found.closes, ids.with_values(is_special), np.zeros(len(ids), dtype=bool)
+            ids, found.starts, found.ends, found.closes, ids.with_values(is_special), nothing_lost, located_by
         )
         return tokens.without(sorted(lost)) if lost else tokens
 
@@ -136,6 +148,11 @@ class TokenReader:
         copy.encode_special_tokens = True
         return [encoding.ids for encoding in copy.encode_batch(list(texts), add_special_tokens=False)]
 
+    def _collapses_white_space(self) -> bool:
+        """Whether a run of white space is one space to the tokenizer."""
+        one, run = self.ids_of(["x x", "x \n\n\t x"])
+        return one == run
+
     def _locate(
         self,
         encodings: list[Any] | None,
@@ -143,11 +160,17 @@ class TokenReader:
         ids: Ragged,
         texts: Sequence[str],
         recognise_special: bool,
+        located_by: NDArray[np.uint8],
     ) -> list[int]:
-        """Fill the rows of ``found`` that are not exact; returns those for which there is no way."""
+        """Fill the rows of ``found`` that are not exact, and say in ``located_by`` which way it was.
+
+        Returns those for which there is no way.
+        """
         inexact = np.flatnonzero(~found.exact).tolist()
         if inexact and self._backend is not None:
+            located_by[inexact] = BY_OFFSETS
             inexact = self._check_offsets(inexact, encodings, found, ids, texts, recognise_special)
+            located_by[inexact] = LAID
         return [row for row in inexact if not self._recover(row, found, ids[row], texts[row])]
 
     def _cut(self, texts: Sequence[str], recognise_special: bool) -> tuple[list[Any] | None, list[list[int]]]:

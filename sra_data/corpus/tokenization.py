@@ -27,7 +27,7 @@ from sra_data.corpus.loading import (
     prepare,
     split_revision,
 )
-from sra_data.corpus.token_offsets import TextTokens, TokenReader, special_tokens, vocabulary_of
+from sra_data.corpus.token_offsets import BY_OFFSETS, LAID, TextTokens, TokenReader, special_tokens, vocabulary_of
 from sra_data.corpus.truncation import Frame, Overlong, fit
 from sra_data.errors import TokenizerError
 from sra_data.spans.alignment import TokenOffsets
@@ -36,6 +36,8 @@ from sra_data.spans.vocabulary import Vocabulary
 
 __all__ = ["Overlong", "SideTokenizer", "TokenizedBatch", "replace_lone_surrogates", "split_revision"]
 
+# Texts that the pieces do not spell: counted by how their tokens were located.
+LOCATED = {"located_by_offsets": BY_OFFSETS, "located_by_laying": LAID}
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
 
@@ -51,7 +53,7 @@ class TokenizedBatch:
         label_spans: [R, 2] int32, the response's tokens and the token that closes it, where it was not cut.
         status: "ok", "skipped:overlong" or "skipped:unlocatable".
         counts: How often what happened: overlong_skipped, overlong_truncated, overlong_prompt_truncated,
-            lone_surrogates.
+            lone_surrogates, ends_not_labelled, located_by_offsets, located_by_laying.
     """
 
     ids: Ragged
@@ -270,6 +272,9 @@ class SideTokenizer:
         )
         if num_surrogates:
             fitted.counts["lone_surrogates"] += num_surrogates
+        for name, way in LOCATED.items():
+            if count := int((tokens.located_by[~tokens.unlocatable] == way).sum()):
+                fitted.counts[name] += count
         status = [
             "skipped:unlocatable" if is_lost else found
             for is_lost, found in zip(tokens.unlocatable.tolist(), fitted.status, strict=True)

@@ -6,7 +6,7 @@ end that fails moves right over characters no token covers, while that mends it;
 are judged together with the next ones. A text whose last tokens never come out right has no usable offsets.
 
 What stands only in a text's surroundings is allowed for: the space some tokenizers put in front, and the white space
-others skip.
+others skip. To a tokenizer that reads any run of white space as one space (T5's), such a run and a space are the same.
 """
 
 import re
@@ -19,6 +19,7 @@ from sra_data.spans.vocabulary import METASPACE
 
 MAX_PENDING_CHARACTERS = 4096
 _CACHED_SLICES = 200_000
+_WHITE_SPACE = re.compile(rb"[ \t\n\r\f\v]+")
 _BYTE_NAME = re.compile(rb"<0x([0-9A-F]{2})>")
 
 Normalise = Callable[[str], str]
@@ -28,9 +29,14 @@ Surface = bytes | str | None  # what a piece stands for; a string for a special 
 class SliceCheck:
     """Normalises slices as the tokenizer would inside a text, and remembers them."""
 
-    def __init__(self, normalise: Normalise | None) -> None:
-        """``normalise`` maps a whole text; None where the tokenizer takes texts as they are."""
+    def __init__(self, normalise: Normalise | None, *, collapses: Callable[[], bool] = lambda: False) -> None:
+        """``normalise`` maps a whole text; None where the tokenizer takes texts as they are.
+
+        ``collapses`` says, when it is asked for the first time, whether the tokenizer reads a run of white space as one
+        space.
+        """
         self._normalise = normalise
+        self._collapses = collapses
         self._cache: dict[str, str] = {}
         self._before = normalise("x").removesuffix("x") if normalise else ""
 
@@ -65,8 +71,15 @@ class SliceCheck:
         if b"<0x" in read:  # a text may spell the name of a byte, and Unigram models take it for the byte
             read = _BYTE_NAME.sub(lambda match: bytes([int(match[1], 16)]), read)
             return read == written or (at_start and b" " + read == written)
+        if self._collapses() and _collapsed(read) == _collapsed(written):
+            return True
         bare = written.strip()
         return bool(bare) and (at_start or bare == written) and normalised.strip().encode() == bare
+
+
+def _collapsed(characters: bytes) -> bytes:
+    """Every run of white space as one space; Unicode's own kinds of it are spaces to nobody but the normaliser."""
+    return _WHITE_SPACE.sub(b" ", characters)
 
 
 def verified(

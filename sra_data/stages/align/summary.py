@@ -53,8 +53,10 @@ class SideSummary:
     def line(self) -> str:
         """For people."""
         skipped = {name: count for name, count in self.statuses.items() if name != OK}
-        cut = {name: count for name, count in self.cut.items() if name != "ends_not_labelled"}
-        return f"{self.side}: {self.tokens:,} tokens · skipped: {_listed(skipped)} · cut: {_listed(cut)}"
+        located = {name: count for name, count in self.cut.items() if name.startswith("located")}
+        cut = {name: count for name, count in self.cut.items() if name not in {"ends_not_labelled", *located}}
+        words = f"{self.side}: {self.tokens:,} tokens · skipped: {_listed(skipped)} · cut: {_listed(cut)}"
+        return f"{words} · texts {_listed(located)}" if located else words
 
     @property
     def warnings(self) -> list[str]:

@@ -433,8 +433,8 @@ def test_what_threads_have_not_begun_ends_with_the_block_and_errors_come_out():
 def test_texts_that_cannot_be_located_are_refused_or_skipped_and_counted(options, lost_by, monkeypatch, read_all):
     locate = TokenReader._locate
 
-    def fail(reader, encodings, found, ids, texts, recognise_special):
-        failed = locate(reader, encodings, found, ids, texts, recognise_special)
+    def fail(reader, encodings, found, ids, texts, recognise_special, located_by):
+        failed = locate(reader, encodings, found, ids, texts, recognise_special, located_by)
         is_odd = reader._name.endswith(lost_by)
         return failed + [row for row, text in enumerate(texts) if is_odd and hash_of(text) % 7 == 0]
 
