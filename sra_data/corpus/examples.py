@@ -158,6 +158,11 @@ class Layout:
     kind: str
     columns: dict[str, str | None]
 
+    @property
+    def words(self) -> str:
+        """As `--columns` would name them: prompt=instruction, input=context, response=response."""
+        return ", ".join(f"{role}={name}" for role, name in self.columns.items() if name is not None)
+
     def value(self, values: dict[str, Any], role: str) -> Any:
         """The row's value in a role, or None."""
         name = self.columns.get(role)

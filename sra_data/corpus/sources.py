@@ -104,6 +104,7 @@ class Source:
         self.builtin_split = builtin_split
         self.first_number = first_number
         self.split = split
+        self.columns_read: dict[str, str] = {}  # which columns play which roles -> the first file in which they do
 
     def describe(self) -> str:
         """The source in a few words, for logs and manifests."""
@@ -163,6 +164,8 @@ class Source:
             number += 1
             if number == stop:  # asked before the next row is read, which is another unit's
                 break
+        for layout in reader.layouts.values():
+            self.columns_read.setdefault(layout.words, name)
         return number
 
     def _read_builtin(

@@ -102,6 +102,7 @@ def align_with(options: AlignOptions, reporter: Reporter, tokenizers: Tokenizers
     return summarise(
         shards=shards,
         plan=plan,
+        columns={words: file for source in reversed(sources) for words, file in source.columns_read.items()},
         asked=work.asked,
         sides=work.sides,
         pairs=work.pairs,

@@ -133,6 +133,7 @@ class AlignSummary:
         shards: The folder.
         units_missing: Units that are not there yet (with `--units`); sides and pairs are only counted once none is.
         num_dev: Of `num_examples` those of the development set.
+        columns: Which columns of the data play which roles -> the first file in which they do.
         left_out: Rows that are in no shard, by reason; and lone surrogates replaced.
         seconds: Of the scan and the units; tokens_per_second: of all sides, cut in them, 0 where none was.
         sides: Of this call; pairs likewise, teachers first to last, each with every student.
@@ -143,6 +144,7 @@ class AlignSummary:
     units_missing: int
     num_examples: int
     num_dev: int
+    columns: dict[str, str]
     left_out: dict[str, int]
     seconds: float
     tokens_per_second: float
@@ -158,6 +160,7 @@ class AlignSummary:
         """For people."""
         train = self.num_examples - self.num_dev
         lines = [f"{self.shards}: {self.num_examples:,} examples ({train:,} train, {self.num_dev:,} dev)"]
+        lines += [f"columns of {file}: {words}" for words, file in self.columns.items()]
         if self.left_out:
             lines.append(f"left out or mended: {_listed(self.left_out)}")
         if self.units_missing:
@@ -179,6 +182,7 @@ def summarise(
     *,
     shards: Path,
     plan: CorpusPlan,
+    columns: dict[str, str],
     asked: Sequence[AskedPair],
     sides: Mapping[str, Side],
     pairs: Mapping[str, Pair],
@@ -194,6 +198,7 @@ def summarise(
         units_missing=units_missing,
         num_examples=plan.num_rows,
         num_dev=plan.num_dev,
+        columns=columns,
         left_out=plan.left_out,
         seconds=seconds,
         tokens_per_second=_share(tokens_now or 0, seconds),

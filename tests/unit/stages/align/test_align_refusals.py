@@ -118,3 +118,18 @@ def test_a_folder_that_cannot_be_written_is_refused_at_once(options, tmp_path, m
 def test_units_are_selected_half_open():
     assert select_units([*range(5)], "1:3") == [1, 2]
     assert select_units([*range(5)], None) == [*range(5)]
+
+
+def test_the_columns_that_were_chosen_are_said_each_kind_once(options, tmp_path):
+    rows = [
+        {"instruction": "a", "context": "", "response": "b"},
+        {"question": "c", "answer": "d"},
+        {"instruction": "e", "context": "f", "response": "g"},
+    ]
+    data = write_jsonl(tmp_path / "mixed.jsonl", rows)
+    summary = align(replace(options, data=str(data)), Reporter())
+    assert summary.columns == {
+        "instruction=instruction, input=context, response=response": str(data),
+        "question=question, response=answer": str(data),
+    }
+    assert [f"columns of {data}: {words}" for words in summary.columns] == summary.lines()[1:3]
