@@ -22,7 +22,8 @@ from sra_data.errors import SRAError
 SECONDS_BETWEEN_LINES = 5.0
 # Control characters (but line ends and tabs), marks that turn the direction of what follows, lone surrogates.
 UNPRINTABLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
-PASSWORD = re.compile(r"(?<=://)[^/@\s]*:[^/@\s]*(?=@)")  # in an address
+# In an address: user and password, before the host or (where that was taken for a revision) alone; no port.
+PASSWORD = re.compile(r"(?<=://)[^/@\s:]*:(?!\d+(?:[/\s]|$))[^/@\s'\"]+")
 INTERRUPTED = 130  # the exit code of what a signal has ended
 
 

@@ -89,6 +89,10 @@ def test_no_text_steers_the_terminal() -> None:
 
 def test_an_address_is_shown_without_its_password() -> None:
     assert printable("--data https://user:pass@host/x: no") == "--data https://***@host/x: no"
+    assert (
+        printable("https://user:pass at revision x ('https://user:pass')")
+        == "https://*** at revision x ('https://***')"
+    )
     assert printable("org/name@v1: http://host:80/a@b") == "org/name@v1: http://host:80/a@b"
 
 
