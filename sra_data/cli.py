@@ -40,11 +40,15 @@ def defaults_from(context: typer.Context, file: str | None) -> str | None:
     try:
         with open(file, encoding="utf-8") as stream:
             sections = yaml.safe_load(stream) or {}
-    except (OSError, yaml.YAMLError) as error:
+    except (OSError, yaml.YAMLError, ValueError, RecursionError) as error:
         raise ConfigError(f"{file}: cannot be read as YAML ({' '.join(str(error).split())})") from None
-    section = sections.get(command, {}) if isinstance(sections, dict) else {}
+    section = (sections.get(command) or {}) if isinstance(sections, dict) else {}
+    if not isinstance(section, dict):
+        raise ConfigError(
+            f"{file}: {command} is a {type(section).__name__}, not its options by name; write name: value"
+        )
     known = {parameter.name for parameter in context.command.params}
-    unknown = sorted(set(section) - known)
+    unknown = sorted(map(str, set(section) - known))
     if unknown:
         raise ConfigError(f"{file}: {command} has no option {unknown[0]}; it has {', '.join(sorted(map(str, known)))}")
     repeated = {parameter.name for parameter in context.command.params if getattr(parameter, "multiple", False)}

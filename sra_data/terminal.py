@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import sys
 import time
@@ -19,6 +20,10 @@ from typing import Any
 from sra_data.errors import SRAError
 
 SECONDS_BETWEEN_LINES = 5.0
+# Control characters (but line ends and tabs), marks that turn the direction of what follows, lone surrogates.
+UNPRINTABLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+# In an address: user and password, before the host or (where that was taken for a revision) alone; no port.
+PASSWORD = re.compile(r"(?<=://)[^/@\s:]*:(?!\d+(?:[/\s]|$))[^/@\s'\"]+")
 INTERRUPTED = 130  # the exit code of what a signal has ended
 
 
@@ -60,6 +65,11 @@ class Task:
         return " · ".join(words)
 
 
+def printable(text: str) -> str:
+    """A text to be shown: a stranger's name may hold escape codes, which are spelled out; an address a password."""
+    return UNPRINTABLE.sub(lambda found: ascii(found[0])[1:-1], PASSWORD.sub("***", text))
+
+
 class Reporter:
     """Shows nothing; the base of the others and the one for ``--json`` and the Python API."""
 
@@ -76,7 +86,7 @@ class PlainReporter(Reporter):
     """Plain lines on standard error: for logs and pipes."""
 
     def line(self, text: str) -> None:
-        print(text, file=sys.stderr, flush=True)
+        print(printable(text), file=sys.stderr, flush=True)
 
     @contextmanager
     def task(self, description: str, total: float | None = None, unit: str = "items") -> Iterator[Task]:
@@ -102,7 +112,7 @@ class RichReporter(Reporter):
         self.console = Console(stderr=True)
 
     def line(self, text: str) -> None:
-        self.console.print(text, markup=False, highlight=False)
+        self.console.print(printable(text), markup=False, highlight=False)
 
     @contextmanager
     def task(self, description: str, total: float | None = None, unit: str = "items") -> Iterator[Task]:
@@ -139,7 +149,8 @@ def print_version(asked: bool) -> None:
 
 def print_json(value: dict[str, Any]) -> None:
     """Print one JSON object on standard output, for machines."""
-    print(json.dumps(value, ensure_ascii=False, default=str))
+    text = json.dumps(value, ensure_ascii=False, default=str)
+    print(UNPRINTABLE.sub(lambda found: f"\\u{ord(found[0]):04x}", text))
 
 
 def start(what: str, *, quiet: bool) -> Reporter:
@@ -155,7 +166,7 @@ def finish(summary: Any, *, as_json: bool) -> None:
     if as_json:
         print_json(summary.as_dict() if hasattr(summary, "as_dict") else asdict(summary))
     else:
-        print("\n".join(summary.lines()))
+        print(printable("\n".join(summary.lines())))
 
 
 def clock(seconds: float) -> str:
@@ -204,7 +215,7 @@ def run(app: Callable[[], object], *, how_to_go_on: str) -> None:
     try:
         app()
     except SRAError as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
+        print(f"error: {printable(' '.join(str(error).split()))}", file=sys.stderr, flush=True)
         sys.exit(1)
     except KeyboardInterrupt:
         print(f"interrupted; {how_to_go_on}", file=sys.stderr, flush=True)

@@ -23,12 +23,13 @@ from pathlib import Path
 from typing import Any, TypedDict
 
 import torch
-from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from sra_data.errors import ConfigError, ModelError
+from sra_data.model_files import refuse_absurd_config
 from sra_data.models.attention import LastQueryAttention
 from sra_data.models.checkpoint import refuse_unlike
+from sra_data.models.declared import base_of_adapter, in_one_line, refuse_beyond, stored_in
 from sra_data.models.decoder import (
     decoder_body,
     decoder_layers,
@@ -198,38 +199,47 @@ def load_student(name: str, options: StudentConfig, *, seed: int = 0) -> nn.Modu
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = open_model(name, options)
-        check_output_head(model, OutputHead.from_model(model))
+        with in_one_line(lambda error: f"student {name}: {loading_problem(name, error)}"):
+            check_output_head(model, OutputHead.from_model(model))
         freeze(model, options.freeze)
         return add_lora(model, options.lora) if options.lora is not None else model
 
 
 def open_model(name: str, options: StudentConfig) -> nn.Module:
-    """A causal language model from its weights, or with new ones from its configuration."""
+    """A causal language model from its weights, or with new ones from its configuration.
+
+    Raises:
+        ModelError: If it cannot be loaded, or declares more than its checkpoint (or this machine) holds.
+    """
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    shared: dict[str, Any] = {"trust_remote_code": options.trust_remote_code}
+    who, trusted = f"student {name}", {"trust_remote_code": options.trust_remote_code}
+    refuse_absurd_config(name, options.revision, who=who, **trusted)
+    shared: dict[str, Any] = dict(trusted)
     if options.revision is not None:
         shared["revision"] = options.revision
     placed: dict[str, Any] = {"dtype": getattr(torch, options.dtype)}
     if options.attention is not None:
         placed["attn_implementation"] = options.attention
-    try:
-        with quiet_transformers():
-            if options.init == "random":
-                config = AutoConfig.from_pretrained(name, **shared)
-                model = AutoModelForCausalLM.from_config(config, trust_remote_code=options.trust_remote_code, **placed)
-            else:
-                # Tensors of other shapes are let in here, so that `refuse_unlike` names them.
-                checked = {"output_loading_info": True, "ignore_mismatched_sizes": True}
-                model, info = AutoModelForCausalLM.from_pretrained(
-                    name, use_safetensors=True, **checked, **shared, **placed
-                )
-                refuse_unlike(model, info, who=f"student {name}")
-    except (OSError, ValueError, ImportError, RuntimeError, SafetensorError) as error:
-        raise ModelError(f"student {name}: {loading_problem(name, error)}") from None
-    model.config.use_cache = False
-    if options.attention is None:
-        use_softcapped_sdpa(model)
+    with quiet_transformers(), in_one_line(lambda error: f"{who}: {loading_problem(name, error)}"):
+        if options.init == "random":
+            config = AutoConfig.from_pretrained(name, **shared)
+            refuse_beyond(config, None, who=who, **trusted)
+            model = AutoModelForCausalLM.from_config(config, **trusted, **placed)
+        else:
+            base = base_of_adapter(name, options.revision, who=who)
+            stored = stored_in(base, options.revision, who=who)
+            if stored is not None:  # else loading says what is missing
+                refuse_beyond(AutoConfig.from_pretrained(base, **shared), stored, who=who, **trusted)
+            # Tensors of other shapes are let in here, so that `refuse_unlike` names them.
+            checked = {"output_loading_info": True, "ignore_mismatched_sizes": True}
+            model, info = AutoModelForCausalLM.from_pretrained(
+                name, use_safetensors=True, **checked, **shared, **placed
+            )
+            refuse_unlike(model, info, who=who)
+        model.config.use_cache = False
+        if options.attention is None:
+            use_softcapped_sdpa(model)
     return model
 
 

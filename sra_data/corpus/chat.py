@@ -35,6 +35,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Protocol
 
+import jinja2
 import numpy as np
 from numpy.typing import NDArray
 
@@ -48,6 +49,17 @@ PLAIN_CHAT_TEMPLATE = (
     "{%- if message.get('tool_calls') -%}{{- message['tool_calls'] | tojson -}}{%- endif -%}"
     "{%- if message['role'] == 'assistant' -%}{{- eos_token -}}{%- endif -%}"
     "{%- endfor -%}"
+)
+# What a template, which runs in transformers' sandbox, may raise: its own refusals, and its mistakes.
+TEMPLATE_FAILURES = (
+    ArithmeticError,
+    AttributeError,
+    LookupError,
+    MemoryError,
+    RecursionError,
+    TypeError,
+    ValueError,
+    jinja2.TemplateError,
 )
 OK = "ok"
 SPECIAL_TOKEN_TEXT = "skipped:special_token_text"
@@ -168,13 +180,11 @@ class Renderer:
     @cached_property
     def end_marks(self) -> list[str]:
         """What the template writes behind an assistant turn to end it, at the end of a text and within it."""
-        import jinja2
-
         probe: list[Message] = [{"role": role, "content": "."} for role in ("user", "assistant") * 2]
         for turns in (4, 2):
             try:
                 literals = self._cut(_marked(probe[:turns]), None).literals
-            except (jinja2.TemplateError, TypeError, ValueError):
+            except TEMPLATE_FAILURES:
                 continue
             if len(literals) == turns + 1:
                 within = [literals[2].removesuffix(common_suffix(literals[2], literals[0]))] if turns == 4 else []
@@ -183,14 +193,12 @@ class Renderer:
         return []
 
     def _chat(self, messages: list[Message], tools: list[Any] | None) -> tuple[str, Places, str]:
-        import jinja2
-
         try:
             text = self._apply(messages, tools)
             if self.special_text is not None and any(self.special_text.search(part) for part in _texts(messages)):
                 return text, {}, SPECIAL_TOKEN_TEXT
             skeleton = self._skeleton(messages, tools)
-        except (jinja2.TemplateError, TypeError, ValueError):
+        except TEMPLATE_FAILURES:
             return "", {}, TEMPLATE_REFUSED
         places = locate([message["content"] for message in messages], skeleton, text)
         if places is None:
@@ -203,9 +211,11 @@ class Renderer:
         return text, dict(sorted(responses.items(), key=lambda item: item[1])), OK
 
     def _apply(self, messages: list[Message], tools: list[Any] | None) -> str:
-        text: str = self.tokenizer.apply_chat_template(
+        text = self.tokenizer.apply_chat_template(
             messages, tools=tools, chat_template=self.template, tokenize=False, add_generation_prompt=False
         )
+        if not isinstance(text, str):  # what a template in a stranger's folder need not be
+            raise TypeError(f"a template that gives {type(text).__name__}")
         return text
 
     def _skeleton(self, messages: list[Message], tools: list[Any] | None) -> Skeleton:

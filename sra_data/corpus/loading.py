@@ -10,9 +10,11 @@ from typing import Any
 from transformers import AutoConfig, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
-from sra_data.errors import TokenizerError
+from sra_data.errors import SRAError, TokenizerError
+from sra_data.model_files import refuse_absurd_config
 
 _NO_LIMIT = 10**30  # keeps transformers from warning about long texts; cutting is our own business
+RUST_PANIC = "PanicException"  # of the tokenizers library, over values it never expected; no `Exception`
 _SANE_LENGTH = 10**7  # "model_max_length" beyond this is a placeholder
 _POSITION_NAMES = ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length")
 
@@ -33,15 +35,30 @@ def load_tokenizer(name: str, revision: str | None, trust_remote_code: bool) -> 
 
     Raises:
         TokenizerError: If there is none, or it cannot be opened.
+        ModelError: If the config.json beside it is absurd: opening a tokenizer may read it.
     """
-    is_folder = Path(name).is_dir()
+    refuse_absurd_config(name, revision, who=name, trust_remote_code=trust_remote_code)
+    with opening_tokenizer(name, revision), _quiet():
+        return AutoTokenizer.from_pretrained(name, revision=revision, trust_remote_code=trust_remote_code)
+
+
+@contextmanager
+def opening_tokenizer(name: str, revision: str | None) -> Iterator[None]:
+    """Whatever opening a tokenizer, and asking it for a first text, raises over its files: as one line.
+
+    Raises:
+        TokenizerError: In place of it.
+    """
     try:
-        with _quiet():
-            return AutoTokenizer.from_pretrained(name, revision=revision, trust_remote_code=trust_remote_code)
-    except Exception as error:  # the tokenizers library raises bare Exception, transformers half a dozen kinds
+        yield
+    except SRAError:
+        raise
+    except BaseException as error:  # the tokenizers library raises bare Exception, transformers half a dozen kinds
+        if not isinstance(error, Exception) and type(error).__name__ != RUST_PANIC:
+            raise
         at = f" at revision {revision}" if revision else ""
         reason = _first_sentence(error)
-        if is_folder:
+        if Path(name).is_dir():
             raise TokenizerError(
                 f"{name}: the folder holds no tokenizer that transformers can open ({reason}); "
                 "name a folder written by save_pretrained, with its tokenizer.json"
@@ -57,7 +74,7 @@ def positions_of(name: str, revision: str | None, trust_remote_code: bool, token
     try:
         with _quiet():
             config = AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=trust_remote_code)
-    except (OSError, ValueError, KeyError):
+    except Exception:  # whatever its values lead to; whoever opens the model says so
         config = None  # a tokenizer without a model is fine
     if config is not None:
         text_config = config.get_text_config()

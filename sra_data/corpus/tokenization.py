@@ -22,6 +22,7 @@ from sra_data.corpus.loading import (
     fingerprint_of,
     frame_ids,
     load_tokenizer,
+    opening_tokenizer,
     plain_template,
     positions_of,
     prepare,
@@ -156,7 +157,8 @@ class SideTokenizer:
         if revision is None:
             name, revision = split_revision(str(name))
         tokenizer = load_tokenizer(name, revision, trust_remote_code)
-        side = cls(tokenizer, name, revision=revision, trust_remote_code=trust_remote_code)
+        with opening_tokenizer(name, revision):
+            side = cls(tokenizer, name, revision=revision, trust_remote_code=trust_remote_code)
         side._loaded = True
         return side
 

@@ -11,6 +11,7 @@ import fcntl
 import hashlib
 import json
 import os
+import stat
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -86,7 +87,9 @@ def _open_locked(temporary: Path, path: Path, wait: bool) -> IO[bytes]:
     while True:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            file = os.fdopen(os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666), "r+b")
+            # A link of that name, in a folder from somebody else, would lead the writing to another file.
+            how = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
+            file = os.fdopen(os.open(temporary, how, 0o666), "r+b")
         except OSError as error:
             raise explain(error, path, "creating") from error
         try:
@@ -192,6 +195,8 @@ def read_document(path: Path, *, remedy: str) -> Document:
 
 
 def _read_bounded(path: Path) -> bytes:
+    if not stat.S_ISREG(path.stat().st_mode):  # a pipe would be waited for
+        raise ValueError("no regular file")
     with path.open("rb") as file:
         content = file.read(LARGEST_JSON + 1)
     if len(content) > LARGEST_JSON:

@@ -27,6 +27,7 @@ INDEX = "index.parquet"
 ROWS_PER_GROUP = 65_536
 REMEDY = "run the command that makes this folder again: with all parts there, it only writes the index"
 INDEX_COLUMNS = {"part": pa.int32(), "row_group": pa.int32(), "row_hash": pa.uint64()}
+CODED = ["part", "row_group", "split", "status"]  # by a dictionary
 
 
 @dataclass(frozen=True, eq=False)
@@ -129,9 +130,8 @@ def write_index(folder: Path, tables: Iterable[pa.Table]) -> str:
         try:
             for table in _gathered(tables):
                 if writer is None:
-                    words = ["part", "row_group", "split", "status"]
                     sink = pa.PythonFile(file, mode="w")
-                    writer = pq.ParquetWriter(sink, table.schema, compression="zstd", use_dictionary=words)
+                    writer = pq.ParquetWriter(sink, table.schema, compression="zstd", use_dictionary=CODED)
                 writer.write_table(table, row_group_size=table.num_rows)
             if writer is not None:
                 writer.close()
@@ -169,9 +169,11 @@ class IndexRows:
         try:
             is_whole = sha256_of(self.path) == sha256
             self._file = pq.ParquetFile(self.path, pre_buffer=False) if is_whole else None
+            if self._file is not None:
+                _refuse_inflated(self._file.metadata, None)
         except FileNotFoundError:
             raise ShardError(f"{self.path}: missing; {REMEDY}") from None
-        except (pa.ArrowException, OSError) as error:
+        except (pa.ArrowException, OSError, ValueError) as error:
             raise ShardError(f"{self.path}: damaged ({error}); delete it and {REMEDY}") from error
         if self._file is None:
             raise ShardError(f"{self.path}: damaged, its sha256 is not the manifest's; delete it and {REMEDY}")
@@ -194,13 +196,16 @@ class IndexRows:
             self._file.close()
 
 
-def read_index(folder: Path, *, kind: str | None = None, sha256: str | None = None) -> Index:
+def read_index(
+    folder: Path, *, kind: str | None = None, sha256: str | None = None, num_rows: int | None = None
+) -> Index:
     """Read index.parquet.
 
     Args:
         folder: the folder.
         kind: what it must be an index of; found out if not given.
         sha256: what the file's bytes must hash to (the manifest knows).
+        num_rows: how many rows it must have (likewise): more are not decoded.
 
     Raises:
         ShardError: If it is missing, damaged or of another kind.
@@ -209,16 +214,31 @@ def read_index(folder: Path, *, kind: str | None = None, sha256: str | None = No
     try:
         if sha256 is not None and sha256_of(path) != sha256:
             raise ShardError(f"{path}: damaged, its sha256 is not the manifest's; delete it and {REMEDY}")
+        _refuse_inflated(pq.read_metadata(path), num_rows)
         words = ["split", "status"]
         names = set(pq.read_schema(path).names)
         table = pq.read_table(path, read_dictionary=[word for word in words if word in names], memory_map=False)
         table.validate(full=True)  # text that is no text would fail where it is used
     except FileNotFoundError:
         raise ShardError(f"{path}: missing; {REMEDY}") from None
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, OSError, ValueError) as error:
         said = " ".join(str(error).split())
         raise ShardError(f"{path}: damaged ({said}); delete it and {REMEDY}") from error
     return _index_of(_kind_of_table(table, kind, path), table)
+
+
+def _refuse_inflated(metadata: pq.FileMetaData, num_rows: int | None) -> None:
+    """Refuse a small file that would become a large table: its footer says how many rows it has, a dictionary a few.
+
+    Raises:
+        ValueError: If it has other rows than the manifest counts, or an id or a hash that stands for many.
+    """
+    if num_rows is not None and metadata.num_rows != num_rows:
+        raise ValueError(f"{metadata.num_rows} rows, the manifest counts {num_rows}")
+    for group in map(metadata.row_group, range(metadata.num_row_groups)):
+        for chunk in map(group.column, range(group.num_columns)):
+            if chunk.path_in_schema not in CODED and chunk.has_dictionary_page:
+                raise ValueError(f"column {chunk.path_in_schema} has a dictionary")
 
 
 def _kind_of_table(table: pa.Table, kind: str | None, path: Path) -> str:

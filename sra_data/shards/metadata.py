@@ -18,17 +18,23 @@ from typing import Annotated, Any, Literal, TypeVar
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from sra_data.errors import ShardError
+from sra_data.terminal import UNPRINTABLE
 
 LARGEST_COUNT = 1 << 53  # what any JSON reader keeps exactly
 LARGEST_NUMBER = 1 << 31  # of layers, channels, ids
 MOST_PARTS = 1 << 24
 LONGEST_HEADER = 100 << 20  # of a safetensors file, as its own library bounds it
 LONGEST_SHOWN = 60
+BYTES_OF_A_ROW = 8  # and more: its hashes, which are not compressed
 
 
 def _folder_name(name: str) -> str:
     """A name that stays in its folder."""
-    if name in ("", ".", "..") or len(name) > 255 or any(letter in "/\\" or ord(letter) < 32 for letter in name):
+    if (
+        name in ("", ".", "..")
+        or len(name) > 255
+        or any(letter in "/\\" or ord(letter) < 32 or UNPRINTABLE.match(letter) for letter in name)
+    ):
         raise ValueError("not the name of a folder or file")
     return name
 
@@ -99,6 +105,8 @@ class ReceiptRecord(Strict):
     def _groups_hold_the_rows(self) -> ReceiptRecord:
         if sum(self.row_groups) != self.rows:
             raise ValueError(f"row groups of {sum(self.row_groups)} rows for {self.rows}")
+        if self.rows * BYTES_OF_A_ROW > self.bytes:
+            raise ValueError(f"{self.rows} rows in {self.bytes} bytes")
         return self
 
 

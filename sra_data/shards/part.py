@@ -129,7 +129,16 @@ class PartFile:
     def table(self, row_groups: Sequence[int], columns: Sequence[str]) -> pa.Table:
         """Some columns of some row groups, in that order."""
         with self.naming(f"row groups {list(row_groups)}, columns {', '.join(columns)}"):
+            self._refuse_dictionaries(row_groups, columns)
             return self._file.read_row_groups(list(row_groups), columns=list(columns), use_threads=False)
+
+    def _refuse_dictionaries(self, row_groups: Sequence[int], columns: Sequence[str]) -> None:
+        """Refuse values that stand for others: a small file would become a large table."""
+        places = [(name, self._file.schema_arrow.get_field_index(name)) for name in columns]
+        for group in map(self._metadata.row_group, row_groups):
+            for name, place in places:
+                if group.column(place).has_dictionary_page:
+                    raise ValueError(f"column {name} has a dictionary, parts have none")
 
     def bytes_by_column(self) -> dict[str, int]:
         """Bytes of each column in the file, compressed where it is."""

@@ -94,7 +94,9 @@ class FolderReader:
     @cached_property
     def index(self) -> Index:
         """The folder's index, read once."""
-        found = read_index(self.folder, kind=kind_of(self.section), sha256=self.facts["index_sha256"])
+        found = read_index(
+            self.folder, kind=kind_of(self.section), sha256=self.facts["index_sha256"], num_rows=self.facts["num_rows"]
+        )
         refuse_other_rows(found, self._metadata.receipts, where=self.folder)
         return found
 

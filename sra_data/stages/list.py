@@ -19,7 +19,7 @@ from sra_data.errors import ShardError
 from sra_data.shards.schema import OK
 from sra_data.shards.store import BETWEEN_SIDES, Manifest, Plan, command_for, notes_of, sides_of, state_of
 from sra_data.stages.align.counts import PairCounts, SideCounts
-from sra_data.terminal import bytes_in_words
+from sra_data.terminal import bytes_in_words, printable
 
 WIDEST = 110  # of a table: a line longer than this is hard to follow
 SIDE_OPTIONS = ("tokenizer_name", "revision", "max_length", "overlong")
@@ -117,7 +117,7 @@ class Listing:
 
     def show(self, console: Console) -> None:
         """For a terminal of any width: a table for each group, names and facts folded where it is narrow."""
-        console.print(Text(f"{self.shards} · {bytes_in_words(self.num_bytes)}", style="bold"))
+        console.print(_text(f"{self.shards} · {bytes_in_words(self.num_bytes)}", style="bold"))
         for group in ("corpus", "sides", "alignments", "teachers"):
             if entries := self.of(group):
                 console.print()
@@ -129,7 +129,7 @@ class Listing:
             console.print()
             console.print(Text("to go on", style="bold"))
             for step in steps:
-                console.print(Text(step), overflow="fold")
+                console.print(_text(step), overflow="fold")
 
     def _next_steps(self) -> list[str]:
         """What to do, each once, and for which folders."""
@@ -322,7 +322,7 @@ def _table(group: str, entries: Iterable[Entry], *, width: int) -> Table:
     for entry in entries:
         state = Text(entry.state, style="dim" if entry.is_sealed else "yellow")
         size = Text("\n").join([Text(bytes_in_words(entry.num_bytes)), state])
-        table.add_row(_folded(entry.name), Text("\n".join(entry.words)), size)
+        table.add_row(_folded(entry.name), _text("\n".join(entry.words)), size)
     return table
 
 
@@ -331,7 +331,7 @@ def _table_of_pairs(pairs: Iterable[Mapping[str, Any]], *, width: int) -> Table:
     for name in ("teacher", "student", "aligned by"):
         table.add_column(name, ratio=1, overflow="fold")
     for pair in pairs:
-        table.add_row(Text(_named(pair["teacher"])), Text(_named(pair["student"])), _folded(pair["alignment"]))
+        table.add_row(_text(_named(pair["teacher"])), _text(_named(pair["student"])), _folded(pair["alignment"]))
     return table
 
 
@@ -341,4 +341,9 @@ def _empty_table(width: int) -> Table:
 
 def _folded(name: str) -> Text:
     """The name of a folder, an alignment's on a line for each side."""
-    return Text(name.replace(BETWEEN_SIDES, f"\n{BETWEEN_SIDES}"))
+    return _text(name.replace(BETWEEN_SIDES, f"\n{BETWEEN_SIDES}"))
+
+
+def _text(words: str, style: str = "") -> Text:
+    """Words as they are, but for what would steer the terminal."""
+    return Text(printable(words), style=style)

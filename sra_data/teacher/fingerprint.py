@@ -55,13 +55,14 @@ def fingerprint(name: str, config: Any, commit: str | None, adapter: Path | None
 
 def weight_files(folder: Path) -> list[tuple[str, int, str]]:
     """(name, bytes, xxh3_128 of the content) of a folder's weight files, by name."""
-    paths = sorted(path for path in folder.iterdir() if path.suffix in WEIGHT_SUFFIXES)
+    paths = sorted(path for path in folder.iterdir() if path.suffix in WEIGHT_SUFFIXES and path.is_file())  # no pipe
     return [(path.name, path.stat().st_size, _content(path)) for path in paths]
 
 
 def code_files(folder: Path) -> list[tuple[str, str]]:
     """(path within it, xxh3_128 of the content) of a folder's Python files, by path."""
-    return [(path.relative_to(folder).as_posix(), _content(path)) for path in sorted(folder.rglob("*.py"))]
+    paths = sorted(path for path in folder.rglob("*.py") if path.is_file())
+    return [(path.relative_to(folder).as_posix(), _content(path)) for path in paths]
 
 
 def adapter_settings(folder: Path) -> dict[str, Any]:

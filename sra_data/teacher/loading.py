@@ -8,18 +8,28 @@ from __future__ import annotations
 
 import importlib.util
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from torch import nn
 
 from sra_data.corpus.loading import split_revision
 from sra_data.errors import ModelError
+from sra_data.model_files import refuse_absurd_config
 from sra_data.models.checkpoint import refuse_unlike
+from sra_data.models.declared import (
+    base_of_adapter,
+    in_one_line,
+    reason_of,
+    refuse_adapter_files,
+    refuse_beyond,
+    shapes_in,
+    stored_in,
+)
 from sra_data.models.output_head import OutputHead, check_output_head
 from sra_data.models.softcap import use_softcapped_sdpa
 from sra_data.options import refuse_unknown
@@ -139,6 +149,7 @@ def load(spec: TeacherSpec) -> LoadedTeacher:
     """
     spec = settled(spec)
     identity, where = identify(spec), device_of(spec)
+    _refuse_beyond_checkpoint(spec, identity.config)
     options: dict[str, Any] = {
         "revision": spec.revision or "main",
         "dtype": DTYPES[dtype_of(spec)],
@@ -150,14 +161,15 @@ def load(spec: TeacherSpec) -> LoadedTeacher:
     # Tensors of other shapes are let in here, so that `refuse_unlike` names them.
     options |= {"output_loading_info": True, "ignore_mismatched_sizes": True}
     model, info = _loaded(identity.name, lambda auto: auto.AutoModelForCausalLM, options)
-    refuse_unlike(model, info, who=f"teacher {identity.name}")
-    if spec.adapter is not None:
-        model = _with_adapter(model, spec.adapter, merge=spec.quantization is None)
-    if spec.quantization is None:
-        model = model.to(where)
-    model.eval().requires_grad_(False)
-    use_softcapped_sdpa(model)
-    check_output_head(model, OutputHead.from_model(model))
+    with _naming(identity.name):
+        refuse_unlike(model, info, who=f"teacher {identity.name}")
+        if spec.adapter is not None:
+            model = _with_adapter(model, spec)
+        if spec.quantization is None:
+            model = model.to(where)
+        model.eval().requires_grad_(False)
+        use_softcapped_sdpa(model)
+        check_output_head(model, OutputHead.from_model(model))
     return LoadedTeacher(model, model.config, identity.fingerprint, identity.name, identity.revision)
 
 
@@ -169,10 +181,11 @@ def identify(spec: TeacherSpec) -> TeacherIdentity:
     """
     spec = settled(spec)
     config, name = read_config(spec), name_of(spec)
-    refuse_config(name, config)
-    commit = getattr(config, "_commit_hash", None)
     folder, adapter = (None, None) if spec.adapter is None else adapter_folder(spec.adapter)
-    digest = fingerprint(name, config, commit, folder, runs_code=spec.trust_remote_code)
+    with _naming(name):
+        refuse_config(name, config)
+        commit = getattr(config, "_commit_hash", None)
+        digest = fingerprint(name, config, commit, folder, runs_code=spec.trust_remote_code)
     return TeacherIdentity(name, commit, config, digest, adapter)
 
 
@@ -183,6 +196,8 @@ def read_config(spec: TeacherSpec) -> Any:
         ModelError: If there is no such teacher.
     """
     spec = settled(spec)
+    who, trusted = f"teacher {spec.name}", spec.trust_remote_code
+    refuse_absurd_config(name_of(spec), spec.revision, who=who, trust_remote_code=trusted)
     options = {"revision": spec.revision or "main", "trust_remote_code": spec.trust_remote_code}
     return _loaded(name_of(spec), lambda auto: auto.AutoConfig, options)
 
@@ -199,23 +214,41 @@ def check_vocabulary(teacher: LoadedTeacher, largest_id: int, *, tokenizer: str)
 def _loaded(name: str, kind: Callable[[Any], Any], options: dict[str, Any]) -> Any:
     """`from_pretrained` of one of transformers' auto classes, its errors in one line."""
     import transformers
+
+    with _quiet_transformers(), _naming(name):
+        return kind(transformers).from_pretrained(name, **options)
+
+
+@contextmanager
+def _quiet_transformers() -> Iterator[None]:
+    """No bars or reports of transformers' own."""
     from transformers.utils import logging
 
     had_bars, verbosity = logging.is_progress_bar_enabled(), logging.get_verbosity()
     logging.disable_progress_bar()  # what is loading is said by the command's own line
     logging.set_verbosity_error()  # and what is wrong with it, in one line of ours
     try:
-        return kind(transformers).from_pretrained(name, **options)
-    except (OSError, ValueError, ImportError, RuntimeError, SafetensorError) as error:
-        reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
-        raise ModelError(
-            f"teacher {name}: cannot be loaded ({reason.rstrip('.')}); give a local folder or a Hub id of a causal "
-            "language model with safetensors weights"
-        ) from error
+        yield
     finally:
         logging.set_verbosity(verbosity)
         if had_bars:
             logging.enable_progress_bar()
+
+
+def _naming(name: str) -> AbstractContextManager[None]:
+    """Whatever a library raises over a teacher's files as one line."""
+    remedy = "give a local folder or a Hub id of a causal language model with safetensors weights"
+    return in_one_line(lambda error: f"teacher {name}: cannot be loaded ({reason_of(error)}); {remedy}")
+
+
+def _refuse_beyond_checkpoint(spec: TeacherSpec, config: Any) -> None:
+    """Refuse weights that are no whole files, or fewer than the configuration declares, before they are read."""
+    name, who = name_of(spec), f"teacher {spec.name}"
+    with _quiet_transformers():
+        base_of_adapter(name, spec.revision, who=who, allow_pickle=spec.allow_pickle)
+        stored = stored_in(name, spec.revision, who=who, allow_pickle=spec.allow_pickle)
+        if stored is not None:  # else loading says what is missing
+            refuse_beyond(config, stored, who=who, trust_remote_code=spec.trust_remote_code)
 
 
 def _quantization(quantization: str) -> Any:
@@ -226,25 +259,22 @@ def _quantization(quantization: str) -> Any:
     return BitsAndBytesConfig(load_in_4bit=quantization == "4bit", load_in_8bit=quantization == "8bit")
 
 
-def _with_adapter(model: Any, adapter: str, *, merge: bool) -> Any:
+def _with_adapter(model: Any, spec: TeacherSpec) -> Any:
+    adapter = str(spec.adapter)
     if importlib.util.find_spec("peft") is None:
         raise ModelError(f"--adapter {adapter}: needs peft; pip install 'sra-distill[lora]', or merge it beforehand")
     from peft import PeftModel
 
     folder, _ = adapter_folder(adapter)
-    try:
+    refuse_adapter_files(folder, who=f"--adapter {adapter}", allow_pickle=spec.allow_pickle)
+    remedy = "give the folder or Hub id of an adapter trained on this very model"
+    with in_one_line(lambda error: f"--adapter {adapter}: cannot be put on the teacher ({reason_of(error)}); {remedy}"):
         with warnings.catch_warnings():
             # peft leaves what an adapter's file lacks as it begins, random numbers among it.
             warnings.filterwarnings("error", message=".*missing adapter keys.*")
             adapted: Any = PeftModel.from_pretrained(model, str(folder))
         _refuse_left_out(adapted, folder)
-    except (OSError, ValueError, RuntimeError, KeyError, TypeError, SafetensorError, UserWarning) as error:
-        reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
-        raise ModelError(
-            f"--adapter {adapter}: cannot be put on the teacher ({reason[:200]}); give the folder or Hub id of an "
-            "adapter trained on this very model"
-        ) from error
-    return adapted.merge_and_unload() if merge else adapted
+        return adapted.merge_and_unload() if spec.quantization is None else adapted
 
 
 def _refuse_left_out(adapted: Any, folder: Path) -> None:
@@ -254,12 +284,11 @@ def _refuse_left_out(adapted: Any, folder: Path) -> None:
         ValueError: With the first of them.
     """
     from peft import get_peft_model_state_dict
-    from safetensors import safe_open
 
     file = folder / "adapter_model.safetensors"
     if file.is_file():
         taken = get_peft_model_state_dict(adapted, save_embedding_layers=False)
-        with safe_open(file, framework="pt") as tensors:
-            left_out = sorted(name for name in tensors.keys() if "lora_" in name and name not in taken)  # noqa: SIM118
+        stored = shapes_in(file, who=file.name)
+        left_out = sorted(name for name in stored if "lora_" in name and name not in taken)
         if left_out:
             raise ValueError(f"{len(left_out)} of its tensors have no place, the first {left_out[0]}")

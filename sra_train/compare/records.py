@@ -18,6 +18,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
+from zipfile import BadZipFile
 
 import numpy as np
 from numpy.typing import NDArray
@@ -91,7 +92,10 @@ def read_trained(folder: Path) -> Trained | None:
         TrainingError: If the file is damaged.
     """
     found = read_json(folder / TRAINED)
-    return None if found is None else Trained(**found)
+    try:
+        return None if found is None else Trained(**found)
+    except TypeError as error:
+        raise TrainingError(f"{folder / TRAINED}: damaged ({error}); delete it and run again") from None
 
 
 def write_tested(folder: Path, tested: Scored) -> None:
@@ -112,15 +116,16 @@ def read_tested(folder: Path, asked: Mapping[str, Any]) -> Scored | None:
         TrainingError: If a file is damaged.
     """
     found = read_json(folder / TESTED)
-    if found is None or found["asked"] != json.loads(json.dumps(asked)):
+    if found is None or found.get("asked") != json.loads(json.dumps(asked)):
         return None
     try:
-        with np.load(folder / ARRAYS) as arrays:
+        with (folder / ARRAYS).open("rb") as file, np.load(file) as arrays:
             bits, tempered, num_bytes = arrays["bits"], arrays["tempered_bits"], arrays["num_bytes"]
-    except (OSError, ValueError, KeyError) as error:
+            rouge = None if found["rouge"] is None else tuple(found["rouge"])
+            left_out = dict(found["left_out"])
+    except (BadZipFile, EOFError, KeyError, OSError, TypeError, ValueError) as error:
         raise TrainingError(f"{folder / ARRAYS}: damaged ({error}); delete it and {TESTED} and run again") from None
-    rouge = None if found["rouge"] is None else tuple(found["rouge"])
-    return Scored(found["asked"], bits, tempered, num_bytes, rouge, found["left_out"])
+    return Scored(found["asked"], bits, tempered, num_bytes, rouge, left_out)
 
 
 def read_json(path: Path) -> dict[str, Any] | None:
@@ -133,7 +138,7 @@ def read_json(path: Path) -> dict[str, Any] | None:
         found = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise TrainingError(f"{path}: damaged ({error}); delete it and run again") from None
     if not isinstance(found, dict):
         raise TrainingError(f"{path}: damaged (no object); delete it and run again")

@@ -92,7 +92,7 @@ def read_yaml(file: Path) -> dict[str, Any]:
         values = yaml.safe_load(file.read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigError(f"{file}: cannot read the configuration ({error.strerror}); check the path") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # bytes that are no text, a date that is none
         raise ConfigError(f"{file}: not YAML: {' '.join(str(error).split())}; mend the file") from None
     if values is None:
         return {}
@@ -124,7 +124,7 @@ def parse_value(text: str) -> Any:
         return None
     try:
         value = yaml.safe_load(text)
-    except yaml.YAMLError:
+    except (yaml.YAMLError, ValueError, RecursionError):
         return text
     return text if value is None and text.strip() not in ("", "~", "null") else value
 

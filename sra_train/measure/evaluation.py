@@ -21,11 +21,11 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from sra_data.corpus.chat import PLAIN_CHAT_TEMPLATE, Renderer
+from sra_data.corpus.chat import PLAIN_CHAT_TEMPLATE, TEMPLATE_FAILURES, Renderer
 from sra_data.corpus.examples import Row
 from sra_data.corpus.sources import open_source
 from sra_data.corpus.tokenization import SideTokenizer, split_revision
-from sra_data.errors import ConfigError, SourceError
+from sra_data.errors import ConfigError, SourceError, TokenizerError
 from sra_data.models.output_head import OutputHead
 from sra_data.shards.store import ShardSet
 from sra_data.terminal import Reporter
@@ -354,13 +354,20 @@ def make_prompts(rows: Sequence[Row], side: SideTokenizer) -> list[Prompt]:
         else:
             last = max(turn for turn, message in enumerate(row.messages) if message["role"] == "assistant")
             reference, is_chat = row.messages[last].get("content") or "", True
-            text = tokenizer.apply_chat_template(
-                row.messages[:last],
-                tools=row.tools,
-                chat_template=side.chat_template or PLAIN_CHAT_TEMPLATE,
-                tokenize=False,
-                add_generation_prompt=True,
-            )
+            try:
+                text = tokenizer.apply_chat_template(
+                    row.messages[:last],
+                    tools=row.tools,
+                    chat_template=side.chat_template or PLAIN_CHAT_TEMPLATE,
+                    tokenize=False,
+                    add_generation_prompt=True,
+                )
+            except TEMPLATE_FAILURES as error:
+                reason = " ".join(str(error).split())[:120] or type(error).__name__
+                raise TokenizerError(
+                    f"{side.name}: its chat template refuses {row.where} ({reason}); leave the example out, or give"
+                    " the tokenizer another template"
+                ) from error
         # a template writes its special tokens out; a plain prompt is text, whatever it spells
         ids = tokenizer(text, add_special_tokens=False, split_special_tokens=not is_chat)["input_ids"]
         prompts.append(Prompt(row.id, ids if is_chat else [*side.prefix_ids, *ids], reference))

@@ -28,6 +28,7 @@ from typing import Any
 
 import torch
 import xxhash
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -37,6 +38,7 @@ from sra_train.config import differences
 CHECKPOINT_VERSION = 1
 PREFIX = "step-"
 READ_SIZE = 1 << 22
+MODEL, OPTIMIZER = "model.safetensors", "optimizer.safetensors"
 
 
 @dataclass
@@ -76,7 +78,8 @@ class Checkpoints:
         """The checkpoints that exist, in order."""
         if not self.folder.is_dir():
             return []
-        return sorted(int(path.name.removeprefix(PREFIX)) for path in self.folder.glob(f"{PREFIX}*"))
+        steps = (path.name.removeprefix(PREFIX) for path in self.folder.glob(f"{PREFIX}*"))
+        return sorted(int(step) for step in steps if step.isdecimal())
 
     def write(self, *, model: Mapping[str, Tensor], optimizer: Mapping[str, Any], progress: Progress) -> Path:
         """Write one checkpoint (on one process) and drop those no longer kept.
@@ -92,14 +95,14 @@ class Checkpoints:
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir()
         tensors, plain = split_optimizer_state(optimizer["state"])
-        save_file(dict(model), temporary / "model.safetensors")
-        save_file(tensors, temporary / "optimizer.safetensors")
+        save_file(dict(model), temporary / MODEL)
+        save_file(tensors, temporary / OPTIMIZER)
         state = {
             "version": CHECKPOINT_VERSION,
             "progress": asdict(progress),
             "identity": self.identity,
             "optimizer": {"values": plain, "param_groups": optimizer["param_groups"]},
-            "xxh3": {name: file_hash(temporary / name) for name in ("model.safetensors", "optimizer.safetensors")},
+            "xxh3": {name: file_hash(temporary / name) for name in (MODEL, OPTIMIZER)},
         }
         (temporary / "state.json").write_text(json.dumps(state, indent=1, ensure_ascii=False), encoding="utf-8")
         publish(temporary, final)
@@ -124,7 +127,9 @@ class Checkpoints:
             state = json.loads((path / "state.json").read_text(encoding="utf-8"))
             if not isinstance(state, dict):
                 raise ValueError(f"a {type(state).__name__} instead of an object")
-        except (OSError, ValueError) as error:
+            if state.get("version") == CHECKPOINT_VERSION:
+                check_form(state)
+        except (OSError, ValueError, RecursionError) as error:
             raise TrainingError(
                 f"{path}: unreadable checkpoint ({error}); delete it to go on from the one before"
             ) from None
@@ -154,15 +159,48 @@ class Checkpoints:
                     f"{path / name}: damaged, its checksum is not the recorded {expected};"
                     f" delete {path} to go on from the checkpoint before"
                 )
+        try:
+            weights, moments = load_file(path / MODEL), load_file(path / OPTIMIZER)
+        except (OSError, SafetensorError) as error:
+            reason = " ".join(str(error).split())
+            raise TrainingError(
+                f"{path}: unreadable checkpoint ({reason}); delete it to go on from the one before"
+            ) from None
         optimizer = {
-            "state": join_optimizer_state(load_file(path / "optimizer.safetensors"), state["optimizer"]["values"]),
+            "state": join_optimizer_state(moments, state["optimizer"]["values"]),
             "param_groups": state["optimizer"]["param_groups"],
         }
-        return load_file(path / "model.safetensors"), optimizer, Progress(**state["progress"])
+        return weights, optimizer, Progress(**state["progress"])
 
     def read_model(self, step: int) -> dict[str, Tensor]:
         """The weights and projectors of one checkpoint."""
         return self.read(step)[0]
+
+
+def check_form(state: Mapping[str, Any]) -> None:
+    """What state.json must be for its fields to be read: the form that `Checkpoints.write` gives it.
+
+    Raises:
+        ValueError: Naming the field that is not.
+    """
+    known = asdict(Progress())
+    progress, optimizer = state.get("progress"), state.get("optimizer")
+    wrong = [name for name in ("identity", "progress", "optimizer", "xxh3") if not isinstance(state.get(name), dict)]
+    if not wrong and isinstance(progress, dict) and isinstance(optimizer, dict):
+        groups, values = optimizer.get("param_groups"), optimizer.get("values")
+        if set(state["xxh3"]) != {MODEL, OPTIMIZER}:
+            wrong.append("xxh3")
+        if not isinstance(groups, list) or not all(isinstance(group, dict) for group in groups):
+            wrong.append("optimizer.param_groups")
+        if not isinstance(values, dict) or not all(isinstance(value, dict) for value in values.values()):
+            wrong.append("optimizer.values")
+        numbers = {name: value for name, value in progress.items() if name != "scaler"}
+        is_number = all(value is None or isinstance(value, int | float) for value in numbers.values())
+        whole = all(isinstance(progress.get(name), int) for name in ("step", "tokens"))
+        if set(progress) != set(known) or not (is_number and whole and isinstance(progress["scaler"], dict)):
+            wrong.append("progress")
+    if wrong:
+        raise ValueError(f"{wrong[0]} is not as it was written")
 
 
 def publish(temporary: Path, final: Path) -> None:
@@ -284,8 +322,15 @@ def load_full_state(
             " use the student and the method the run began with, or a new --output-dir"
         )
     options = StateDictOptions(full_state_dict=True, strict=False)
-    set_model_state_dict(model, dict(weights), options=options)
-    if optimizer is not None and moments is not None:
-        set_optimizer_state_dict(model, optimizer, moments, options=StateDictOptions(full_state_dict=True))
-        for group in optimizer.param_groups:
-            group["betas"] = tuple(group["betas"])  # JSON knows lists only
+    try:
+        set_model_state_dict(model, dict(weights), options=options)
+        if optimizer is not None and moments is not None:
+            set_optimizer_state_dict(model, optimizer, moments, options=StateDictOptions(full_state_dict=True))
+            for group in optimizer.param_groups:
+                group["betas"] = tuple(group["betas"])  # JSON knows lists only
+    except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise TrainingError(
+            f"checkpoint: its tensors do not fit the model ({reason}); use the student and the method the run began"
+            " with, or a new --output-dir"
+        ) from error

@@ -39,7 +39,9 @@ def refuse_foreign_folder(folder: Path, identity: Mapping[str, Any]) -> None:
     if path.is_file():
         try:
             known = json.loads(path.read_text(encoding="utf-8"))["identity"]
-        except (OSError, ValueError, KeyError, TypeError) as error:
+            if not isinstance(known, dict):
+                raise TypeError("identity is no object")
+        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
             raise TrainingError(f"{path}: damaged ({error}); give another --output-dir or delete the folder") from None
         changed = differences(known, json.loads(json.dumps(identity)))
         if changed:
@@ -78,5 +80,6 @@ def record_run(
 def write_text(path: Path, text: str) -> None:
     """Replace a text file in one move."""
     temporary = path.with_name(path.name + ".tmp")
+    temporary.unlink(missing_ok=True)  # in a folder from somebody else it may be a link to another file
     temporary.write_text(text, encoding="utf-8")
     os.replace(temporary, path)

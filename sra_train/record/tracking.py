@@ -21,7 +21,7 @@ from typing import Any
 from accelerate import Accelerator
 from accelerate.tracking import GeneralTracker
 
-from sra_data.errors import ConfigError
+from sra_data.errors import ConfigError, TrainingError
 from sra_train.config import TrackingConfig, flatten
 
 LIBRARIES = {"tensorboard": ("tensorboard", "tensorboardX"), "wandb": ("wandb",), "trackio": ("trackio",)}
@@ -65,11 +65,25 @@ class Metrics:
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """All lines of a metrics.jsonl; a last line cut off by a crash is left out."""
+    """All lines of a metrics.jsonl; a last line cut off by a crash is left out.
+
+    Raises:
+        TrainingError: If a line is none that `Metrics` wrote.
+    """
     if not path.is_file():
         return []
-    lines = path.read_text(encoding="utf-8").split("\n")
-    return [json.loads(line) for line in lines[:-1] if line]
+    records = []
+    try:
+        for line in path.read_text(encoding="utf-8").split("\n")[:-1]:
+            record = json.loads(line) if line else None
+            if record is not None:
+                int(record["step"]), str(record["kind"])
+                records.append(record)
+    except (KeyError, RecursionError, TypeError, ValueError) as error:
+        raise TrainingError(
+            f"{path}: damaged behind line {len(records)} ({' '.join(str(error).split())}); delete it and run again"
+        ) from None
+    return records
 
 
 def json_line(record: Mapping[str, Value]) -> str:
@@ -83,6 +97,7 @@ def json_line(record: Mapping[str, Value]) -> str:
 def rewrite(path: Path, text: str) -> None:
     """Replace a text file in one move."""
     temporary = path.with_name(path.name + ".tmp")
+    temporary.unlink(missing_ok=True)  # in a folder from somebody else it may be a link to another file
     temporary.write_text(text, encoding="utf-8")
     os.replace(temporary, path)
 

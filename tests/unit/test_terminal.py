@@ -1,5 +1,6 @@
 """What a command shows while it works."""
 
+import json
 import os
 import signal
 
@@ -7,7 +8,8 @@ import pytest
 import typer
 
 from sra_data import terminal
-from sra_data.terminal import Task, rate_in_words
+from sra_data.errors import ShardError
+from sra_data.terminal import Task, printable, rate_in_words
 
 
 @pytest.fixture
@@ -73,3 +75,40 @@ def test_an_interrupt_ends_with_how_to_go_on(
             signal.signal(one, handler)
     assert end.value.code == 130
     assert capsys.readouterr().err == "interrupted; run it again\n"
+
+
+# What a stranger's text may hold: colours, a title, a cursor moved up, C1 codes, turned directions, half a character.
+STEERING = "a\x1b[31mred\x1b]0;title\x07\r\x9b2A\x08\u202eb\ud800"
+
+
+def test_no_text_steers_the_terminal() -> None:
+    shown = printable(STEERING)
+    assert shown == r"a\x1b[31mred\x1b]0;title\x07\r\x9b2A\x08\u202eb\ud800"
+    assert printable("two\nlines\tof 日本語 🙂 and é") == "two\nlines\tof 日本語 🙂 and é"
+
+
+def test_an_address_is_shown_without_its_password() -> None:
+    assert printable("--data https://user:pass@host/x: no") == "--data https://***@host/x: no"
+    assert (
+        printable("https://user:pass at revision x ('https://user:pass')")
+        == "https://*** at revision x ('https://***')"
+    )
+    assert printable("org/name@v1: http://host:80/a@b") == "org/name@v1: http://host:80/a@b"
+
+
+def test_lines_errors_and_objects_are_printable(capsys: pytest.CaptureFixture[str]) -> None:
+    def fails() -> None:
+        raise ShardError(f"{STEERING}: wrong")
+
+    class Said:
+        def lines(self) -> list[str]:
+            return [STEERING]
+
+    terminal.PlainReporter().line(STEERING)
+    terminal.finish(Said(), as_json=False)
+    terminal.print_json({"name": STEERING})
+    with pytest.raises(SystemExit):
+        terminal.run(fails, how_to_go_on="")
+    out, err = capsys.readouterr()
+    assert not any(character in out + err for character in "\x1b\x07\r\u202e\ud800")
+    assert json.loads(out.splitlines()[1]) == {"name": STEERING}

@@ -10,6 +10,7 @@ from html import escape
 
 from sra_data.stages.inspect.example import Column, Inspection, Piece
 from sra_data.stages.inspect.text import heading, visible
+from sra_data.terminal import printable
 
 STYLE = """
 :root { color-scheme: light dark; --ink: #1f2430; --soft: #6b7280; --paper: #fbfbf9; --card: #ffffff; --line: #e3e3dd;
@@ -61,7 +62,7 @@ def page(inspection: Inspection) -> str:
         f"<title>{title}</title>\n<style>\n{STYLE}\n</style>\n</head>\n<body>\n<main>\n"
         f'<h1>{title}</h1>\n<p class="facts">{facts}</p>\n'
         f"<details><summary>prompt ({len(inspection.prompt):,} characters)</summary>"
-        f"<pre>{escape(inspection.prompt)}</pre></details>\n"
+        f"<pre>{escape(printable(inspection.prompt))}</pre></details>\n"
         f'{turns}\n<p class="legend">{LEGEND}</p>\n</main>\n</body>\n</html>\n'
     )
 

@@ -21,6 +21,7 @@ from rich.text import Text
 from sra_data.shards.schema import OK
 from sra_data.shards.store import options_of
 from sra_data.stages.inspect.example import Column, Inspection, Piece
+from sra_data.terminal import printable
 
 SPAN_STYLES = ("black on #a6e3a1", "black on #89b4fa", "black on #f9e2af", "black on #cba6f7", "black on #94e2d5")
 UNMATCHED_STYLE = "dim"
@@ -61,12 +62,13 @@ def heading(inspection: Inspection) -> list[str]:
     options = options_of(inspection.alignment)
     aligned = f" · aligned by {options}" if options else ""
     status = "" if inspection.status == OK else f" · {inspection.status}"
-    return [
+    lines = [
         f"row {inspection.row} · id {inspection.id} · {inspection.split}{status}",
         f"student {inspection.student}: {inspection.num_student_tokens} tokens · teacher {inspection.teacher}: "
         f"{inspection.num_teacher_tokens} tokens · {inspection.num_spans} spans · "
         f"{100 * inspection.covered:.1f} % of the response's characters in spans{aligned}",
     ]
+    return [printable(" ".join(line.split())) for line in lines]
 
 
 def visible_prompt(prompt: str) -> str:

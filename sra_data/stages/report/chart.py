@@ -10,6 +10,7 @@ import io
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +58,7 @@ SETTINGS: Any = {
     "xtick.labelcolor": COLOUR["soft"],
     "ytick.labelcolor": COLOUR["soft"],
     "svg.fonttype": "none",
+    "text.parse_math": False,  # a dollar in a name is one
     "svg.hashsalt": "sra",
 }
 
@@ -115,7 +117,8 @@ def for_a_page(svg: str, *, label: str, prefix: str) -> str:
     for name, code in COLOUR.items():
         svg = svg.replace(code, f"var(--{name})")
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
-    svg = re.sub(r'(?<=<svg )[^>]*?(viewBox="[^"]*")[^>]*', rf'\1 role="img" aria-label="{label}"', svg, count=1)
+    said = f'role="img" aria-label="{escape(label)}"'
+    svg = re.sub(r'(?<=<svg )[^>]*?(viewBox="[^"]*")[^>]*', lambda found: f"{found[1]} {said}", svg, count=1)
     svg = re.sub(r"font: (?:[a-z]+ )*([\d.]+px) [^;\"]*", r"font-size: \1", svg)
     svg = re.sub(r"font-family: [^;\"]*", "font-family: inherit", svg)
     used = set(re.findall(r'(?:url\(#|href="#)([^)"]+)', svg))

@@ -132,3 +132,23 @@ def test_what_fp16_cannot_hold_is_refused_rather_than_made_infinite() -> None:
     assert encode_float32(np.array([[65_519.0, np.inf]], np.float32), "fp16").float32().tolist() == [[65_504.0, np.inf]]
     with pytest.raises(ShardError, match="hidden states up to 65520 do not fit fp16; use --hidden-dtype bf16"):
         encode_float32(np.array([[65_520.0]], np.float32), "fp16")
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(0, 5), st.integers(1, 300), st.integers(0, 1000))
+def test_an_int8_scale_belongs_to_its_vector_and_its_block(count: int, width: int, seed: int) -> None:
+    """On disk as the format says: scales [P, ceil(D/128)] vector by vector, whatever the widths."""
+    random = np.random.default_rng(seed)
+    sizes = np.exp(random.uniform(-6, 6, (count, -(-width // 128)))).repeat(128, axis=1)[:, :width]  # of each block
+    values = (random.standard_normal((count, width)) * sizes).astype(np.float32)
+    channels = random.uniform(0.5, 2, width).astype(np.float32)
+    parameters = {"channel_scales": scales_to_text(channels)}
+    encoded = encode_float32(values, "int8", channels)
+    data = b"".join(bytes(piece) for piece in CODECS["int8"].encode(encoded, parameters))
+    stored = np.frombuffer(data, "<f4", encoded.vector_scales.size).reshape(encoded.vector_scales.shape)
+    assert np.array_equal(stored, encoded.vector_scales)
+    back = CODECS["int8"].decode(memoryview(data), values.shape, parameters)
+    assert np.array_equal(back.vector_scales, encoded.vector_scales)
+    assert np.array_equal(back.float32(), encoded.float32())
+    half_a_level = 0.51 * encoded.vector_scales.repeat(128, axis=1)[:, :width] * channels
+    assert (np.abs(back.float32() - values) <= half_a_level).all()

@@ -303,3 +303,30 @@ def test_a_folder_is_opened_once(shards: Path) -> None:
         assert opened.side(LEFT) is opened.side(LEFT)
         assert opened.teacher("big-00000000") is opened.teacher("big-00000000")
         assert opened.pair(student=LEFT, teacher=RIGHT).reader is opened.alignment(ALIGNED)
+
+
+def test_a_new_name_is_forced_to_disk_with_its_folder_before_anything_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The file before its rename, the folder behind it: else a power cut takes a name that a receipt vouches for."""
+    calls: list[tuple[str, int]] = []  # what, and the inode of which
+    fsync, replace = os.fsync, os.replace
+
+    def watched_fsync(handle: int) -> None:
+        fsync(handle)
+        calls.append(("fsync", os.fstat(handle).st_ino))
+
+    def watched_replace(old: Path, new: Path) -> None:
+        replace(old, new)
+        calls.append(("file", new.stat().st_ino))
+        calls.append(("folder", new.parent.stat().st_ino))
+
+    monkeypatch.setattr(durable.os, "fsync", watched_fsync)
+    monkeypatch.setattr(durable.os, "replace", watched_replace)
+    write_all(tmp_path / "shards")
+    renamed = [place for place, (what, _) in enumerate(calls) if what == "file"]
+    assert len(renamed) >= 8  # three parts with their receipts, plan, index, manifest
+    for place in renamed:
+        (_, file), (_, folder) = calls[place : place + 2]
+        assert calls[place - 1] == ("fsync", file)
+        assert calls[place + 2] == ("fsync", folder)

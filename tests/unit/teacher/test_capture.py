@@ -175,3 +175,12 @@ def test_the_head_never_sees_more_rows_than_a_chunk(monkeypatch: pytest.MonkeyPa
     TeacherCapture(tiny_model("llama"), OPTIONS)(examples())
     assert sum(rows) == 16
     assert max(rows) == 7
+
+
+def test_bf16_states_are_rounded_once_from_the_models_own() -> None:
+    """Not through fp16: that has no numbers above 65,504 or below 6e-8, and would round twice."""
+    capture = TeacherCapture(tiny_model("llama"), CaptureOptions(layers=(3,), hidden_dtype="bf16", top_k=0))
+    states = torch.tensor([[1e5, -3e38, 1e-10, 1 + 2**-8 + 2**-13, 0.1, 1e-40, 65_520.0]])
+    found = capture._encode(3, states)
+    assert torch.equal(torch.from_numpy(found.float32()), states.to(torch.bfloat16).float())
+    capture.close()

@@ -174,3 +174,21 @@ def test_the_same_step_may_be_written_again(tmp_path) -> None:
     write(kept, 1, tokens=6)
     assert kept.read(1)[2].tokens == 6
     assert [path.name for path in kept.folder.iterdir()] == ["step-00000001"]
+
+
+def test_a_checkpoints_name_is_forced_to_disk_with_its_folder(tmp_path, monkeypatch) -> None:
+    """Its files and its folder before the rename, what it lies in behind it."""
+    calls = []
+    rename = os.rename
+
+    def watched(old: Path, new: Path) -> None:
+        rename(old, new)
+        calls.append(("rename", Path(new).name))
+
+    monkeypatch.setattr(checkpoint, "flush", lambda path: calls.append(("flush", Path(path).name)))
+    monkeypatch.setattr(checkpoint.os, "rename", watched)
+    path = write(store(tmp_path), 1)
+    files = {("flush", file.name) for file in path.iterdir()}
+    place = calls.index(("rename", path.name))
+    assert files | {("flush", f".writing-{path.name}")} == set(calls[:place])
+    assert calls[place + 1 :] == [("flush", "checkpoints")]

@@ -299,3 +299,12 @@ def test_turns_stand_beneath_each_other_by_their_message():
         (0, 1, 1),
         (None, 1, 0),
     ]
+
+
+def test_nothing_in_an_example_steers_the_terminal():
+    steering = "\x1b[2J\x9b1A\u202e"
+    inspection = example(text=f"Say{steering}:\nHello", id=f"a{steering}\nb")
+    said = "\n".join(printed(inspection))
+    assert not set(steering[0] + "\x9b\u202e") & set(said)
+    assert "id a\\x1b[2J\\x9b1A\\u202e b" in said
+    assert not {"\x1b", "\x9b"} & set(page_of(inspection))

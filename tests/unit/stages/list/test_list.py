@@ -275,3 +275,14 @@ def test_other_formats_and_other_folders_are_refused_in_one_line(tmp_path: Path)
     assert "\n" not in str(refused.value)
     with pytest.raises(ShardError, match="no shards here; run `sra-data align` first"):
         list_shards(tmp_path)
+
+
+def test_no_name_steers_the_terminal() -> None:
+    model = {"name": "a\x1b[2J\x9b1A", "revision": None}
+    pair = {"teacher": model, "student": model, "teacher_side": "x", "student_side": "y", "alignment": "x~y"}
+    console = Console(file=io.StringIO(), width=100, color_system=None)
+    listing = Listing("shards\x1b", (), (pair,))
+    listing.show(console)
+    said = console.file.getvalue()
+    assert not {"\x1b", "\x9b"} & set(said)
+    assert r"a\x1b[2J\x9b1A" in said

@@ -7,6 +7,7 @@ import re
 import shutil
 from collections import Counter
 from dataclasses import replace
+from html import escape
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,7 @@ from sra_data.errors import ConfigError, ShardError
 from sra_data.shards.store import Manifest, ShardSet, record
 from sra_data.stages.align.counts import LARGEST_SHOWN, SideCounts
 from sra_data.stages.report import sample as report_sample
-from sra_data.stages.report.chart import COLOUR, percent, power, short_bytes
+from sra_data.stages.report.chart import COLOUR, Chart, percent, power, short_bytes
 from sra_data.stages.report.facts import CorpusFacts, ReportFacts
 from sra_data.stages.report.page import page
 from sra_data.stages.report.plots import charts_of, length_edges
@@ -284,3 +285,10 @@ def test_numbers_on_axes_are_short() -> None:
     ]
     assert [power(value) for value in (1e-6, 0.01, 1, 2000)] == ["10⁻⁶", "0.01", "1", "2,000"]
     assert [short_bytes(count) for count in (0, 999, 45_300_000, 2.5e13)] == ["0 B", "999 B", "45.3 MB", "25 TB"]
+
+
+def test_a_charts_title_is_text_whatever_stands_in_it() -> None:
+    nasty = f'{NASTY}\\1 $\\frac$ "'
+    svg = Chart("a", "sides", nasty, "", lambda axes: axes.plot([1], label=nasty) and axes.legend()).svg()
+    assert "<script" not in svg
+    assert f'aria-label="{escape(nasty)}"' in svg
