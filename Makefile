@@ -3,6 +3,7 @@
 #   make compare    every method, two students, several seeds: up to 90 minutes on two cores
 #   make test       what CI runs
 #   make test-all   the long tests too
+#   make crash      500 kills, 2,000 flipped bits, 1,000 malformed documents, full disks and more
 PYTHON ?= python3
 VENV ?= .venv
 # Where torch comes from, if not from the default index (say, a CPU-only or a CUDA wheel index).
@@ -13,7 +14,7 @@ READY := $(VENV)/.ready
 # The comparison's corpus: a folder with train, dev and test.jsonl; the built-in one where it is not there.
 COMPARE_DATA ?= ../shared/data/dolly
 
-.PHONY: help demo compare test test-all lint types layers bench clean
+.PHONY: help demo compare test test-all crash lint types layers bench clean
 help:
 	@sed -n 's/^#   //p' Makefile
 
@@ -38,6 +39,9 @@ test: $(READY) lint types layers
 
 test-all: $(READY) lint types layers
 	$(BIN)/python -m pytest --cov --cov-report=term
+
+crash: $(READY)
+	@$(BIN)/python -m tests.crash.run
 
 lint: $(READY)
 	$(BIN)/ruff check .

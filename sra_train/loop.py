@@ -42,6 +42,7 @@ from sra_train.record.checkpoint import Checkpoints, Progress, full_state
 from sra_train.schedule import learning_rate
 
 MOST_EXAMPLES_NAMED = 8
+SHORTEST_STEP = 1e-9  # seconds, of a clock that stands still or goes back
 Evaluate = Callable[["Trainer"], dict[str, float] | None]
 Log = Callable[[str, int, Mapping[str, Any]], None]
 
@@ -176,7 +177,7 @@ class Trainer:
         if not all(math.isfinite(value) for value in totals.values()):
             self.stop_for_what_is_not_finite(step, totals, sums)
         self.update(step, norm, sums)
-        seconds = time.perf_counter() - started
+        seconds = max(time.perf_counter() - started, SHORTEST_STEP)
         self.progress.tokens += int(totals["tokens"])
         self.progress.seconds += seconds
         return {

@@ -52,7 +52,7 @@ from sra_train.record.checkpoint import Checkpoints, Progress, load_full_state
 from sra_train.record.export import export_model, push
 from sra_train.record.plots import draw_run
 from sra_train.record.provenance import ShardFacts, recorded_versions
-from sra_train.record.run_folder import default_output_dir, record_run, refuse_foreign_folder
+from sra_train.record.run_folder import claimed, default_output_dir, record_run, refuse_foreign_folder
 from sra_train.record.summary import RunSummary, last_numbers
 from sra_train.record.tracking import Metrics, finish, log_to, read_metrics, start_trackers
 from sra_train.student import (
@@ -139,14 +139,24 @@ class Run:
         student = self.build_student()
         # Refused, if the pages lack a column, before a folder is made.
         reader = RowReader(self.sources, student.method.needs)
+        identity = self.identity(self.sources.roots())
+        if not self.accelerator.is_main_process:  # the first one claims it for all
+            refuse_foreign_folder(self.folder, identity)
+            return self.carry_out_there(student, reader, identity)
+        with claimed(self.folder, identity):
+            return self.carry_out_there(student, reader, identity)
+
+    def carry_out_there(self, student: StudentModel, reader: RowReader, identity: Mapping[str, Any]) -> RunSummary:
+        """`carry_out`, once the folder is this run's alone."""
         roots = self.sources.roots()
-        identity = self.identity(roots)
-        refuse_foreign_folder(self.folder, identity)
         checkpoints = Checkpoints(
             self.folder / "checkpoints",
             keep_last=self.config.checkpoints.keep_last,
             identity=identity,
         )
+        if self.accelerator.is_main_process:
+            checkpoints.tidy()
+        self.accelerator.wait_for_everyone()
         # Refused, if it is another run's, before anything is written or moved to a device.
         resume_at = checkpoints.steps()[-1] if checkpoints.steps() else None
         if resume_at is not None:
@@ -160,6 +170,8 @@ class Run:
         progress = Progress()
         if resume_at is not None:
             weights, moments, progress = checkpoints.read(resume_at)
+            if self.accelerator.is_main_process:
+                checkpoints.prune(progress.best_step)  # a kill may have come between writing and that
             load_full_state(model, getattr(optimizer, "optimizer", optimizer), weights, moments)
             if self.accelerator.scaler is not None and progress.scaler:
                 self.accelerator.scaler.load_state_dict(progress.scaler)

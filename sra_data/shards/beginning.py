@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from sra_data.errors import ShardError
-from sra_data.shards.durable import folder_lock
+from sra_data.shards.durable import folder_lock, make_folder
 from sra_data.shards.manifest import PLAN, Manifest, Plan, Unit, is_begun, kind_of, manifest_in_turn, receipt_path
 from sra_data.shards.receipts import is_as_sealed
 
@@ -84,7 +84,7 @@ def _plan_of(shards: Path, one: Beginning) -> tuple[Plan, bool]:
     sources = () if kind == "corpus" else tuple(one.made_from)
     is_there = is_begun(shards, one.section)
     new = None if is_there else Plan(kind, inputs, tuple(one.make_units()), tuple(one.files), sources)
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     with folder_lock(folder):
         if new is None or is_begun(shards, one.section):  # there before, or by another coordinator meanwhile
             plan = Plan.load(folder)

@@ -1,7 +1,7 @@
 """Files that are either whole or not there: write beside, force to disk, rename, force the folder.
 
-A crash, a kill or a full disk at any moment leaves the old file, the new file, or a ``.tmp`` that no reader looks at
-and the next writer of the same name replaces.
+A crash, a kill or a full disk at any moment leaves the old file, the new file, or a ``.tmp`` that no reader looks at.
+The next writer of the same name replaces it, and whoever ends the work on a folder removes those that nobody holds.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from typing import IO, Any
 
 from sra_data.errors import ShardError
 
+TEMPORARY = ".tmp"  # the end of the name of what is being written
 SEAL = "seal"  # the last key of every JSON file: sha256 of what stands before it
 LARGEST_JSON = 1 << 29  # a plan of ten million units
 
@@ -32,6 +33,18 @@ def explain(error: OSError, path: Path, doing: str) -> ShardError:
         remedy = "check that the folder exists and may be written, then run the same command again"
     reason = error.strerror or str(error)
     return ShardError(f"{path.parent}: {reason} while {doing} {path.name}; {remedy}")
+
+
+def make_folder(folder: Path) -> None:
+    """Make a folder, and those it is in, where they are not there.
+
+    Raises:
+        ShardError: If the disk refuses.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise explain(error, folder, "making") from error
 
 
 def sync_folder(folder: Path) -> None:
@@ -67,8 +80,10 @@ def staged(path: Path, *, wait: bool = True) -> Iterator[IO[bytes]]:
     except OSError as error:
         raise explain(error, path, "writing") from error
     finally:
-        if _is_still(file, temporary):
-            temporary.unlink(missing_ok=True)
+        # A disk that takes nothing any more does not give back either: `remove_abandoned` does it later.
+        with suppress(OSError):
+            if _is_still(file, temporary):
+                temporary.unlink(missing_ok=True)
         # What a full disk refused is still in the buffer, and closing would refuse again: nobody wants those bytes.
         with suppress(OSError):
             file.close()
@@ -76,7 +91,20 @@ def staged(path: Path, *, wait: bool = True) -> Iterator[IO[bytes]]:
 
 def temporary_of(path: Path) -> Path:
     """Where a file is written before it gets its name."""
-    return path.with_name(path.name + ".tmp")
+    return path.with_name(path.name + TEMPORARY)
+
+
+def remove_abandoned(folder: Path) -> None:
+    """Remove the temporary files of a folder that nobody holds: whoever wrote them was killed.
+
+    The lock decides, as it does among writers: one that is held is left alone, and a writer that opens a file in the
+    moment in which it goes finds out when it has the lock, and opens another.
+    """
+    for temporary in folder.glob(f"*{TEMPORARY}"):
+        with suppress(OSError), temporary.open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if _is_still(file, temporary):
+                temporary.unlink()
 
 
 def _open_locked(temporary: Path, path: Path, wait: bool) -> IO[bytes]:
@@ -114,7 +142,7 @@ def _is_still(file: IO[bytes], temporary: Path) -> bool:
     """Whether the open file is the one of that name; no longer once it is published."""
     try:
         return os.path.samestat(os.fstat(file.fileno()), temporary.stat())
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return False
 
 
@@ -206,10 +234,20 @@ def _read_bounded(path: Path) -> bytes:
 
 @contextmanager
 def folder_lock(folder: Path) -> Iterator[None]:
-    """One process at a time changes the folder's manifest; waits for its turn."""
-    handle = os.open(folder, os.O_RDONLY)
+    """One process at a time changes the folder's manifest; waits for its turn.
+
+    Raises:
+        ShardError: If the folder is gone, or cannot be locked.
+    """
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX)
+        handle = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError as error:
+        raise explain(error, folder, "locking") from error
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        except OSError as error:
+            raise explain(error, folder, "locking") from error
         yield
     finally:
         os.close(handle)

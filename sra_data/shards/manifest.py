@@ -20,7 +20,15 @@ from typing import Any
 
 from sra_data.errors import ShardError
 from sra_data.shards.columns import FORMAT_VERSION, refuse_version
-from sra_data.shards.durable import SEAL, Document, folder_lock, read_document, sealed_bytes, write_sealed
+from sra_data.shards.durable import (
+    SEAL,
+    Document,
+    folder_lock,
+    make_folder,
+    read_document,
+    sealed_bytes,
+    write_sealed,
+)
 from sra_data.shards.metadata import ManifestRecord, PlanRecord, ReceiptRecord, checked
 
 MANIFEST = "manifest.json"
@@ -356,7 +364,7 @@ def record_all(
 @contextmanager
 def manifest_in_turn(shards: Path) -> Iterator[Manifest]:
     """The manifest as it is, an empty one where there is none; nobody else changes it before the context ends."""
-    shards.mkdir(parents=True, exist_ok=True)
+    make_folder(shards)
     with folder_lock(shards):
         yield Manifest.load(shards) if Manifest.exists(shards) else Manifest(shards, _empty())
 

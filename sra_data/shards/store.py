@@ -28,7 +28,7 @@ from sra_data.shards.columnar import (
     side_columns,
 )
 from sra_data.shards.columns import FORMAT_VERSION, FolderSchema
-from sra_data.shards.durable import BeingWritten, folder_lock
+from sra_data.shards.durable import BeingWritten, folder_lock, remove_abandoned
 from sra_data.shards.heads import load_embeddings, load_head, save_embeddings, save_head
 from sra_data.shards.index import Index, read_index
 from sra_data.shards.kinds import alignment_schema, corpus_schema, side_schema, teacher_schema
@@ -112,6 +112,7 @@ __all__ = [
     "record",
     "record_pairs",
     "refuse_if_changed",
+    "remove_abandoned",
     "save_embeddings",
     "save_head",
     "save_vocabulary",

@@ -4,7 +4,8 @@
         model.safetensors       trained weights, projectors and buffers, full (unsharded), each shared tensor once;
                                 what is frozen (a LoRA student's base) comes from the student's own folder again
         optimizer.safetensors   the optimizer's tensors as `<parameter>/<name>`
-        state.json              step, progress, identity, the optimizer's plain values, xxh3 of the two files above
+        state.json              step, progress, identity, the optimizer's plain values, xxh3 of the two files above,
+                                and a seal, the sha256 of all that (`sra_data/shards/durable.py`)
 
 No pickle is written and none is read. The folder is written under a temporary name, every file and then the folder is
 flushed to disk, and only then renamed: a checkpoint exists completely or not at all.
@@ -28,17 +29,23 @@ from typing import Any
 
 import torch
 import xxhash
+from pydantic import Field
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from sra_data.errors import TrainingError
+from sra_data.errors import ShardError, TrainingError
+from sra_data.shards.durable import SEAL, read_document, sealed_bytes
+from sra_data.shards.metadata import Count, Strict, Xxh3, checked
 from sra_train.config import differences
 
-CHECKPOINT_VERSION = 1
+CHECKPOINT_VERSION = 2
 PREFIX = "step-"
+STATE = "state.json"
+WRITING, REPLACED, DROPPED = ".writing-", ".replaced-", ".dropped-"  # what only a process at work has
 READ_SIZE = 1 << 22
 MODEL, OPTIMIZER = "model.safetensors", "optimizer.safetensors"
+LONGEST_SHOWN = 60
 
 
 @dataclass
@@ -54,6 +61,45 @@ class Progress:
     stopped_early: bool = False
     skipped_steps: int = 0  # fp16: steps left out because gradients overflowed
     scaler: dict[str, Any] = field(default_factory=dict)  # fp16: the loss scale and its counters
+
+
+class ProgressRecord(Strict):
+    """`Progress` as state.json must say it."""
+
+    step: Count
+    tokens: Count
+    seconds: float
+    best_metric: float | None
+    best_step: Count | None
+    evaluations_without_better: Count
+    stopped_early: bool
+    skipped_steps: Count
+    scaler: dict[str, Any]
+
+
+class FileHashes(Strict):
+    """Of the two files beside state.json."""
+
+    model: Xxh3 = Field(alias="model.safetensors")
+    optimizer: Xxh3 = Field(alias="optimizer.safetensors")
+
+
+class OptimizerRecord(Strict):
+    """The optimizer's plain values."""
+
+    values: dict[str, dict[str, Any]]
+    param_groups: list[dict[str, Any]]
+
+
+class StateRecord(Strict):
+    """What state.json may say."""
+
+    version: int
+    progress: ProgressRecord
+    identity: dict[str, Any]
+    optimizer: OptimizerRecord
+    xxh3: FileHashes
+    seal: str
 
 
 class Checkpoints:
@@ -88,10 +134,27 @@ class Checkpoints:
             model: Full state by name, as `full_state` gives it.
             optimizer: `{"state": {parameter: {name: value}}, "param_groups": [...]}`, likewise.
             progress: Where the run stands.
+
+        Raises:
+            TrainingError: If the disk refuses; the checkpoints that are there stay.
         """
         final = self.path(progress.step)
+        try:
+            self._write(final, model, optimizer, progress)
+        except (OSError, SafetensorError) as error:
+            reason = (error.strerror if isinstance(error, OSError) else None) or str(error)
+            raise TrainingError(
+                f"{final}: cannot be written ({reason}); free space there and run the same command again, it goes on"
+                " from the checkpoint before"
+            ) from error
+        self.prune(progress.best_step)
+        return final
+
+    def _write(
+        self, final: Path, model: Mapping[str, Tensor], optimizer: Mapping[str, Any], progress: Progress
+    ) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
-        temporary = self.folder / f".writing-{final.name}"
+        temporary = self.folder / f"{WRITING}{final.name}"
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir()
         tensors, plain = split_optimizer_state(optimizer["state"])
@@ -104,17 +167,30 @@ class Checkpoints:
             "optimizer": {"values": plain, "param_groups": optimizer["param_groups"]},
             "xxh3": {name: file_hash(temporary / name) for name in (MODEL, OPTIMIZER)},
         }
-        (temporary / "state.json").write_text(json.dumps(state, indent=1, ensure_ascii=False), encoding="utf-8")
+        (temporary / STATE).write_bytes(sealed_bytes(state))
         publish(temporary, final)
-        self.prune(progress.best_step)
-        return final
 
     def prune(self, best_step: int | None) -> None:
-        """Delete all but the last `keep_last` and the best."""
+        """Delete all but the last `keep_last` and the best; under another name, so that no half one is ever seen."""
         steps = self.steps()
         for step in steps[: -self.keep_last]:
             if step != best_step:
-                shutil.rmtree(self.path(step))
+                dropped = self.folder / f"{DROPPED}{self.path(step).name}"
+                os.rename(self.path(step), dropped)
+                shutil.rmtree(dropped)
+
+    def tidy(self) -> None:
+        """Remove what a killed process has left half; only a process that has claimed the run's folder may.
+
+        A checkpoint that was moved aside for one that never came gets its name back.
+        """
+        for replaced in self.folder.glob(f"{REPLACED}*"):
+            final = self.folder / replaced.name.removeprefix(REPLACED)
+            if not final.exists():
+                os.rename(replaced, final)
+        for prefix in (WRITING, REPLACED, DROPPED):
+            for path in self.folder.glob(f"{prefix}*"):
+                shutil.rmtree(path)
 
     def read_state(self, step: int) -> dict[str, Any]:
         """state.json of a checkpoint of THIS run.
@@ -123,21 +199,22 @@ class Checkpoints:
             TrainingError: If it is another run's, of another version, or damaged.
         """
         path = self.path(step)
+        remedy = f"delete {path} to go on from the checkpoint before"
         try:
-            state = json.loads((path / "state.json").read_text(encoding="utf-8"))
-            if not isinstance(state, dict):
-                raise ValueError(f"a {type(state).__name__} instead of an object")
-            if state.get("version") == CHECKPOINT_VERSION:
-                check_form(state)
-        except (OSError, ValueError, RecursionError) as error:
-            raise TrainingError(
-                f"{path}: unreadable checkpoint ({error}); delete it to go on from the one before"
-            ) from None
-        if state.get("version") != CHECKPOINT_VERSION:
-            raise TrainingError(
-                f"{path}: checkpoint version {state.get('version')}, this build reads {CHECKPOINT_VERSION};"
-                " choose a new --output-dir"
-            )
+            document = read_document(path / STATE, remedy=remedy)
+            version = document.value.get("version")
+            if version != CHECKPOINT_VERSION and (document.is_whole or SEAL not in document.value):
+                shown = str(version)[:LONGEST_SHOWN]
+                raise TrainingError(
+                    f"{path}: checkpoint version {shown}, this build reads {CHECKPOINT_VERSION};"
+                    " choose a new --output-dir"
+                )
+            if not document.is_whole:
+                raise TrainingError(f"{path / STATE}: damaged, its seal is not that of its content; {remedy}")
+            checked(StateRecord, document.value, where=path / STATE, remedy=remedy)
+        except ShardError as error:
+            raise TrainingError(str(error)) from None
+        state = document.value
         changed = differences(state["identity"], self.identity)
         if changed:
             raise TrainingError(
@@ -159,48 +236,15 @@ class Checkpoints:
                     f"{path / name}: damaged, its checksum is not the recorded {expected};"
                     f" delete {path} to go on from the checkpoint before"
                 )
-        try:
-            weights, moments = load_file(path / MODEL), load_file(path / OPTIMIZER)
-        except (OSError, SafetensorError) as error:
-            reason = " ".join(str(error).split())
-            raise TrainingError(
-                f"{path}: unreadable checkpoint ({reason}); delete it to go on from the one before"
-            ) from None
         optimizer = {
-            "state": join_optimizer_state(moments, state["optimizer"]["values"]),
+            "state": join_optimizer_state(load_tensors(path / OPTIMIZER), state["optimizer"]["values"]),
             "param_groups": state["optimizer"]["param_groups"],
         }
-        return weights, optimizer, Progress(**state["progress"])
+        return load_tensors(path / MODEL), optimizer, Progress(**state["progress"])
 
     def read_model(self, step: int) -> dict[str, Tensor]:
         """The weights and projectors of one checkpoint."""
         return self.read(step)[0]
-
-
-def check_form(state: Mapping[str, Any]) -> None:
-    """What state.json must be for its fields to be read: the form that `Checkpoints.write` gives it.
-
-    Raises:
-        ValueError: Naming the field that is not.
-    """
-    known = asdict(Progress())
-    progress, optimizer = state.get("progress"), state.get("optimizer")
-    wrong = [name for name in ("identity", "progress", "optimizer", "xxh3") if not isinstance(state.get(name), dict)]
-    if not wrong and isinstance(progress, dict) and isinstance(optimizer, dict):
-        groups, values = optimizer.get("param_groups"), optimizer.get("values")
-        if set(state["xxh3"]) != {MODEL, OPTIMIZER}:
-            wrong.append("xxh3")
-        if not isinstance(groups, list) or not all(isinstance(group, dict) for group in groups):
-            wrong.append("optimizer.param_groups")
-        if not isinstance(values, dict) or not all(isinstance(value, dict) for value in values.values()):
-            wrong.append("optimizer.values")
-        numbers = {name: value for name, value in progress.items() if name != "scaler"}
-        is_number = all(value is None or isinstance(value, int | float) for value in numbers.values())
-        whole = all(isinstance(progress.get(name), int) for name in ("step", "tokens"))
-        if set(progress) != set(known) or not (is_number and whole and isinstance(progress["scaler"], dict)):
-            wrong.append("progress")
-    if wrong:
-        raise ValueError(f"{wrong[0]} is not as it was written")
 
 
 def publish(temporary: Path, final: Path) -> None:
@@ -208,7 +252,7 @@ def publish(temporary: Path, final: Path) -> None:
     for path in temporary.iterdir():
         flush(path)
     flush(temporary)
-    replaced = final.parent / f".replaced-{final.name}"
+    replaced = final.parent / f"{REPLACED}{final.name}"
     shutil.rmtree(replaced, ignore_errors=True)
     if final.exists():  # the same step again, after an interruption right behind it
         os.rename(final, replaced)
@@ -224,6 +268,19 @@ def flush(path: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def load_tensors(path: Path) -> dict[str, Tensor]:
+    """A safetensors file.
+
+    Raises:
+        TrainingError: If it is none.
+    """
+    try:
+        return load_file(path)
+    except (OSError, SafetensorError) as error:
+        said = " ".join(str(error).split())
+        raise TrainingError(f"{path}: damaged ({said}); delete its folder to go on from the one before") from None
 
 
 def file_hash(path: Path) -> str:

@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
 from torch import Tensor
 
 from sra_data.errors import TrainingError
@@ -67,9 +68,10 @@ def export_model(
         for path in temporary.iterdir():
             flush(path)
         replace_folder(temporary, folder)
-    except OSError as error:
+    except (OSError, SafetensorError) as error:
+        reason = (error.strerror if isinstance(error, OSError) else None) or " ".join(str(error).split())
         raise TrainingError(
-            f"{folder}: cannot be written ({error.strerror}); free space and run the same command again"
+            f"{folder}: cannot be written ({reason}); free space and run the same command again"
         ) from None
     return folder
 

@@ -7,10 +7,13 @@ metrics.jsonl/csv, plots/, checkpoints/, model/
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import json
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -21,6 +24,8 @@ from sra_train.record.provenance import ShardFacts, git_state, recorded_versions
 
 RUN_FILE = "run.json"
 CONFIG_FILE = "config.yaml"
+UNFINISHED = f"{RUN_FILE}.tmp"  # all that a run has written which was killed at once
+REFUSED = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)  # what a disk says that takes nothing more
 
 
 def default_output_dir(config: TrainConfig, student: str) -> str:
@@ -50,8 +55,47 @@ def refuse_foreign_folder(folder: Path, identity: Mapping[str, Any]) -> None:
             )
     elif folder.is_file():
         raise TrainingError(f"{folder}: a file; give another --output-dir")
-    elif folder.is_dir() and any(folder.iterdir()):
+    elif folder.is_dir() and any(path.name != UNFINISHED for path in folder.iterdir()):
         raise TrainingError(f"{folder}: not empty and not the folder of a run; give another --output-dir")
+
+
+@contextmanager
+def claimed(folder: Path, identity: Mapping[str, Any]) -> Iterator[None]:
+    """Have a run's folder to oneself, and say in one line what the disk refuses meanwhile.
+
+    The claim is a lock on the folder: it leaves no file, and ends with the process, however that ends. Where a file
+    system has no locks nothing is claimed.
+
+    Raises:
+        TrainingError: If another process trains there, the folder is another run's, or it cannot be written.
+    """
+    refuse_foreign_folder(folder, identity)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        handle = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError as error:
+        raise TrainingError(f"{folder}: cannot be written ({error.strerror}); give another --output-dir") from None
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise TrainingError(
+                f"{folder}: another process trains there; wait for it, stop it, or give another --output-dir"
+            ) from None
+        except OSError as error:
+            if error.errno not in (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS):
+                raise
+        refuse_foreign_folder(folder, identity)  # it may have become one while nobody had claimed it
+        yield
+    except OSError as error:
+        if error.errno in REFUSED or str(error.filename).startswith(str(folder)):
+            raise TrainingError(
+                f"{folder}: {error.strerror or error}; free space or make it writable, and run the same command again,"
+                " it goes on from the last checkpoint"
+            ) from error
+        raise
+    finally:
+        os.close(handle)
 
 
 def record_run(
@@ -71,8 +115,8 @@ def record_run(
     }
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        write_text(folder / RUN_FILE, json.dumps(record, indent=1, ensure_ascii=False))  # first: whose folder it is
         write_text(folder / CONFIG_FILE, config.to_yaml())
-        write_text(folder / RUN_FILE, json.dumps(record, indent=1, ensure_ascii=False))
     except OSError as error:
         raise TrainingError(f"{folder}: cannot be written ({error.strerror}); give another --output-dir") from None
 

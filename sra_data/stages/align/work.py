@@ -30,6 +30,7 @@ from sra_data.shards.store import (
     has_file,
     is_as_sealed,
     model_name,
+    remove_abandoned,
     save_vocabulary,
     seal_all,
 )
@@ -151,12 +152,14 @@ class Work:
             save_nearest(folder, nearest_of(left, right))
 
     def seal(self, sections: Sequence[str]) -> None:
-        """Seal every folder of this call that is not sealed as it is now; one process at a time."""
+        """Seal every folder of this call that is not sealed as it is now, and tidy up; one process at a time."""
         with folder_lock(self.shards / "corpus"):
             known = Manifest.load(self.shards)
             to_seal = [name for name in sections if not is_as_sealed(self.shards, name, known.section(name) or {})]
             if to_seal:
                 seal_all(self.shards, to_seal)
+            for name in ("", *sections):  # what killed processes have left
+                remove_abandoned(self.shards / name)
 
     def _side_facts(self, side: Side) -> dict[str, Any]:
         tokenizer = side.tokenizer

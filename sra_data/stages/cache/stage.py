@@ -31,6 +31,7 @@ from sra_data.shards.store import (
     missing_units,
     notes_of,
     record,
+    remove_abandoned,
     save_embeddings,
     save_head,
     seal,
@@ -123,23 +124,31 @@ def _stored(tensor: Any) -> Any:
 
 
 def finish(run: CacheRun, plan: Plan) -> None:
-    """Seal the folder and measure its faithfulness, where neither another process nor an earlier call has done it."""
+    """Seal the folder and measure it, each where neither another process nor an earlier call has done it."""
     shards = run.shards.path
     with folder_lock(run.folder):
         known = Manifest.load(shards).section(run.section) or {}
-        if "faithfulness" in known and is_as_sealed(shards, run.section, known):
-            return
-        notes = notes_of(run.folder, plan)
-        refuse_mixture(environments_in(notes), where=str(run.folder))
-        failed = [name for note in notes for name in note["failed"]]
-        refuse_failed(failed, run.options.max_failed)
-        seal(shards, run.section, facts_at_end(run, plan))
-        measure_faithfulness(run)
-        with ShardSet.open(shards) as sealed:
-            if can_measure(sealed.manifest, run.section, run.identity.num_layers):
-                head = OutputHead.from_model(run.teacher.model).detach()
-                reach = measure_reach(sealed, run.section.partition("/")[2], head)
-                record(shards, run.section, reach=reach)
+        if "faithfulness" not in known or not is_as_sealed(shards, run.section, known):
+            notes = notes_of(run.folder, plan)
+            refuse_mixture(environments_in(notes), where=str(run.folder))
+            failed = [name for note in notes for name in note["failed"]]
+            refuse_failed(failed, run.options.max_failed)
+            seal(shards, run.section, facts_at_end(run, plan))
+            measure_faithfulness(run)
+            record_reach(run)
+        elif "reach" not in known:  # killed between the two
+            record_reach(run)
+        for place in (shards, run.folder):  # what killed processes have left
+            remove_abandoned(place)
+
+
+def record_reach(run: CacheRun) -> None:
+    """Ask the teacher about its students' next tokens, where its pages can say."""
+    shards = run.shards.path
+    with ShardSet.open(shards) as sealed:
+        if can_measure(sealed.manifest, run.section, run.identity.num_layers):
+            head = OutputHead.from_model(run.teacher.model).detach()
+            record(shards, run.section, reach=measure_reach(sealed, run.section.partition("/")[2], head))
 
 
 def measure_faithfulness(run: CacheRun) -> None:
@@ -159,10 +168,10 @@ def measure_faithfulness(run: CacheRun) -> None:
             reader.read(rows),
             batch_tokens=run.settings.batch_tokens,
         )
-    record(shards, run.section, faithfulness=found)
     try:
         hidden_dtype = run.settings.capture.hidden_dtype
         refuse_unfaithful(found, hidden_dtype=hidden_dtype, dtype=run.teacher.dtype, where=str(run.folder))
     except ShardError:
-        record(shards, run.section, root=None)
+        record(shards, run.section, faithfulness=found, root=None)  # in one write: a kill between two would accept it
         raise
+    record(shards, run.section, faithfulness=found)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -18,7 +19,15 @@ import pytest
 from sra_data.errors import ShardError
 from sra_data.shards import durable
 from sra_data.shards.beginning import refuse_if_changed
-from sra_data.shards.durable import BeingWritten, staged, write_sealed
+from sra_data.shards.durable import (
+    BeingWritten,
+    folder_lock,
+    make_folder,
+    publish,
+    remove_abandoned,
+    staged,
+    write_sealed,
+)
 from sra_data.shards.kinds import Row
 from sra_data.shards.manifest import Manifest, Plan
 from sra_data.shards.store import ShardSet, Unit, begin, corpus_schema, missing_units, record, seal, write_part
@@ -172,6 +181,60 @@ def test_a_folder_that_cannot_be_made_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(ShardError, match="check that the folder exists and may be written"):
         write_sealed(tmp_path / "file" / "a.json", {})
+
+
+READ_ONLY = OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+
+def refusing(*arguments: object, **named: object) -> None:
+    """What a folder that may only be read says to whoever wants to write."""
+    raise READ_ONLY
+
+
+def test_a_folder_that_may_only_be_read_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever is tried first: making a folder, locking one, writing a file, removing what was written of it."""
+    said = f"{tmp_path}: Read-only file system while {{}}; check that the folder exists and may be written"
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "mkdir", refusing)
+        with pytest.raises(ShardError, match=said.format("making corpus")):
+            make_folder(tmp_path / "corpus")
+    with monkeypatch.context() as patched:
+        patched.setattr(durable.os, "open", refusing)
+        with pytest.raises(ShardError, match="Read-only file system while locking"), folder_lock(tmp_path):
+            raise AssertionError("nobody has the lock")
+    with monkeypatch.context() as patched:
+        patched.setattr(durable.os, "fsync", refusing)
+        patched.setattr(Path, "unlink", refusing)
+        with pytest.raises(ShardError, match=said.format("writing a.json")):
+            write_sealed(tmp_path / "a.json", {"a": 1})
+    remove_abandoned(tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_that_was_deleted_meanwhile_is_one_line(tmp_path: Path) -> None:
+    with (
+        pytest.raises(ShardError, match="No such file or directory while locking corpus"),
+        folder_lock(tmp_path / "corpus"),
+    ):
+        pass
+    path = tmp_path / "sides" / "a.json"
+
+    def write_into_nothing() -> None:
+        with staged(path) as file:
+            shutil.rmtree(path.parent)
+            publish(file, path)
+
+    with pytest.raises(ShardError, match=r"No such file or directory while writing a\.json"):
+        write_into_nothing()
+
+
+def test_what_nobody_holds_is_removed_and_what_is_being_written_is_not(tmp_path: Path) -> None:
+    (tmp_path / "part-00000.receipt.json.tmp").write_bytes(b"of a process that was killed")
+    (tmp_path / "plan.json").write_bytes(b"{}")
+    with staged(tmp_path / "part-00001.parquet"):
+        remove_abandoned(tmp_path)
+        assert {path.name for path in tmp_path.iterdir()} == {"part-00001.parquet.tmp", "plan.json"}
+    remove_abandoned(tmp_path / "nowhere")
 
 
 def test_two_writers_of_one_part_do_not_mix(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from sra_data.errors import TrainingError
+from sra_data.shards.durable import write_sealed
 from sra_train.record import checkpoint
 from sra_train.record.checkpoint import Checkpoints, Progress, full_state, load_full_state
 
@@ -87,7 +88,7 @@ def test_a_crash_while_writing_leaves_what_was_there(tmp_path, monkeypatch, call
         raise OSError("no space left")
 
     monkeypatch.setattr(checkpoint, call, crash)
-    with pytest.raises(OSError, match="no space"):
+    with pytest.raises(TrainingError, match=r"step-00000002: cannot be written \(no space left\); free space"):
         write(kept, 2)
     assert kept.steps() == [1]
     monkeypatch.undo()
@@ -130,7 +131,12 @@ def test_another_runs_checkpoint_is_refused_field_by_field(tmp_path, change, mes
     assert "--output-dir" in str(caught.value)
 
 
-@pytest.mark.parametrize("name", ["model.safetensors", "optimizer.safetensors"])
+def write_plain(path: Path, state: dict) -> None:
+    del state["seal"]
+    path.write_text(json.dumps(state))
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "optimizer.safetensors", "state.json"])
 def test_a_flipped_bit_is_refused(tmp_path, name) -> None:
     path = write(store(tmp_path), 1) / name
     content = bytearray(path.read_bytes())
@@ -138,6 +144,57 @@ def test_a_flipped_bit_is_refused(tmp_path, name) -> None:
     path.write_bytes(content)
     with pytest.raises(TrainingError, match=rf"{name}: damaged"):
         store(tmp_path).read(1)
+
+
+@pytest.mark.parametrize("change", [{"progress": {}}, {"identity": []}, {"xxh3": {}}, {"optimizer": None}, {"more": 1}])
+def test_a_state_of_another_form_is_one_line_whatever_its_seal(tmp_path, change) -> None:
+    path = write(store(tmp_path), 1) / "state.json"
+    write_sealed(path, json.loads(path.read_bytes()) | change)
+    with pytest.raises(TrainingError, match=r"state.json: damaged \(.*; delete .*step-00000001 to go on") as raised:
+        store(tmp_path).read(1)
+    assert "\n" not in str(raised.value)
+
+
+def test_a_file_that_is_no_safetensors_is_one_line(tmp_path) -> None:
+    path = write(store(tmp_path), 1)
+    (path / "model.safetensors").write_bytes(b"nothing")
+    state = json.loads((path / "state.json").read_bytes())
+    state["xxh3"]["model.safetensors"] = checkpoint.file_hash(path / "model.safetensors")
+    write_sealed(path / "state.json", state)
+    with pytest.raises(TrainingError, match=r"model.safetensors: damaged \("):
+        store(tmp_path).read(1)
+
+
+def test_what_a_killed_process_leaves_half_is_removed_and_what_it_moved_aside_comes_back(tmp_path) -> None:
+    kept = store(tmp_path)
+    whole = write(kept, 3)
+    os.rename(whole, kept.folder / ".replaced-step-00000003")  # between the two renames of `publish`
+    for name in (".writing-step-00000003", ".dropped-step-00000001"):
+        (kept.folder / name).mkdir()
+    kept.tidy()
+    assert [path.name for path in kept.folder.iterdir()] == ["step-00000003"]
+    kept.read(3)
+    write(kept, 2)
+    os.rename(kept.path(2), kept.folder / ".replaced-step-00000003")  # behind both of them
+    kept.tidy()
+    assert [path.name for path in kept.folder.iterdir()] == ["step-00000003"]
+
+
+def test_a_checkpoint_that_is_dropped_is_never_half_there(tmp_path, monkeypatch) -> None:
+    kept = store(tmp_path, keep_last=1)
+    write(kept, 1)
+
+    def crash(path: Path, **named: object) -> None:
+        if path.name.startswith(".dropped"):
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(checkpoint.shutil, "rmtree", crash)
+    with pytest.raises(KeyboardInterrupt):
+        write(kept, 2)
+    monkeypatch.undo()
+    assert kept.steps() == [2]
+    kept.tidy()
+    assert [path.name for path in kept.folder.iterdir()] == ["step-00000002"]
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]"])
@@ -150,11 +207,12 @@ def test_an_unreadable_state_is_refused(tmp_path, content) -> None:
 
 def test_a_missing_file_and_another_version_are_refused(tmp_path) -> None:
     path = write(store(tmp_path), 1)
-    state = json.loads((path / "state.json").read_text())
-    (path / "state.json").write_text(json.dumps(state | {"version": 99}))
-    with pytest.raises(TrainingError, match="checkpoint version 99, this build reads 1"):
-        store(tmp_path).read(1)
-    (path / "state.json").write_text(json.dumps(state))
+    before = (path / "state.json").read_bytes()
+    for other in (write_sealed, write_plain):  # those of the first version had no seal
+        other(path / "state.json", json.loads(before) | {"version": 99})
+        with pytest.raises(TrainingError, match="checkpoint version 99, this build reads 2"):
+            store(tmp_path).read(1)
+    (path / "state.json").write_bytes(before)
     (path / "model.safetensors").unlink()
     with pytest.raises(TrainingError, match=r"model\.safetensors: No such file"):
         store(tmp_path).read(1)
