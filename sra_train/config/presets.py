@@ -46,8 +46,8 @@ def _sra(name: str, about: str, **options: Any) -> Preset:
 
 _ALL = (
     _sra("paper", "SRA as published: cross entropy, L_cos, L_geo and L_KD at centres of mass"),
-    # The one place where it is said what is recommended: it was ahead of fine-tuning in all settings of
-    # pipelines/compare/RESULTS.md, the only one that was.
+    # The one place where it is said what is recommended: it was ahead of fine-tuning in every setting of
+    # pipelines/compare/RESULTS.md, with its interval in all but one.
     Preset("tuned", "boundary", "next-token distributions wherever both sides have read the same text"),
     Preset(
         "strict-cos",
