@@ -34,6 +34,7 @@ from sra_data.models.decoder import (
     decoder_body,
     decoder_layers,
     input_embeddings,
+    refuse_encoder,
     states_offset,
     text_config,
     unwrap,
@@ -224,13 +225,16 @@ def open_model(name: str, options: StudentConfig) -> nn.Module:
     with quiet_transformers(), in_one_line(lambda error: f"{who}: {loading_problem(name, error)}"):
         if options.init == "random":
             config = AutoConfig.from_pretrained(name, **shared)
+            refuse_encoder(config, who=who)
             refuse_beyond(config, None, who=who, **trusted)
             model = AutoModelForCausalLM.from_config(config, **trusted, **placed)
         else:
             base = base_of_adapter(name, options.revision, who=who)
             stored = stored_in(base, options.revision, who=who)
             if stored is not None:  # else loading says what is missing
-                refuse_beyond(AutoConfig.from_pretrained(base, **shared), stored, who=who, **trusted)
+                config = AutoConfig.from_pretrained(base, **shared)
+                refuse_encoder(config, who=who)
+                refuse_beyond(config, stored, who=who, **trusted)
             # Tensors of other shapes are let in here, so that `refuse_unlike` names them.
             checked = {"output_loading_info": True, "ignore_mismatched_sizes": True}
             model, info = AutoModelForCausalLM.from_pretrained(

@@ -186,3 +186,16 @@ def input_embeddings(model: nn.Module) -> InputEmbeddings:
     head = causal.get_output_embeddings()
     is_tied = head is not None and head.weight is embedding.weight
     return InputEmbeddings(weight=embedding.weight, scale=scale, is_tied=is_tied)
+
+
+def refuse_encoder(config: Any, *, who: str) -> None:
+    """Refuse a configuration of an encoder with a decoder: its encoder would be left out without a word.
+
+    Raises:
+        ModelError: Saying so.
+    """
+    if getattr(config, "is_encoder_decoder", False):
+        raise ModelError(
+            f"{who}: {config.model_type} is an encoder with a decoder, and its encoder would be left out; "
+            "use a decoder-only model"
+        )

@@ -25,7 +25,7 @@ from torch import nn
 
 from sra_data.errors import ModelError
 from sra_data.models.declared import refuse_sizes
-from sra_data.models.decoder import decoder_layers, states_offset
+from sra_data.models.decoder import decoder_layers, refuse_encoder, states_offset
 from sra_data.teacher.capture import Captured, Example, TeacherCapture
 from sra_data.teacher.spec import CaptureOptions
 
@@ -51,11 +51,7 @@ def refuse_config(name: str, config: Any) -> None:
         ModelError: For a model of an encoder and a decoder, and one whose sizes are none.
     """
     refuse_sizes(config, who=f"teacher {name}")
-    if getattr(config, "is_encoder_decoder", False):
-        raise ModelError(
-            f"teacher {name}: {config.model_type} is an encoder with a decoder, and its encoder would be left out; "
-            "use a decoder-only model"
-        )
+    refuse_encoder(config, who=f"teacher {name}")
 
 
 def rows_to_probe(num_tokens: Sequence[int] | NDArray[Any]) -> list[int]:

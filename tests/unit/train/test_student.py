@@ -6,6 +6,8 @@ import pytest
 import torch
 from transformers import (
     AutoModelForCausalLM,
+    BartConfig,
+    BartForConditionalGeneration,
     GemmaConfig,
     GPT2Config,
     GPTNeoXConfig,
@@ -144,6 +146,17 @@ def test_a_student_with_nothing_left_to_train_is_refused() -> None:
     freeze(one.model, ["model", "lm_head"])
     with pytest.raises(ConfigError, match="nothing of the student is left to train"):
         parameter_groups(one, learning_rate=1e-3, projector_learning_rate=1e-3, weight_decay=0.0)
+
+
+@pytest.mark.parametrize("init", ["pretrained", "random"])
+def test_an_encoder_with_a_decoder_is_no_student(tmp_path, init: str) -> None:
+    config = BartConfig(
+        vocab_size=40, d_model=16, encoder_layers=1, decoder_layers=1, encoder_attention_heads=2,
+        decoder_attention_heads=2, encoder_ffn_dim=16, decoder_ffn_dim=16, max_position_embeddings=32,
+    )  # fmt: skip
+    BartForConditionalGeneration(config).save_pretrained(tmp_path)
+    with pytest.raises(ModelError, match="bart is an encoder with a decoder, and its encoder would be left out"):
+        load_student(str(tmp_path), StudentConfig(init=init))
 
 
 def test_a_student_that_is_not_there_is_refused_in_one_line(tmp_path) -> None:
