@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from tests.crash.process import Ended, Process
-from tests.crash.world import Command, World, at_write
+from tests.crash.world import Command, World, at_the
 
 NUMBERS = (signal.SIGKILL, signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
 SHARES = {"align": 4, "cache-teacher": 4, "run": 2}  # of the trials
@@ -124,16 +124,4 @@ def is_by(ended: Ended, number: int) -> bool:
 
 def _at_write(number: int, count: int) -> Callable[[], None]:
     """Makes the process send itself the signal when it forces or renames a file for the `count`-th time."""
-
-    def hook() -> None:
-        left = count
-
-        def one_less() -> None:
-            nonlocal left
-            left -= 1
-            if left == 0:
-                os.kill(os.getpid(), number)
-
-        at_write(one_less)
-
-    return hook
+    return at_the(count, lambda: os.kill(os.getpid(), number))

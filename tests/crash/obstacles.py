@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from tests.crash.process import carried_out
-from tests.crash.world import Command, World, at_write
+from tests.crash.world import Command, World, at_the
 
 NOBODY = 65534
 
@@ -84,18 +84,10 @@ def full_disk(world: World, command: Command, rng: random.Random) -> list[str]:
 
 
 def _no_space(count: int) -> Callable[[], None]:
-    def hook() -> None:
-        left = count
+    def refuse() -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-        def one_less() -> None:
-            nonlocal left
-            left -= 1
-            if left <= 0:
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-        at_write(one_less)
-
-    return hook
+    return at_the(count, refuse, and_after=True)
 
 
 def _short_files(size: int) -> Callable[[], None]:
@@ -144,18 +136,7 @@ def become_nobody() -> None:
 
 
 def _dies_at(count: int) -> Callable[[], None]:
-    def hook() -> None:
-        left = count
-
-        def one_less() -> None:
-            nonlocal left
-            left -= 1
-            if left == 0:
-                os.kill(os.getpid(), signal.SIGKILL)
-
-        at_write(one_less)
-
-    return hook
+    return at_the(count, lambda: os.kill(os.getpid(), signal.SIGKILL))
 
 
 # --------------------------------------------------------------------------- a folder that is gone
@@ -171,18 +152,7 @@ def deleted(world: World, command: Command, rng: random.Random) -> list[str]:
 
 
 def _deletes_at(count: int, folder: Path) -> Callable[[], None]:
-    def hook() -> None:
-        left = count
-
-        def one_less() -> None:
-            nonlocal left
-            left -= 1
-            if left == 0:
-                shutil.rmtree(folder, ignore_errors=True)
-
-        at_write(one_less)
-
-    return hook
+    return at_the(count, lambda: shutil.rmtree(folder, ignore_errors=True))
 
 
 # --------------------------------------------------------------------------- a clock

@@ -138,6 +138,23 @@ def _note_writes(path: Path) -> None:
     at_write(lambda: os.write(handle, b"."))
 
 
+def at_the(count: int, act: Callable[[], object], *, and_after: bool = False) -> Callable[[], None]:
+    """What makes a process act when it forces or renames a file for the `count`-th time, `and_after`: from then on."""
+
+    def hook() -> None:
+        left = count
+
+        def one_less() -> None:
+            nonlocal left
+            left -= 1
+            if left == 0 or (and_after and left < 0):
+                act()
+
+        at_write(one_less)
+
+    return hook
+
+
 def at_write(then: Callable[[], object]) -> None:
     """Have this process do something before it forces a file to disk or renames one: where crashes count."""
     for name in ("fsync", "replace", "rename"):
