@@ -9,7 +9,17 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-COLUMNS = ("method", "seeds", "rate", "bits per byte", "difference to sft, 95 %", "s a step", "teacher's tokens heard")
+COLUMNS = (
+    "method",
+    "seeds",
+    "rate",
+    "bits per byte",
+    "at its best temperature",
+    "difference to sft, 95 %",
+    "Rouge-L",
+    "s a step",
+    "teacher's tokens heard",
+)
 
 
 def write_results(output: Path, settings: list[str], *, seconds: float) -> None:
@@ -43,7 +53,9 @@ def section(name: str, found: dict[str, Any]) -> list[str]:
     rows = sorted(found["methods"], key=lambda row: row["bits_per_byte"])
     lines = ["", f"## {name}", "", *(f"> {note}" for note in found["notes"]), "", *head(COLUMNS)]
     lines += [row_of(row) for row in rows]
-    lines += [f"| *{one['name']}* | | | {one['bits_per_byte']:.4f} | | | |" for one in found["references"]]
+    for one in found["references"]:
+        cells = [f"*{one['name']}*", "", "", f"{one['bits_per_byte']:.4f}", f"{one['tempered']:.4f}", "", rouge(one)]
+        lines.append("| " + " | ".join([*cells, "", ""]) + " |")
     return lines
 
 
@@ -56,11 +68,18 @@ def row_of(row: dict[str, Any]) -> str:
         seeds,
         f"{row['rate']:g}",
         f"{row['bits_per_byte']:.4f}" + (f" ± {row['deviation']:.4f}" if row["num_seeds"] > 1 else ""),
+        f"{row['tempered']:.4f}",
         "" if difference is None else interval(difference),
+        rouge(row),
         "" if row["seconds_per_step"] is None else f"{row['seconds_per_step']:.2f}",
         "" if row["covered"] is None else f"{row['covered']:.1%}",
     ]
     return "| " + " | ".join(cells) + " |"
+
+
+def rouge(row: dict[str, Any]) -> str:
+    """Empty where nothing was generated."""
+    return "" if row["rouge_l"] is None else f"{row['rouge_l']:.1f}"
 
 
 def interval(difference: dict[str, float]) -> str:

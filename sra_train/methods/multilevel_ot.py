@@ -1,25 +1,33 @@
-"""MultiLevelOT: logits compared by rank over a whole sequence, token by token and as transport between sequences.
+"""MultiLevelOT: distributions compared by rank over a whole sequence, row by row and as transport between sequences.
 
     L   = alpha CE + (1 - alpha) sum_j lambda_j (L1 + lambda_ce SoftCE + lambda_sinkhorn Sinkhorn) of teacher j
-    x_i = the student's logits at row i over their standard deviation, at the 50 ids of the highest rank; y_i likewise
+    x_i = the student's softmax(z / s) at row i, s the deviation of its logits z, at the 50 ids of the highest rank;
+    y_i likewise the teacher's
 
     L1       = mean_i sum_k | x_ik - y_ik |
     SoftCE   = mean_i - sum_k softmax(y_i)_k log softmax(x_i)_k
     Sinkhorn = sum_ij P_ij C_ij with P of mass 1,   C_ij = sum_k | softmax(x_i / 2)_k - softmax(y_j / 2)_k |
 
 After "Multi-Level Optimal Transport for Universal Cross-Tokenizer Knowledge Distillation on Language Models", arXiv
-2412.14528. Rows are those of `uld`: the i-th token of a response with the teacher's i-th, the end included.
+2412.14528, and what its authors' code does. Rows are those of `uld`: the i-th token of a response with the teacher's
+i-th, the end included.
 
-Choices where the paper leaves one open:
-* **Rank** is over the sequence (`ranking=sequence`): the ids of an example are ordered once, by the sum over its rows
-  of the scaled logits, so that rank k is the same id at all its rows, each side for itself. One order for a whole batch
-  would let an example's loss depend on its company. `ranking=token` orders every row anew.
-* **The deviation** is over the vocabulary, without a mean taken off (as published: a constant in all logits, which no
-  probability depends on, is in L1) and with a gradient of its own. It divides by V, not V - 1.
+Choices where paper and code leave one open, or differ:
+* **What is compared**: the code takes the softmax over the vocabulary of the scaled logits before anything else, and
+  within SoftCE and Sinkhorn a softmax over the 50 again; so here. `compared=logits` takes z / s themselves, which the
+  paper can be read as: L1 is then some hundred times as large and pulls a student away from the text.
+* **Rank** is over the sequence (`ranking=sequence`), as the paper says: the ids of an example are ordered once, by the
+  sum over its rows of the scaled logits, so that rank k is the same id at all its rows, each side for itself. One order
+  for a whole batch would let an example's loss depend on its company. `ranking=token` orders every row anew, which is
+  what the code's first sort comes to.
+* **SoftCE** goes from the teacher to the student, as in the paper; the code's call has the two changed over.
+* **The deviation** is over the vocabulary, without a mean taken off (a constant in all logits changes no softmax) and
+  with a gradient of its own. It divides by V, not V - 1.
 * **Sizes**: L1 and SoftCE are means over rows and the plan has a mass of 1, so that the length of a response weighs in
-  none; `kd_reduction=sum` multiplies all three by the rows. Sinkhorn counts 0.1, as SoftCE.
-* **Sinkhorn's cost** lies between probabilities at temperature 2, where epsilon 0.1 is a soft plan;
-  `sinkhorn_of=logits` takes x and y themselves, whose distances are some hundred epsilons: a plan of almost one to one.
+  none; `kd_reduction=sum` multiplies all three by the rows. Sinkhorn counts 0.1, as SoftCE (the code: 1e-4 of a plan
+  whose mass is the number of rows). Shares are 0.5 and 0.5; the code adds its terms to the whole cross entropy.
+* **Sinkhorn's epsilon** of 0.1 makes a soft plan between such softmaxes; `sinkhorn_of=compared` takes x and y
+  themselves, whose distances, if they are logits, are some hundred epsilons: a plan of almost one to one.
 * **Where fewer ids exist** than `top_k` on either side, there are as many ranks as the smaller vocabulary has.
 
 Shapes: B examples, S rows of the batch, n rows of the longest example, k ranks.
@@ -62,7 +70,7 @@ from sra_train.methods.terms.cross_entropy import rows_of, sum_per_example
 from sra_train.methods.terms.head_loss import product_dtype
 from sra_train.methods.terms.head_rows import top_k_ids
 from sra_train.methods.terms.head_terms import head_terms
-from sra_train.methods.terms.scaled_logits import scaled_logits, sequence_top_k
+from sra_train.methods.terms.scaled_logits import scaled_log_probabilities, scaled_logits, sequence_top_k
 from sra_train.methods.terms.sinkhorn import sinkhorn_distance
 from sra_train.methods.terms.teacher_head import TeacherHead
 from sra_train.methods.terms.teachers import Taught
@@ -72,16 +80,21 @@ TERMS = ("l1", "soft_ce", "sinkhorn")
 
 
 class MultiLevelOTOptions(BaseModel):
-    """Scaled logits by rank: L1, soft cross entropy, and Sinkhorn's distance between sequences."""
+    """Softmaxes of scaled logits by rank: L1, soft cross entropy, and Sinkhorn's distance between sequences."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     alpha: float = Field(0.5, description="share of cross entropy")
+    compared: Literal["probabilities", "logits"] = Field(
+        "probabilities", description="of scaled logits: their softmax over the vocabulary, or they themselves"
+    )
     top_k: int = Field(50, description="ranks that are compared")
     ranking: Literal["sequence", "token"] = Field("sequence", description="one order of ids an example, or one a row")
     lambda_ce: float = Field(0.1, description="weight of the soft cross entropy beside L1")
     lambda_sinkhorn: float = Field(0.1, description="weight of Sinkhorn's distance beside L1")
-    sinkhorn_of: Literal["probabilities", "logits"] = Field("probabilities", description="what its cost lies between")
+    sinkhorn_of: Literal["softmax", "compared"] = Field(
+        "softmax", description="its cost lies between softmaxes of what is compared, or that itself"
+    )
     epsilon: float = Field(0.1, description="softness of the plan, in units of the cost")
     sinkhorn_iterations: int = Field(20, description="steps, each of rows and columns")
     kd_reduction: Reduction = Field(
@@ -166,16 +179,19 @@ class MultiLevelOTTeacher(nn.Module):
         }
 
     def _by_rank(self, head: OutputHead, states: Tensor, rows: AlignedRows, count: int, k: int) -> Tensor:
-        """A side's scaled logits at the k ids of the highest rank [S, k]."""
+        """What is compared of a side, at the k ids of the highest rank [S, k]."""
         if self.options.ranking == "token":
-            return scaled_logits(head, states, top_k_ids(head, states, k))
-        ids = sequence_top_k(head, states, rows.example, count=count, k=k)
-        return scaled_logits(head, states, ids.index_select(0, rows.example))
+            ids = top_k_ids(head, states, k)
+        else:
+            ids = sequence_top_k(head, states, rows.example, count=count, k=k).index_select(0, rows.example)
+        if self.options.compared == "logits":
+            return scaled_logits(head, states, ids)
+        return scaled_log_probabilities(head, states, ids).exp()
 
     def _sinkhorn(self, student: Tensor, teacher: Tensor, rows: AlignedRows, count: int) -> Tensor:
         """Sinkhorn's distance of each example [B], of a plan of mass 1, or of as much mass as there are rows."""
         options = self.options
-        if options.sinkhorn_of == "probabilities":
+        if options.sinkhorn_of == "softmax":
             student, teacher = (torch.softmax(one / SINKHORN_TEMPERATURE, 1) for one in (student, teacher))
         ones = torch.ones_like(rows.example)
         lengths = sum_per_example(ones, rows.example, count)

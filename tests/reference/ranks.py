@@ -41,17 +41,22 @@ def scaled(logits: list[Tensor]) -> list[Tensor]:
     return [one / deviation for one in logits]
 
 
-def sequence_ranks(rows: list[list[Tensor]], k: int) -> list[list[Tensor]]:
-    """Each row's scaled logits at the k ids that have the largest sums over all rows."""
+def sequence_ranks(rows: list[list[Tensor]], k: int, *, compared: str) -> list[list[Tensor]]:
+    """Each row's scaled logits, or their softmax, at the k ids that have the largest sums of them over all rows."""
     found = [scaled(row) for row in rows]
     sums = [sum(number(row[place]) for row in found) for place in range(len(found[0]))]
     ids = sorted(range(len(sums)), key=lambda place: -sums[place])[:k]
+    if compared == "probabilities":
+        found = [probabilities(row, 1.0) for row in found]
     return [[row[place] for place in ids] for row in found]
 
 
-def token_ranks(rows: list[list[Tensor]], k: int) -> list[list[Tensor]]:
-    """Each row's k largest scaled logits."""
-    return [sorted(scaled(row), key=number, reverse=True)[:k] for row in rows]
+def token_ranks(rows: list[list[Tensor]], k: int, *, compared: str) -> list[list[Tensor]]:
+    """Each row's k largest scaled logits, or the k largest of their softmax."""
+    found = [scaled(row) for row in rows]
+    if compared == "probabilities":
+        found = [probabilities(row, 1.0) for row in found]
+    return [sorted(row, key=number, reverse=True)[:k] for row in found]
 
 
 def l1(first: list[Tensor], second: list[Tensor]) -> Tensor:

@@ -1,6 +1,7 @@
 """Chosen logits over the standard deviation of their row, and which ids to choose; in chunks (MultiLevelOT).
 
     z_i / s,    s = sqrt( sum over the vocabulary of (z_i - mean z)^2 / V )          one s per row, with gradient
+    log softmax(z / s)_i = z_i / s - L,    L = log sum over the vocabulary of exp(z_i / s)
 
 The deviation is worked out in two passes over a chunk (E[z^2] - mean^2 of logits around -100 would keep three digits),
 so it cannot be had from sums that `head_rows` could give. As there, a chunk of rows is multiplied with the head, what
@@ -36,8 +37,18 @@ def scaled_logits(head: OutputHead, states: Tensor, ids: Tensor, *, chunk_bytes:
         [R, k] in at least float32.
     """
     spec = _Spec(ids, head.scale, head.softcap, product_dtype(states), _limit(states, chunk_bytes))
-    chosen, deviation = _ChosenAndDeviation.apply(spec, head.weight, head.bias, states)
+    chosen, deviation, _ = _ChosenAndSums.apply(spec, head.weight, head.bias, states)
     return chosen / deviation[:, None]
+
+
+def scaled_log_probabilities(
+    head: OutputHead, states: Tensor, ids: Tensor, *, chunk_bytes: int | None = None
+) -> Tensor:
+    """The same less the log-sum over the whole vocabulary: log softmax(z / s) at the chosen ids [R, k]."""
+    limit = _limit(states, chunk_bytes)
+    spec = _Spec(ids, head.scale, head.softcap, product_dtype(states), limit, with_log_sum=True)
+    chosen, deviation, log_sum = _ChosenAndSums.apply(spec, head.weight, head.bias, states)
+    return chosen / deviation[:, None] - log_sum[:, None]
 
 
 @torch.no_grad()
@@ -86,6 +97,7 @@ class _Spec:
     softcap: float | None
     dtype: torch.dtype
     chunk_bytes: int
+    with_log_sum: bool = False
 
     def head(self, weight: Tensor, bias: Tensor | None) -> ChunkedHead:
         """The product with the head, chunk by chunk."""
@@ -98,22 +110,27 @@ class _Spec:
         return [slice(start, min(start + size, num_rows)) for start in range(0, num_rows, size)]
 
 
-class _ChosenAndDeviation(torch.autograd.Function):
-    """Forward: values, chunk by chunk. Backward: the chunks again."""
+class _ChosenAndSums(torch.autograd.Function):
+    """Forward: chosen logits, s and (if asked for) L, chunk by chunk. Backward: the chunks again."""
 
     @staticmethod
-    def forward(ctx: Any, spec: _Spec, weight: Tensor, bias: Tensor | None, states: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(
+        ctx: Any, spec: _Spec, weight: Tensor, bias: Tensor | None, states: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
         ctx.spec = spec
         ctx.save_for_backward(weight, bias, states)
         with torch.autocast(weight.device.type, enabled=False):
             product = spec.head(weight, bias)
             chosen = torch.empty(spec.ids.shape, dtype=product.logits_dtype, device=states.device)
-            deviation = torch.empty(len(states), dtype=product.logits_dtype, device=states.device)
+            deviation, log_sum = chosen.new_empty(len(states)), chosen.new_zeros(len(states))
             for rows in spec.chunks(len(states), len(weight)):
                 logits = product.logits(states[rows])
                 chosen[rows] = logits.gather(1, spec.ids[rows])
-                deviation[rows] = _deviation(logits)[1][:, 0]
-        return chosen, deviation
+                scale = _deviation(logits)[1]
+                deviation[rows] = scale[:, 0]
+                if spec.with_log_sum:
+                    log_sum[rows] = torch.logsumexp(logits.div_(scale), 1)
+        return chosen, deviation, log_sum
 
     @staticmethod
     def backward(ctx: Any, *outer: Tensor) -> tuple[Tensor | None, ...]:
@@ -139,10 +156,18 @@ class _ChosenAndDeviation(torch.autograd.Function):
 
 def _slope(logits: Tensor, spec: _Spec, rows: slice, outer: tuple[Tensor, ...]) -> Tensor:
     """The gradient with respect to the product states W^T + b of a chunk [r, V]."""
-    of_chosen, of_deviation = outer[0][rows], outer[1][rows, None]
+    of_chosen, of_deviation, of_log_sum = outer[0][rows], outer[1][rows, None], outer[2][rows, None]
     mean, deviation = _deviation(logits)
+    through_sum = None
+    if spec.with_log_sum:
+        # L hangs on z twice: d L = p . dz / s - (p . z) / s^2 ds, with p = softmax(z / s).
+        through_sum = torch.softmax(logits / deviation, 1)
+        of_deviation = of_deviation - of_log_sum * (through_sum * logits).sum(1, keepdim=True) / deviation.square()
+        through_sum.mul_(of_log_sum / deviation)
     # d s / d z_i = (z_i - mean) / (V s); 0 where all logits are equal.
     gradient = (logits - mean).mul_(of_deviation / (deviation * logits.shape[1]))
+    if through_sum is not None:
+        gradient.add_(through_sum)
     gradient.scatter_add_(1, spec.ids[rows], of_chosen)
     if spec.softcap is not None:
         gradient.mul_(1 - (logits / spec.softcap).square())

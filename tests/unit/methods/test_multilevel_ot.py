@@ -11,7 +11,7 @@ from sra_data.errors import ConfigError
 from sra_data.models.output_head import OutputHead
 from sra_train.contract import MethodSetting, ModelShape
 from sra_train.methods.multilevel_ot import MultiLevelOT, MultiLevelOTOptions
-from sra_train.methods.terms.scaled_logits import scaled_logits, sequence_top_k
+from sra_train.methods.terms.scaled_logits import scaled_log_probabilities, scaled_logits, sequence_top_k
 from sra_train.methods.terms.sinkhorn import sinkhorn_distance
 from tests.reference import losses as slow
 from tests.reference import ranks
@@ -21,7 +21,10 @@ CASES = {
     "published defaults": {},
     "five ranks": {"top_k": 5, "sinkhorn_iterations": 3},
     "every row in its own order": {"top_k": 5, "ranking": "token", "lambda_ce": 0.7},
-    "cost between logits": {"top_k": 4, "sinkhorn_of": "logits", "epsilon": 5.0, "lambda_sinkhorn": 2.0},
+    "scaled logits": {"top_k": 5, "compared": "logits"},
+    "every row's scaled logits": {"top_k": 5, "compared": "logits", "ranking": "token"},
+    "cost between logits": {"top_k": 4, "compared": "logits", "sinkhorn_of": "compared", "epsilon": 5.0},
+    "cost between probabilities": {"top_k": 4, "sinkhorn_of": "compared", "lambda_sinkhorn": 2.0},
     "sum": {"top_k": 6, "kd_reduction": "sum", "alpha": 0.3},
     "token": {"top_k": 6, "kd_reduction": "token"},
     "no cross entropy": {"top_k": 3, "alpha": 0.0, "lambda_ce": 0.0},
@@ -33,11 +36,12 @@ def expected_terms(options: MultiLevelOTOptions, example, head, teacher_head) ->
     beside = taught.rows_beside(example)
     k = min(options.top_k, worlds.STUDENT_VOCABULARY, worlds.TEACHER_VOCABULARY)
     ranked = ranks.sequence_ranks if options.ranking == "sequence" else ranks.token_ranks
-    student = ranked([slow.head_logits(one, head.for_reference()) for one, _ in beside], k)
-    teacher = ranked([slow.head_logits(one, teacher_head.for_reference()) for _, one in beside], k)
+    student = ranked([slow.head_logits(one, head.for_reference()) for one, _ in beside], k, compared=options.compared)
+    theirs = [slow.head_logits(one, teacher_head.for_reference()) for _, one in beside]
+    teacher = ranked(theirs, k, compared=options.compared)
     pairs = list(zip(student, teacher, strict=True))
     moved = student, teacher
-    if options.sinkhorn_of == "probabilities":
+    if options.sinkhorn_of == "softmax":
         moved = tuple([ranks.probabilities(row, 2.0) for row in side] for side in moved)
     costs = [[ranks.l1(x, y) for y in moved[1]] for x in moved[0]]
     mass = 1 if options.kd_reduction == "mean" else len(beside)
@@ -85,11 +89,14 @@ def whole(head: OutputHead, states: torch.Tensor) -> torch.Tensor:
 
 @pytest.mark.parametrize(("softcap", "scale", "with_bias"), [(None, 1.0, False), (None, 0.5, True), (3.0, 1.5, True)])
 @pytest.mark.parametrize("rows_at_once", [1, 4, 100])
-def test_scaled_logits_and_their_gradients_are_those_of_the_whole_product(softcap, scale, with_bias, rows_at_once):
+@pytest.mark.parametrize("softmax", [False, True])
+def test_values_and_gradients_are_those_of_the_whole_product(softcap, scale, with_bias, rows_at_once, softmax):
     head, states, ids = make(softcap, scale, with_bias)
     leaves = [one for one in (head.weight, head.bias, states) if one is not None]
-    found = scaled_logits(head, states, ids, chunk_bytes=8 * VOCABULARY * rows_at_once)
-    wanted = whole(head, states).gather(1, ids)
+    chosen = scaled_log_probabilities if softmax else scaled_logits
+    found = chosen(head, states, ids, chunk_bytes=8 * VOCABULARY * rows_at_once)
+    logits = whole(head, states)
+    wanted = (torch.log_softmax(logits, 1) if softmax else logits).gather(1, ids)
     torch.testing.assert_close(found, wanted, rtol=1e-12, atol=1e-12)
     outer = torch.randn(found.shape, generator=torch.Generator().manual_seed(9), dtype=torch.float64)
     mine, theirs = (torch.autograd.grad((one * outer).sum(), leaves) for one in (found, wanted))
@@ -109,8 +116,12 @@ def test_the_deviation_of_logits_far_from_zero_keeps_its_digits_in_float32() -> 
 def test_equal_logits_are_left_as_they_are() -> None:
     head = OutputHead(torch.zeros(5, 3, dtype=torch.float64, requires_grad=True), torch.full((5,), 2.0).double())
     states = torch.ones(2, 3, dtype=torch.float64, requires_grad=True)
-    found = scaled_logits(head, states, torch.tensor([[0, 1], [2, 3]]))
+    ids = torch.tensor([[0, 1], [2, 3]])
+    found = scaled_logits(head, states, ids)
     assert found.tolist() == [[2.0, 2.0], [2.0, 2.0]]
+    assert torch.isfinite(torch.autograd.grad(found.sum(), head.weight)[0]).all()
+    found = scaled_log_probabilities(head, states, ids).exp()
+    torch.testing.assert_close(found, torch.full((2, 2), 0.2, dtype=torch.float64))
     assert torch.isfinite(torch.autograd.grad(found.sum(), head.weight)[0]).all()
 
 

@@ -21,7 +21,7 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "multilevel-ot": ("multilevel-ot", {"top_k": 5}),
     "multilevel-ot, token, logits": (
         "multilevel-ot",
-        {"top_k": 4, "kd_reduction": "token", "ranking": "token", "sinkhorn_of": "logits"},
+        {"top_k": 4, "kd_reduction": "token", "ranking": "token", "compared": "logits", "sinkhorn_of": "compared"},
     ),
 }
 OTHER_SIZES = [[(3, 1), (1, 4), (1, 1)], [(1, 3), (3, 2)], []]  # the same tokens of the student, cut elsewhere
