@@ -131,6 +131,7 @@ class Trainer:
         self.evaluate = evaluate
         self.stop = StopRequest()
         self.stopping = False
+        self.resumed_at = progress.step
 
     def run(self) -> Progress:
         """Train to the end, to an early stop, or to an interruption.
@@ -140,7 +141,7 @@ class Trainer:
             KeyboardInterrupt: After a checkpoint, if asked to stop.
         """
         start = self.progress.step
-        if start >= self.total_steps or self.progress.stopped_early:
+        if self.progress.stopped_early or (start >= self.total_steps and not self.owes_evaluation()):
             return self.progress
         stream = training_stream(self.maker, self.plan, self.share, start=start, stop=self.total_steps)
         with (
@@ -149,6 +150,8 @@ class Trainer:
             self.reporter.task("train", total=self.total_steps, unit="steps") as task,
         ):
             task.go_on_from(start)
+            if self.owes_evaluation() and self.between_steps():
+                return self.progress
             for step in range(start, self.total_steps):
                 record = self.train_step(step, batches)
                 self.progress.step = step + 1
@@ -286,16 +289,23 @@ class Trainer:
         is_over = step == self.total_steps
         # several processes know only of requests that went into the step's sums; one alone need not wait for the next
         stopping = self.stopping or (self.accelerator.num_processes == 1 and self.stop.requested)
-        is_better = False
-        if self.evaluate is not None and not stopping and self.is_time(self.config.evaluation.every_steps):
+        is_better, is_made_good = False, step == self.resumed_at
+        if self.owes_evaluation() and not stopping:
             is_better = self.measure()
             stopping = self.stop.agreed(self.accelerator)
         is_time_to_save = self.is_time(self.config.checkpoints.every_steps)
-        if is_better or is_over or stopping or self.progress.stopped_early or is_time_to_save:
+        if is_better or is_over or stopping or self.progress.stopped_early or is_time_to_save or is_made_good:
             self.save()
-        if stopping and not is_over:
+        if stopping and (not is_over or self.owes_evaluation()):
             raise KeyboardInterrupt
         return self.progress.stopped_early
+
+    def owes_evaluation(self) -> bool:
+        """Whether one is due after the steps done and has not been; a run that was stopped before it makes it good."""
+        step = self.progress.step
+        if self.evaluate is None or step == 0 or step == self.progress.evaluated_step:
+            return False
+        return self.is_time(self.config.evaluation.every_steps)
 
     def is_time(self, every_steps: int | None) -> bool:
         """Whether something that happens every so often (by default every epoch) is due after this step."""
@@ -315,6 +325,7 @@ class Trainer:
             )
         if self.accelerator.is_main_process:
             self.log("evaluation", self.progress.step, found)
+        self.progress.evaluated_step = self.progress.step
         value, best = found[metric], self.progress.best_metric
         higher_is_better = metric.startswith("rouge")
         is_better = best is None or (value > best if higher_is_better else value < best)

@@ -39,7 +39,7 @@ from sra_data.shards.durable import SEAL, read_document, sealed_bytes
 from sra_data.shards.metadata import Count, Strict, Xxh3, checked
 from sra_train.config import differences
 
-CHECKPOINT_VERSION = 2
+CHECKPOINT_VERSION = 3
 PREFIX = "step-"
 STATE = "state.json"
 WRITING, REPLACED, DROPPED = ".writing-", ".replaced-", ".dropped-"  # what only a process at work has
@@ -58,6 +58,7 @@ class Progress:
     best_metric: float | None = None
     best_step: int | None = None
     evaluations_without_better: int = 0
+    evaluated_step: int | None = None  # of the last evaluation; a stop may have come before one that was due
     stopped_early: bool = False
     skipped_steps: int = 0  # fp16: steps left out because gradients overflowed
     scaler: dict[str, Any] = field(default_factory=dict)  # fp16: the loss scale and its counters
@@ -72,6 +73,7 @@ class ProgressRecord(Strict):
     best_metric: float | None
     best_step: Count | None
     evaluations_without_better: Count
+    evaluated_step: Count | None
     stopped_early: bool
     skipped_steps: Count
     scaler: dict[str, Any]

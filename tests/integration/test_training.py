@@ -5,12 +5,15 @@ from __future__ import annotations
 import json
 import shutil
 import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 
 import pytest
 import torch
 
+from sra_data.terminal import Task
 from sra_train.config import load_config
 from sra_train.record.tracking import read_metrics
 from tests.synthetic_shards import ALIGNMENT, STUDENT, TEACHERS
@@ -117,6 +120,51 @@ def test_three_resumes_in_one_epoch_give_bit_identical_losses_and_weights(made, 
     one, other = weights(tmp_path / "whole"), weights(tmp_path / "pieces")
     assert one.keys() == other.keys()
     assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_a_stop_where_an_evaluation_is_due_loses_none(made, tmp_path) -> None:
+    """The stop comes in the step that ends an epoch, then in the last of all: the next call measures first."""
+    whole = train(made, tmp_path / "whole", training__epochs=2)
+    folder = tmp_path / "pieces"
+    for after in (5, 10):
+        with pytest.raises(KeyboardInterrupt):
+            train(made, folder, Interrupting(after), training__epochs=2)
+    for _ in range(2):  # the second time nothing is left to do, and nothing is measured again
+        pieces = train(made, folder, training__epochs=2)
+        assert evaluations(folder) == evaluations(tmp_path / "whole")
+        assert [step for step, _ in evaluations(folder)] == [5, 10]
+        assert pieces.exported_step == whole.exported_step
+
+
+def test_an_evaluation_made_good_is_not_repeated_after_a_crash(made, tmp_path) -> None:
+    settings = {"training__epochs": 2, "training__learning_rate": 1e-30, "training__min_learning_rate": 0}
+    settings["training__projector_learning_rate"] = 1e-30  # so that no evaluation but the first is the best
+    settings |= {"evaluation__every_steps": 2, "checkpoints__every_steps": 100}
+    train(made, tmp_path / "whole", **settings)
+    with pytest.raises(KeyboardInterrupt):
+        train(made, tmp_path / "pieces", Interrupting(4), **settings)
+    with pytest.raises(RuntimeError, match="crashed behind step 5"):
+        train(made, tmp_path / "pieces", Crashing(5), **settings)
+    train(made, tmp_path / "pieces", **settings)
+    assert [step for step, _ in evaluations(tmp_path / "pieces")] == [2, 4, 6, 8, 10]
+    assert evaluations(tmp_path / "pieces") == evaluations(tmp_path / "whole")
+
+
+class Crashing(Interrupting):
+    """Ends without a checkpoint behind the given number of steps."""
+
+    @contextmanager
+    def task(self, description: str, total: float | None = None, unit: str = "items") -> Iterator[Task]:
+        def show(task: Task) -> None:
+            if description == "train" and task.done == self.after:
+                raise RuntimeError(f"crashed behind step {self.after}")
+
+        yield Task(description, total, unit, show=show)
+
+
+def evaluations(folder: Path) -> list[tuple[int, float]]:
+    records = read_metrics(folder / "metrics.jsonl")
+    return [(record["step"], record["loss"]) for record in records if record["kind"] == "evaluation"]
 
 
 def test_a_crash_behind_the_last_checkpoint_repeats_the_lost_steps_exactly(made, tmp_path) -> None:

@@ -210,7 +210,7 @@ def test_a_missing_file_and_another_version_are_refused(tmp_path) -> None:
     before = (path / "state.json").read_bytes()
     for other in (write_sealed, write_plain):  # those of the first version had no seal
         other(path / "state.json", json.loads(before) | {"version": 99})
-        with pytest.raises(TrainingError, match="checkpoint version 99, this build reads 2"):
+        with pytest.raises(TrainingError, match="checkpoint version 99, this build reads 3"):
             store(tmp_path).read(1)
     (path / "state.json").write_bytes(before)
     (path / "model.safetensors").unlink()
