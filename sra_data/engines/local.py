@@ -2,13 +2,15 @@
 
 A worker is made once per process (it may load a teacher) and then given unit after unit. What a unit writes depends on
 the unit alone, so the number of processes changes only the time. A worker returns small results (a receipt's notes): no
-tensor travels between processes.
+tensor travels between processes. A worker ends with whoever made it, however that ended: one that waited for ever for
+its next unit would keep a teacher in a GPU's memory.
 """
 
 from __future__ import annotations
 
 import multiprocessing
 import os
+import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -73,11 +75,20 @@ def _result(future: Future[tuple[Any, int]]) -> tuple[Any, int]:
 def _start(make_worker: Callable[[], Work], threads: int) -> None:
     """Runs first in every process of the pool. What goes wrong is kept: raised here it would be a broken pool's."""
     global _work, _why_not
+    threading.Thread(target=_end_with_parent, name="end with the parent", daemon=True).start()
     os.environ.setdefault("OMP_NUM_THREADS", str(threads))
     try:
         _work = make_worker()
     except Exception as error:
         _why_not = error
+
+
+def _end_with_parent() -> None:
+    """End this process when its parent does, at once, as a kill would: a unit half done is done again."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
 
 
 def _do(unit: Any) -> tuple[Any, int]:

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import os
+import select
 import signal
+import subprocess
+import sys
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
@@ -88,6 +92,60 @@ def test_why_a_worker_of_a_pool_could_not_be_made_comes_through(run_units: RunUn
 def test_a_worker_that_is_killed_is_one_line_with_what_to_do(run_units: RunUnits) -> None:
     with pytest.raises(SRAError, match=r"died without a word .* finished units are kept: run the same command again"):
         list(run_units([1, 2], dying, num_workers=2))
+
+
+POOL_OF_TWO = """
+import os, sys
+from sra_data.engines import local
+
+def noting():
+    def work(unit, advance):
+        print(os.getpid(), flush=True)
+        return unit
+    return work
+
+if __name__ == "__main__":
+    units = iter(int, 1)  # of zeros, for ever
+    running = local.run_units(units, noting, num_workers=2)
+    for _ in range(8):
+        next(running)
+    print("done", flush=True)
+    sys.stdin.read()  # both workers are waiting for a unit now
+"""
+
+
+def test_workers_end_with_a_parent_that_is_killed(tmp_path) -> None:
+    """Nobody tells them: they would wait for a unit for ever, each with its teacher in memory."""
+    script = tmp_path / "pool_of_two.py"
+    script.write_text(POOL_OF_TWO)
+    root = Path(engines.__file__).parents[2]
+    environment = {**os.environ, "PYTHONPATH": str(root)}
+    reading, writing = os.pipe()  # every process of the family holds its writing end
+    with subprocess.Popen(
+        [sys.executable, str(script)], stdin=subprocess.PIPE, stdout=writing, env=environment, text=True
+    ) as parent:
+        os.close(writing)
+        said = _until(reading, lambda text: text.endswith("done\n"))
+        assert len(set(said.split())) >= 2
+        parent.kill()
+        _until(reading, lambda text: False)  # the end of the file: the last one that could write has ended
+        assert parent.wait() == -signal.SIGKILL
+    os.close(reading)
+
+
+LONGEST = 8  # seconds without a word, after which the processes count as hanging
+
+
+def _until(handle: int, is_enough: Callable[[str], bool]) -> str:
+    """What can be read from a pipe until it is enough, or nobody can write any more."""
+    text = ""
+    while not is_enough(text):
+        assert select.select([handle], [], [], LONGEST)[0], f"nothing more was said, and nobody ended: {text!r}"
+        more = os.read(handle, 4096).decode()
+        if not more:
+            break
+        text += more
+    return text
 
 
 def test_less_than_one_worker_is_refused(run_units: RunUnits) -> None:
