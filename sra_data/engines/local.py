@@ -3,17 +3,20 @@
 A worker is made once per process (it may load a teacher) and then given unit after unit. What a unit writes depends on
 the unit alone, so the number of processes changes only the time. A worker returns small results (a receipt's notes): no
 tensor travels between processes. A worker ends with whoever made it, however that ended: one that waited for ever for
-its next unit would keep a teacher in a GPU's memory.
+its next unit would keep a teacher in a GPU's memory. Ctrl-C reaches all processes of a terminal: workers leave it to
+their parent, which ends them.
 """
 
 from __future__ import annotations
 
 import multiprocessing
 import os
+import signal
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from typing import Any
 
 from sra_data.engines.work import Advance, UnitType, Work
@@ -51,15 +54,30 @@ def _run_in_pool(
     try:
         while True:
             while len(running) < num_workers and (unit := next(remaining, None)) is not None:
-                running[pool.submit(_do, unit)] = unit
+                with _without_interrupts():
+                    running[pool.submit(_do, unit)] = unit  # may start a process
             if not running:
                 break
             for future in wait(running, return_when=FIRST_COMPLETED).done:
                 result, amount = _result(future)
                 advance(amount)
                 yield running.pop(future), result
+    except KeyboardInterrupt:
+        for process in multiprocessing.active_children():
+            process.terminate()  # their units are done again; waiting for them could take minutes
+        raise
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
+
+
+@contextmanager
+def _without_interrupts() -> Iterator[None]:
+    """Put Ctrl-C off; a process started meanwhile is born without hearing it."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
 
 
 def _result(future: Future[tuple[Any, int]]) -> tuple[Any, int]:
@@ -75,6 +93,7 @@ def _result(future: Future[tuple[Any, int]]) -> tuple[Any, int]:
 def _start(make_worker: Callable[[], Work], threads: int) -> None:
     """Runs first in every process of the pool. What goes wrong is kept: raised here it would be a broken pool's."""
     global _work, _why_not
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, name="end with the parent", daemon=True).start()
     os.environ.setdefault("OMP_NUM_THREADS", str(threads))
     try:

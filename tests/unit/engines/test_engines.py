@@ -95,45 +95,61 @@ def test_a_worker_that_is_killed_is_one_line_with_what_to_do(run_units: RunUnits
 
 
 POOL_OF_TWO = """
-import os, sys
+import itertools, os, time
 from sra_data.engines import local
 
 def noting():
     def work(unit, advance):
+        if unit > 8:
+            time.sleep(1000)
         print(os.getpid(), flush=True)
         return unit
     return work
 
 if __name__ == "__main__":
-    units = iter(int, 1)  # of zeros, for ever
-    running = local.run_units(units, noting, num_workers=2)
-    for _ in range(8):
-        next(running)
-    print("done", flush=True)
-    sys.stdin.read()  # both workers are waiting for a unit now
+    running = local.run_units(itertools.count(), noting, num_workers=2)
+    try:
+        for _ in range(8):
+            next(running)
+        print("done", flush=True)
+        next(running), next(running), next(running)
+    except KeyboardInterrupt:
+        print("interrupted", flush=True)
+        os._exit(3)
 """
+LONGEST = 120  # seconds without a word, after which the processes count as hanging
+
+
+def pool_of_two(folder: Path, number: int, *, at_once: bool) -> tuple[int, str]:
+    """Start it, send a signal to it, or with `at_once` to its whole group: (exit code, what was said then)."""
+    script = folder / "pool_of_two.py"
+    script.write_text(POOL_OF_TWO)
+    environment = {**os.environ, "PYTHONPATH": str(Path(engines.__file__).parents[2])}
+    reading, writing = os.pipe()  # every process of the family holds its writing end
+    with subprocess.Popen(
+        [sys.executable, str(script)], stdout=writing, stderr=writing, env=environment, start_new_session=True
+    ) as parent:
+        os.close(writing)
+        said = _until(reading, lambda text: "done\n" in text)
+        assert len(set(said.split())) >= 2
+        (os.killpg if at_once else os.kill)(parent.pid, number)
+        said = _until(reading, lambda text: False)  # to the end of the file: the last one that could write has ended
+        code = parent.wait()
+    os.close(reading)
+    return code, said
 
 
 def test_workers_end_with_a_parent_that_is_killed(tmp_path) -> None:
     """Nobody tells them: they would wait for a unit for ever, each with its teacher in memory."""
-    script = tmp_path / "pool_of_two.py"
-    script.write_text(POOL_OF_TWO)
-    root = Path(engines.__file__).parents[2]
-    environment = {**os.environ, "PYTHONPATH": str(root)}
-    reading, writing = os.pipe()  # every process of the family holds its writing end
-    with subprocess.Popen(
-        [sys.executable, str(script)], stdin=subprocess.PIPE, stdout=writing, env=environment, text=True
-    ) as parent:
-        os.close(writing)
-        said = _until(reading, lambda text: text.endswith("done\n"))
-        assert len(set(said.split())) >= 2
-        parent.kill()
-        _until(reading, lambda text: False)  # the end of the file: the last one that could write has ended
-        assert parent.wait() == -signal.SIGKILL
-    os.close(reading)
+    assert pool_of_two(tmp_path, signal.SIGKILL, at_once=False)[0] == -signal.SIGKILL
 
 
-LONGEST = 8  # seconds without a word, after which the processes count as hanging
+@pytest.mark.parametrize("at_once", [False, True])
+def test_an_interrupt_is_the_parents_alone_and_ends_units_half_done(tmp_path, at_once) -> None:
+    """Ctrl-C goes to the whole group; workers that heard it would fill the screen with tracebacks."""
+    code, said = pool_of_two(tmp_path, signal.SIGINT, at_once=at_once)
+    words = [line for line in said.splitlines() if not line.isdecimal()]
+    assert (code, words) == (3, ["interrupted"])
 
 
 def _until(handle: int, is_enough: Callable[[str], bool]) -> str:
