@@ -93,7 +93,6 @@ def _result(future: Future[tuple[Any, int]]) -> tuple[Any, int]:
 def _start(make_worker: Callable[[], Work], threads: int) -> None:
     """Runs first in every process of the pool. What goes wrong is kept: raised here it would be a broken pool's."""
     global _work, _why_not
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, name="end with the parent", daemon=True).start()
     os.environ.setdefault("OMP_NUM_THREADS", str(threads))
     try:

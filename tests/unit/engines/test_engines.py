@@ -95,7 +95,7 @@ def test_a_worker_that_is_killed_is_one_line_with_what_to_do(run_units: RunUnits
 
 
 POOL_OF_TWO = """
-import itertools, os, time
+import itertools, os, sys, time
 from sra_data.engines import local
 
 def noting():
@@ -115,7 +115,7 @@ if __name__ == "__main__":
         next(running), next(running), next(running)
     except KeyboardInterrupt:
         print("interrupted", flush=True)
-        os._exit(3)
+        sys.exit(3)
 """
 LONGEST = 120  # seconds without a word, after which the processes count as hanging
 
