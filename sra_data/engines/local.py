@@ -62,7 +62,7 @@ def _run_in_pool(
                 result, amount = _result(future)
                 advance(amount)
                 yield running.pop(future), result
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, GeneratorExit):  # here, or while nobody was asking for the next unit
         for process in multiprocessing.active_children():
             process.terminate()  # their units are done again; waiting for them could take minutes
         raise

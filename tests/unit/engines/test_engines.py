@@ -7,7 +7,8 @@ import select
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -95,61 +96,77 @@ def test_a_worker_that_is_killed_is_one_line_with_what_to_do(run_units: RunUnits
 
 
 POOL_OF_TWO = """
-import itertools, os, sys, time
+import os, sys, time
 from sra_data.engines import local
 
 def noting():
     def work(unit, advance):
-        if unit > 8:
+        if unit == 9 and sys.argv[1] == "long":
             time.sleep(1000)
-        print(os.getpid(), flush=True)
+        os.write(1, b"%d\\n" % os.getpid())  # in one piece
         return unit
     return work
 
 if __name__ == "__main__":
-    running = local.run_units(itertools.count(), noting, num_workers=2)
+    running = local.run_units(range(20 if sys.argv[1] == "short" else 10), noting, num_workers=2)
     try:
-        for _ in range(8):
+        for _ in range(9):
             next(running)
         print("done", flush=True)
-        next(running), next(running), next(running)
+        sys.stdin.readline()
+        for unit in running:
+            pass
+        print("whole", flush=True)
     except KeyboardInterrupt:
+        running.close()  # as the end of a for loop does
         print("interrupted", flush=True)
         sys.exit(3)
 """
-LONGEST = 120  # seconds without a word, after which the processes count as hanging
+LONGEST = 60  # seconds without a word, after which the processes count as hanging
 
 
-def pool_of_two(folder: Path, number: int, *, at_once: bool) -> tuple[int, str]:
-    """Start it, send a signal to it, or with `at_once` to its whole group: (exit code, what was said then)."""
+@contextmanager
+def pool_of_two(folder: Path, units: str) -> Iterator[tuple[subprocess.Popen[bytes], list[int], Callable[[], str]]]:
+    """A program with two workers that have done nine units: itself, their ids, and all that it still says."""
     script = folder / "pool_of_two.py"
     script.write_text(POOL_OF_TWO)
     environment = {**os.environ, "PYTHONPATH": str(Path(engines.__file__).parents[2])}
     reading, writing = os.pipe()  # every process of the family holds its writing end
     with subprocess.Popen(
-        [sys.executable, str(script)], stdout=writing, stderr=writing, env=environment, start_new_session=True
-    ) as parent:
+        [sys.executable, str(script), units], stdin=subprocess.PIPE, stdout=writing, stderr=writing, env=environment
+    ) as program:
         os.close(writing)
         said = _until(reading, lambda text: "done\n" in text)
-        assert len(set(said.split())) >= 2
-        (os.killpg if at_once else os.kill)(parent.pid, number)
-        said = _until(reading, lambda text: False)  # to the end of the file: the last one that could write has ended
-        code = parent.wait()
+        workers = sorted({int(line) for line in said.split() if line.isdecimal()})
+        yield program, workers, lambda: _until(reading, lambda text: False)
     os.close(reading)
-    return code, said
 
 
 def test_workers_end_with_a_parent_that_is_killed(tmp_path) -> None:
     """Nobody tells them: they would wait for a unit for ever, each with its teacher in memory."""
-    assert pool_of_two(tmp_path, signal.SIGKILL, at_once=False)[0] == -signal.SIGKILL
+    with pool_of_two(tmp_path, "few") as (program, workers, to_the_end):
+        assert workers
+        program.kill()
+        to_the_end()
 
 
-@pytest.mark.parametrize("at_once", [False, True])
-def test_an_interrupt_is_the_parents_alone_and_ends_units_half_done(tmp_path, at_once) -> None:
-    """Ctrl-C goes to the whole group; workers that heard it would fill the screen with tracebacks."""
-    code, said = pool_of_two(tmp_path, signal.SIGINT, at_once=at_once)
-    words = [line for line in said.splitlines() if not line.isdecimal()]
-    assert (code, words) == (3, ["interrupted"])
+def test_an_interrupt_is_not_the_workers(tmp_path) -> None:
+    """Ctrl-C goes to all processes of a terminal; workers that heard it would die with a traceback each."""
+    with pool_of_two(tmp_path, "short") as (program, workers, to_the_end):
+        for worker in workers:
+            os.kill(worker, signal.SIGINT)
+        program.communicate(b"go on\n")
+        assert [line for line in to_the_end().splitlines() if not line.isdecimal()] == ["whole"]
+
+
+def test_an_interrupt_waits_for_no_unit(tmp_path) -> None:
+    """It is done again: a unit of a large teacher takes minutes."""
+    with pool_of_two(tmp_path, "long") as (program, _, to_the_end):
+        program.stdin.write(b"go on\n")
+        program.stdin.flush()
+        program.send_signal(signal.SIGINT)
+        assert [line for line in to_the_end().splitlines() if not line.isdecimal()] == ["interrupted"]
+        assert program.wait() == 3
 
 
 def _until(handle: int, is_enough: Callable[[str], bool]) -> str:
