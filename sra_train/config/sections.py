@@ -163,6 +163,9 @@ class TrainingConfig(Section):
     seed: int = Field(default=42, ge=0)
     precision: Precision = Field(default="auto", description="auto: bf16 where the GPU has it, else no")
     strategy: Literal["ddp", "fsdp2"] = Field(default="ddp", description="how several processes share the work")
+    deterministic: bool = Field(
+        default=False, description="the same run twice gives the same bits on a GPU too, more slowly"
+    )
     gradient_checkpointing: bool = False
     compile: bool = Field(default=False, description="torch.compile the student's body")
 
@@ -255,7 +258,8 @@ class TrainConfig(Section):
 
 MAY_CHANGE = frozenset(
     {
-        "student.name",  # a folder may move; the tokenizer and the weights' names and shapes are compared instead
+        "student.name",  # a folder may move; the tokenizer and the weights themselves are compared instead
+        "student.revision",
         "student.side",  # the roots of the folders that are read say more
         "student.alignment",
         "student.attention",
@@ -263,6 +267,7 @@ MAY_CHANGE = frozenset(
         "training.micro_batch_size",
         "training.micro_batch_tokens",
         "training.strategy",
+        "training.deterministic",
         "training.gradient_checkpointing",
         "training.compile",
     }
