@@ -9,6 +9,7 @@ A text for which none works is refused by name.
 """
 
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -18,7 +19,7 @@ from typing import Any, NoReturn
 
 import numpy as np
 from numpy.typing import NDArray
-from tokenizers import Tokenizer
+from tokenizers import Tokenizer, models
 
 from sra_data.errors import TokenizerError
 from sra_data.spans.character_map import CharacterOffsets, PieceTable, offsets_from_pieces
@@ -29,6 +30,7 @@ from sra_data.spans.verification import SliceCheck, Surface, verified
 from sra_data.spans.vocabulary import Spelling, Vocabulary
 
 _NEVER_IN_TEXT = "\U0010fffe\U0010ffff"  # noncharacters, reserved by Unicode for uses like this
+_UNIGRAM_UNKNOWN = re.compile(r'"unk_id":\s*(\d+)')  # inside a JSON string the quotes would be escaped
 
 
 SPELLED, BY_OFFSETS, LAID = range(3)  # the three ways
@@ -250,8 +252,20 @@ def special_tokens(tokenizer: Any) -> dict[int, str]:
     """Ids and strings of the tokens that are no text; the unknown token stands for text, so it is not one of them."""
     added = {token_id: token.content for token_id, token in tokenizer.added_tokens_decoder.items() if token.special}
     named = dict(zip(tokenizer.all_special_ids, tokenizer.all_special_tokens, strict=True))
-    unknown = {tokenizer.unk_token_id} - {tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id}
+    unknown = {tokenizer.unk_token_id}
+    if tokenizer.is_fast:
+        unknown.add(_unknown_of_model(tokenizer.backend_tokenizer))
+    unknown -= {tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id}
     return {token_id: content for token_id, content in {**added, **named}.items() if token_id not in unknown}
+
+
+def _unknown_of_model(backend: Any) -> int | None:
+    """The id a model gives to what it does not know; the tokenizer's configuration need not name it."""
+    if isinstance(backend.model, models.Unigram):  # which keeps its id to itself
+        found = _UNIGRAM_UNKNOWN.search(backend.to_str())
+        return int(found[1]) if found else None
+    piece: str | None = getattr(backend.model, "unk_token", None)
+    return None if piece is None else backend.token_to_id(piece)
 
 
 def vocabulary_of(tokenizer: Any, definition: str | None = None) -> Vocabulary:
