@@ -160,7 +160,9 @@ class Renderer:
         for row in rows:
             if row.messages is None:
                 prompt, response = row.prompt or "", row.response or ""
-                rendered.add(prompt + response, {0: (len(prompt), len(prompt) + len(response))}, OK, is_chat=False)
+                stop = len(prompt) + len(response)
+                closings = [(stop, GOES_ON if row.goes_on else NOT_CLOSED)]
+                rendered.add(prompt + response, {0: (len(prompt), stop)}, OK, is_chat=False, closings=closings)
             else:
                 text, places, status = self._chat(row.messages, row.tools)
                 closings = [self._closing(text, stop, row.messages[turn]) for turn, (_, stop) in places.items()]

@@ -207,7 +207,7 @@ class SideTokenizer:
                 an end-of-sequence token where it ends with a response that nothing closes, and, where the template is
                 not the tokenizer's own, what the tokenizer puts before every text.
             max_length: The most tokens of an example; None for no limit.
-            overlong: "skip", "truncate-prompt" or "truncate".
+            overlong: "skip", "truncate-prompt", "truncate" or "window" (truncation.py).
             closings: [B] arrays [R, 2], where what closes each response ends and how (chat.py); None: nothing does.
             names: [B] what to call each text in an error.
             skip_unlocatable: Whether a text whose tokens cannot be located is skipped, or refused.
