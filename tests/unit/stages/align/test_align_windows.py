@@ -17,6 +17,7 @@ from sra_data.shards.store import Plan, ShardSet, Unit
 from sra_data.stages.align import batches as align_batches
 from sra_data.stages.align import plan as align_plan
 from sra_data.stages.align.stage import align
+from sra_data.stages.list import list_shards
 from sra_data.terminal import Reporter
 from tests.unit.stages.align_worlds import TEXTS, save_byte_level, write_jsonl
 
@@ -192,6 +193,20 @@ def test_alignments_made_again_from_the_corpus_on_disk_are_the_same(windowed, co
             path.unlink()
     align(windowed, Reporter())
     assert contents(windowed.out) == before
+
+
+def test_who_goes_on_with_a_folder_finds_the_windows_in_its_plan(windowed, tmp_path, monkeypatch, contents) -> None:
+    summary = align(windowed, Reporter())
+    other = replace(windowed, out=str(tmp_path / "other"))
+    assert align(replace(other, units="1:3"), Reporter()).units_missing == summary.units - 2
+    monkeypatch.setattr("sra_data.corpus.windows.Windower.__call__", None)
+    again = align(other, Reporter())
+    assert (again.windows, again.left_out) == (summary.windows, summary.left_out)
+    assert contents(other.out) == contents(windowed.out)
+    found = list_shards(other.out).as_dict()["corpus"]
+    assert found["windows"] == summary.windows
+    words = "\n".join(list_shards(other.out).of("corpus")[0].words)
+    assert f"long texts as {summary.windows['windows']} windows" in words
 
 
 def test_a_student_with_a_shorter_reach_is_cut_and_counted(windowed, tmp_path) -> None:
