@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-Overlong = Literal["truncate", "truncate-prompt", "skip"]
+Overlong = Literal["truncate", "truncate-prompt", "skip", "window"]
 Boundaries = Literal["token", "word"]
 VocabularyMatch = Literal["bytes", "exact"]
 OnInvalid = Literal["fail", "skip"]

@@ -97,7 +97,12 @@ def align(
     ] = None,
     teacher_max_length: Annotated[int | None, typer.Option(help="The same for the teacher alone.")] = None,
     student_max_length: Annotated[int | None, typer.Option(help="The same for the student alone.")] = None,
-    overlong: Annotated[Overlong, typer.Option(help="What to do beyond it.")] = "truncate",
+    overlong: Annotated[
+        Overlong, typer.Option(help="What to do beyond it; window: cut texts into rows that fit all sides.")
+    ] = "truncate",
+    window_overlap: Annotated[
+        int | None, typer.Option(help="Tokens of context a window begins with (default: 64, less for short ones).")
+    ] = None,
     boundaries: Annotated[Boundaries, typer.Option(help="Shared boundaries to keep.")] = "token",
     max_spans: Annotated[int, typer.Option(help="Spans of an example; beyond it neighbours are merged.")] = 1024,
     vocabulary_match: Annotated[
@@ -135,6 +140,7 @@ def align(
             teacher_max_length=teacher_max_length or max_length,
             student_max_length=student_max_length or max_length,
             overlong=overlong,
+            window_overlap=window_overlap,
             boundaries=boundaries,
             max_spans=max_spans,
             vocabulary_match=vocabulary_match,

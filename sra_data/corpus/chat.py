@@ -10,7 +10,8 @@ strips or rewrites contents, then in this order:
 2. the literals found in order in the real text, with only a part of each content between them (templates that leave
    out the reasoning of earlier turns);
 3. the longest common subsequence of both texts: a turn stretches from its first to its last character with a
-   counterpart.
+   counterpart, and back over its own beginning where the text has that before it (a template that writes the marks of
+   reasoning itself, and takes the reasoning out of the content, leaves it open whose they are).
 
 System, user, tool and tool-call turns are never responses. No generation prompt is added.
 
@@ -66,6 +67,7 @@ SPECIAL_TOKEN_TEXT = "skipped:special_token_text"
 TEMPLATE_REFUSED = "skipped:template_refused"
 TEMPLATE_REWRITES = "skipped:template_rewrites_too_much"
 NOT_CLOSED, CLOSED, GOES_ON = range(3)  # how a response ends
+CALLS = ("tool_calls", "function_call")  # fields of a turn that goes on with calls, the second in older data
 SENTINEL = re.compile("\ue0f0([0-9]+)\ue0f1")
 SKELETONS_KEPT = 4096
 # The LCS holds one bit for every pair of characters: 2^32 pairs are 512 MB.
@@ -160,7 +162,9 @@ class Renderer:
         for row in rows:
             if row.messages is None:
                 prompt, response = row.prompt or "", row.response or ""
-                rendered.add(prompt + response, {0: (len(prompt), len(prompt) + len(response))}, OK, is_chat=False)
+                stop = len(prompt) + len(response)
+                closings = [(stop, GOES_ON if row.goes_on else NOT_CLOSED)]
+                rendered.add(prompt + response, {0: (len(prompt), stop)}, OK, is_chat=False, closings=closings)
             else:
                 text, places, status = self._chat(row.messages, row.tools)
                 closings = [self._closing(text, stop, row.messages[turn]) for turn, (_, stop) in places.items()]
@@ -169,7 +173,7 @@ class Renderer:
 
     def _closing(self, text: str, stop: int, message: Message) -> tuple[int, int]:
         """Where what ends a response ends, and how it is closed."""
-        if message.get("tool_calls"):
+        if any(message.get(name) for name in CALLS):
             return stop, GOES_ON
         for mark in self.end_marks:
             if text.startswith(mark, stop):
@@ -291,8 +295,17 @@ def _locate_by_text(ideal: str, places: Places, text: str) -> Places | None:
     for turn, (start, stop) in places.items():
         inside = [(max(a, start), min(b, stop), c - a) for a, b, c in blocks if a < stop and b > start]
         if inside:
-            found[turn] = (inside[0][0] + inside[0][2], inside[-1][1] + inside[-1][2])
+            first, stop = inside[0][0] + inside[0][2], inside[-1][1] + inside[-1][2]
+            least = max((end for _, end in found.values()), default=0)
+            found[turn] = (_with_its_beginning(text, least, first, ideal[start : inside[0][0]]), stop)
     return found
+
+
+def _with_its_beginning(text: str, least: int, start: int, beginning: str) -> int:
+    """Where a turn starts: before its own beginning where that stands before ``start``, white space aside."""
+    lead = beginning.strip()
+    before = text[least:start].rstrip()
+    return least + len(before) - len(lead) if lead and before.endswith(lead) else start
 
 
 def end_mark(literal: str, special: re.Pattern[str] | None) -> str:

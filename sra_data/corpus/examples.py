@@ -90,6 +90,7 @@ class Row:
         where: File and line, for messages to people.
         split: ``train``, ``dev``, ``test``, or None where the source does not say.
         tools: What the chat template is given as tools.
+        goes_on: The response is a stretch of a longer one that does not end here (windows.py).
     """
 
     id: str
@@ -99,6 +100,7 @@ class Row:
     messages: list[Message] | None = None
     split: str | None = None
     tools: list[Any] | None = None
+    goes_on: bool = False
 
     def split_key(self) -> str:
         """What decides the split of a row that names none: the prompt, so that equal prompts stay together.

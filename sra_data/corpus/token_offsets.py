@@ -4,11 +4,13 @@ Three ways, the cheapest that can be proved for a text:
 1. the pieces spell the text byte for byte (``spans.character_map``): nearly every text of byte-level and SentencePiece
    tokenizers, and the tokenizer need not even work out offsets;
 2. the tokenizer's own offsets, put in order and checked by slicing (``spans.verification``): WordPiece, normalisers;
+   where some of a text's tokens cannot be located, the others are, unless the third way finds more;
 3. the pieces laid into the text (``spans.recovery``): slow tokenizers, and texts that fail the check.
 A text for which none works is refused by name.
 """
 
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -18,7 +20,7 @@ from typing import Any, NoReturn
 
 import numpy as np
 from numpy.typing import NDArray
-from tokenizers import Tokenizer
+from tokenizers import Tokenizer, models
 
 from sra_data.errors import TokenizerError
 from sra_data.spans.character_map import CharacterOffsets, PieceTable, offsets_from_pieces
@@ -29,9 +31,10 @@ from sra_data.spans.verification import SliceCheck, Surface, verified
 from sra_data.spans.vocabulary import Spelling, Vocabulary
 
 _NEVER_IN_TEXT = "\U0010fffe\U0010ffff"  # noncharacters, reserved by Unicode for uses like this
+_UNIGRAM_UNKNOWN = re.compile(r'"unk_id":\s*(\d+)')  # inside a JSON string the quotes would be escaped
 
 
-SPELLED, BY_OFFSETS, LAID = range(3)  # the three ways
+SPELLED, BY_OFFSETS, LAID, IN_PARTS = range(4)  # the three ways, and the second with gaps
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,7 +48,7 @@ class TextTokens:
         closes: bool, a span may end here (docs/method.md, section 2).
         is_special: bool, a special token recognised in the text (chats only); its offsets are those of its string.
         unlocatable: [B] bool, texts none of whose tokens is here because they could not be located.
-        located_by: [B] uint8, by which of the three ways (SPELLED, BY_OFFSETS, LAID).
+        located_by: [B] uint8, by which of the three ways (SPELLED, BY_OFFSETS, LAID), or in parts by the second.
     """
 
     ids: Ragged
@@ -169,8 +172,12 @@ class TokenReader:
         inexact = np.flatnonzero(~found.exact).tolist()
         if inexact and self._backend is not None:
             located_by[inexact] = BY_OFFSETS
-            inexact = self._check_offsets(inexact, encodings, found, ids, texts, recognise_special)
+            in_parts, inexact = self._check_offsets(inexact, encodings, found, ids, texts, recognise_special)
             located_by[inexact] = LAID
+            for row in in_parts:
+                num_closing = int(found.closes[row].sum())
+                is_more = self._recover(row, found, ids[row], texts[row], at_least=num_closing + 1)
+                located_by[row] = LAID if is_more else IN_PARTS
         return [row for row in inexact if not self._recover(row, found, ids[row], texts[row])]
 
     def _cut(self, texts: Sequence[str], recognise_special: bool) -> tuple[list[Any] | None, list[list[int]]]:
@@ -196,9 +203,12 @@ class TokenReader:
         ids: Ragged,
         texts: Sequence[str],
         recognise_special: bool,
-    ) -> list[int]:
-        """Fill ``rows`` of ``found`` from the tokenizer's own offsets where they pass; returns the other rows."""
-        failed = []
+    ) -> tuple[list[int], list[int]]:
+        """Fill ``rows`` of ``found`` from the tokenizer's own offsets where they pass.
+
+        Returns the rows in which some tokens do not, and those in which they cannot be used.
+        """
+        in_parts, failed = [], []
         chosen_texts = [texts[row] for row in rows]
         if encodings is None:
             chosen = self._backend_for(recognise_special).encode_batch(chosen_texts, add_special_tokens=False)
@@ -219,17 +229,23 @@ class TokenReader:
             )
             if passed is None:
                 failed.append(row)
-            else:
-                _fill(found, row, passed)
-        return failed
+                continue
+            _fill(found, row, (passed.starts, passed.ends, passed.closes))
+            if passed.num_gaps:
+                in_parts.append(row)
+        return in_parts, failed
 
-    def _recover(self, row: int, found: CharacterOffsets, ids: Array, text: str) -> bool:
-        """Fill one row by laying the pieces into the text; False where they do not lie in it."""
+    def _recover(self, row: int, found: CharacterOffsets, ids: Array, text: str, at_least: int = 0) -> bool:
+        """Fill one row by laying the pieces into the text; False where they do not lie in it.
+
+        ``at_least``: How many tokens have to close for it.
+        """
         surfaces = [_encoded(self._surfaces[token_id]) for token_id in ids.tolist()]
         recovered = recovered_offsets(text, surfaces)
-        if recovered is not None:
-            _fill(found, row, recovered)
-        return recovered is not None
+        if recovered is None or int(recovered[2].sum()) < at_least:
+            return False
+        _fill(found, row, recovered)
+        return True
 
     def _not_located(self, ids: Array) -> str:
         kind = "fast" if self._backend is not None else "slow"
@@ -250,8 +266,20 @@ def special_tokens(tokenizer: Any) -> dict[int, str]:
     """Ids and strings of the tokens that are no text; the unknown token stands for text, so it is not one of them."""
     added = {token_id: token.content for token_id, token in tokenizer.added_tokens_decoder.items() if token.special}
     named = dict(zip(tokenizer.all_special_ids, tokenizer.all_special_tokens, strict=True))
-    unknown = {tokenizer.unk_token_id} - {tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id}
+    unknown = {tokenizer.unk_token_id}
+    if tokenizer.is_fast:
+        unknown.add(_unknown_of_model(tokenizer.backend_tokenizer))
+    unknown -= {tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id}
     return {token_id: content for token_id, content in {**added, **named}.items() if token_id not in unknown}
+
+
+def _unknown_of_model(backend: Any) -> int | None:
+    """The id a model gives to what it does not know; the tokenizer's configuration need not name it."""
+    if isinstance(backend.model, models.Unigram):  # which keeps its id to itself
+        found = _UNIGRAM_UNKNOWN.search(backend.to_str())
+        return int(found[1]) if found else None
+    piece: str | None = getattr(backend.model, "unk_token", None)
+    return None if piece is None else backend.token_to_id(piece)
 
 
 def vocabulary_of(tokenizer: Any, definition: str | None = None) -> Vocabulary:

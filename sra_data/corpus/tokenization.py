@@ -28,7 +28,15 @@ from sra_data.corpus.loading import (
     prepare,
     split_revision,
 )
-from sra_data.corpus.token_offsets import BY_OFFSETS, LAID, TextTokens, TokenReader, special_tokens, vocabulary_of
+from sra_data.corpus.token_offsets import (
+    BY_OFFSETS,
+    IN_PARTS,
+    LAID,
+    TextTokens,
+    TokenReader,
+    special_tokens,
+    vocabulary_of,
+)
 from sra_data.corpus.truncation import Frame, Overlong, fit
 from sra_data.errors import TokenizerError
 from sra_data.spans.alignment import TokenOffsets
@@ -38,7 +46,7 @@ from sra_data.spans.vocabulary import Vocabulary
 __all__ = ["Overlong", "SideTokenizer", "TokenizedBatch", "replace_lone_surrogates", "split_revision"]
 
 # Texts that the pieces do not spell: counted by how their tokens were located.
-LOCATED = {"located_by_offsets": BY_OFFSETS, "located_by_laying": LAID}
+LOCATED = {"located_by_offsets": BY_OFFSETS, "located_by_laying": LAID, "located_in_parts": IN_PARTS}
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
 
@@ -54,7 +62,7 @@ class TokenizedBatch:
         label_spans: [R, 2] int32, the response's tokens and the token that closes it, where it was not cut.
         status: "ok", "skipped:overlong" or "skipped:unlocatable".
         counts: How often what happened: overlong_skipped, overlong_truncated, overlong_prompt_truncated,
-            lone_surrogates, ends_not_labelled, located_by_offsets, located_by_laying.
+            lone_surrogates, ends_not_labelled, located_by_offsets, located_by_laying, located_in_parts.
     """
 
     ids: Ragged
@@ -207,7 +215,7 @@ class SideTokenizer:
                 an end-of-sequence token where it ends with a response that nothing closes, and, where the template is
                 not the tokenizer's own, what the tokenizer puts before every text.
             max_length: The most tokens of an example; None for no limit.
-            overlong: "skip", "truncate-prompt" or "truncate".
+            overlong: "skip", "truncate-prompt", "truncate" or "window" (truncation.py).
             closings: [B] arrays [R, 2], where what closes each response ends and how (chat.py); None: nothing does.
             names: [B] what to call each text in an error.
             skip_unlocatable: Whether a text whose tokens cannot be located is skipped, or refused.

@@ -1,9 +1,11 @@
 """From a text's tokens to the example a model reads: beginning, end, maximum length, responses and labels.
 
-Overlong examples follow one of three policies:
+Overlong examples follow one of four policies:
     skip             left out, with the reason as its status
     truncate-prompt  tokens go from the left of the prompt; if the responses alone are too long, from the right as well
     truncate         tokens go from the right
+    window           likewise: what is still too long was no text to be cut into windows (windows.py), or was cut into
+                     them for longer sides
 An example that keeps no response token is left out. The end-of-sequence token stands only where nothing was cut from
 the right. Ends keep counting in the whole text, so that both sides' boundaries still meet.
 
@@ -126,7 +128,7 @@ def fit(
         tokens: [B] rows.
         response_ranges: [B] rows [R, 2], characters of the responses.
         closings: [B] rows [R, 2], where what closes each ends, and whether something does (chat.py).
-        frame: What stands around a text that is no chat.
+        frame: What stands around a text that is no chat; behind a response that goes on nothing does.
         is_chat: The text is a rendered chat: nothing is put around it, but for the frame's prefix of chats and an
             end-of-sequence token where it ends with a response that nothing closes.
         max_length: The most tokens of an example; None for no limit.
@@ -136,6 +138,7 @@ def fit(
     num_examples = len(tokens.ids)
     prefix, tail = frame.prefix, frame.tail
     has_tail, num_labelled = np.full(num_examples, bool(tail)), frame.num_labelled
+    has_tail[responses.rows[responses.is_ended]] = False  # one that goes on is not at its end
     if is_chat:
         prefix, tail = frame.chat_prefix, () if frame.eos_id is None else (frame.eos_id,)
         has_tail[:], num_labelled = False, len(tail)

@@ -128,6 +128,14 @@ class SectionSeal(Strict):
     files: dict[FileName, Sha256]
 
 
+class WindowsRecord(Strict):
+    """What a corpus's section says of long texts that were cut into windows."""
+
+    overlap: Count
+    texts: Count
+    windows: Count
+
+
 class SectionRecord(BaseModel):
     """A section of the manifest; the facts that are read anywhere, each with its type."""
 
@@ -146,6 +154,7 @@ class SectionRecord(BaseModel):
     source: list[str] | None = None
     num_dev: Count | None = None
     left_out: dict[str, Count] = {}
+    windows: WindowsRecord | None = None
     # sides
     tokenizer_name: str = ""
     tokenizer: str = ""

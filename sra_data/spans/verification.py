@@ -3,7 +3,11 @@
 Offsets that went through a normaliser can be wrong: marks reordered, two characters replaced by one, white space
 trimmed. So the text between two closing ends is normalised and compared with the bytes of the pieces between them. An
 end that fails moves right over characters no token covers, while that mends it; else it closes nothing and its tokens
-are judged together with the next ones. A text whose last tokens never come out right has no usable offsets.
+are judged together with the next ones.
+
+Where they never come out right, the text is taken up again further on, at an anchor: a stretch that occurs once in what
+is left of the text and that the pieces at that place spell, or all of its end. Nothing in between closes. A text whose
+last tokens never come out right has no usable offsets.
 
 What stands only in a text's surroundings is allowed for: the space some tokenizers put in front, and the white space
 others skip. To a tokenizer that reads any run of white space as one space (T5's), such a run and a space are the same.
@@ -11,6 +15,7 @@ others skip. To a tokenizer that reads any run of white space as one space (T5's
 
 import re
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +23,8 @@ from numpy.typing import NDArray
 from sra_data.spans.vocabulary import METASPACE
 
 MAX_PENDING_CHARACTERS = 4096
+ANCHOR_CHARACTERS = (12, 48)  # an anchor has the first number, and more up to the second until it occurs once
+MAX_ANCHORS = 64  # in one text
 _CACHED_SLICES = 200_000
 _WHITE_SPACE = re.compile(rb"[ \t\n\r\f\v]+")
 _BYTE_NAME = re.compile(rb"<0x([0-9A-F]{2})>")
@@ -82,6 +89,21 @@ def _collapsed(characters: bytes) -> bytes:
     return _WHITE_SPACE.sub(b" ", characters)
 
 
+@dataclass(frozen=True, eq=False)
+class Verified:
+    """Offsets of one text of which every closing end has been checked.
+
+    Attributes:
+        starts: [N] int32; ends [N] int32; closes [N] bool.
+        num_gaps: Places at which tokens could not be located, and the text was taken up again behind them.
+    """
+
+    starts: NDArray[np.int32]
+    ends: NDArray[np.int32]
+    closes: NDArray[np.bool_]
+    num_gaps: int
+
+
 def verified(
     text: str,
     *,
@@ -91,8 +113,8 @@ def verified(
     covered: NDArray[np.bool_],
     surfaces: Sequence[Surface],
     check: SliceCheck,
-) -> tuple[NDArray[np.int32], NDArray[np.int32], NDArray[np.bool_]] | None:
-    """Offsets of one text of which every closing end has been checked; None if they cannot be used.
+) -> Verified | None:
+    """Check a text's offsets; None if they cannot be used.
 
     Args:
         text: What was tokenized.
@@ -102,39 +124,117 @@ def verified(
         covered: [characters] whether a token covers the character.
         surfaces: [N] what each token's piece stands for.
         check: The tokenizer's slicing check.
-
-    Returns:
-        starts, ends and closes, each [N].
     """
-    starts, ends, closes = starts.copy(), ends.copy(), closes.copy()
-    begin, group, failed, at_start = 0, 0, False, True
-    start_list, end_list = starts.tolist(), ends.tolist()
-    for token in np.flatnonzero(closes).tolist():
-        pieces = surfaces[group : token + 1]
-        end = end_list[token]
-        next_start = start_list[token + 1] if token + 1 < len(start_list) else len(text)
-        if all(isinstance(piece, bytes) for piece in pieces):
-            surface = b"".join(piece for piece in pieces if isinstance(piece, bytes))
-            stop: int | None = _agreeing_end(text, begin, end, next_start, covered, surface, check, at_start)
-            at_start = False
-        else:
-            # No bytes to compare: an unknown or special token is located by what stands around it.
-            if failed or not _holds_literally(text[begin:end], pieces):
-                return None
-            at_start = isinstance(pieces[-1], str)
-            stop = end if at_start else _composed_end(text, begin, end, next_start, covered, check)
-        if stop is None:
-            closes[token], failed = False, True
-            if end - begin > MAX_PENDING_CHARACTERS:
-                return None
-            continue
-        if failed:
-            starts[group : token + 1], ends[group : token + 1] = begin, stop
-        ends[token] = stop
-        begin, group, failed = stop, token + 1, False
-    if group < len(ends):
-        return None
-    return starts, np.maximum.accumulate(ends) if len(ends) else ends, closes
+    walk = _Walk(text, starts.copy(), ends.copy(), closes.copy(), covered, surfaces, check)
+    while not walk.goes_to_the_end():
+        if walk.num_gaps == MAX_ANCHORS or not walk.take_up_again():
+            return None
+    last = np.maximum.accumulate(walk.ends) if len(ends) else walk.ends
+    return Verified(walk.starts, last, walk.closes, walk.num_gaps)
+
+
+class _Walk:
+    """One text, checked from its first token to its last.
+
+    Attributes:
+        starts, ends, closes: [N], what is found.
+        num_gaps: How often it was taken up again.
+    """
+
+    def __init__(
+        self,
+        text: str,
+        starts: NDArray[np.int32],
+        ends: NDArray[np.int32],
+        closes: NDArray[np.bool_],
+        covered: NDArray[np.bool_],
+        surfaces: Sequence[Surface],
+        check: SliceCheck,
+    ) -> None:
+        self.starts, self.ends, self.closes = starts, ends, closes
+        self.num_gaps = 0
+        self._text, self._covered, self._surfaces, self._check = text, covered, surfaces, check
+        self._said_starts, self._said_ends = starts.tolist(), ends.tolist()
+        self._closing = np.flatnonzero(closes).tolist()
+        # What is checked next: the first token without a checked end, and the character and closing token it may be at.
+        self._group = self._begin = self._next = 0
+
+    def goes_to_the_end(self) -> bool:
+        """Go on until the text is over, or its tokens cannot be located."""
+        failed, at_start = False, self._group == 0
+        for index in range(self._next, len(self._closing)):
+            token = self._closing[index]
+            pieces = self._surfaces[self._group : token + 1]
+            if all(isinstance(piece, bytes) for piece in pieces):
+                stop = self._agreeing(self._begin, self._group, token, at_start)
+                at_start = False
+            else:
+                # No bytes to compare: an unknown or special token is located by what stands around it.
+                end = self._said_ends[token]
+                if failed or not _holds_literally(self._text[self._begin : end], pieces):
+                    return False
+                at_start = isinstance(pieces[-1], str)
+                stop = end if at_start else self._composed(token)
+            if stop is None:
+                self.closes[token], failed = False, True
+                if self._said_ends[token] - self._begin > MAX_PENDING_CHARACTERS:
+                    return False
+                continue
+            if failed:
+                self.starts[self._group : token + 1], self.ends[self._group : token + 1] = self._begin, stop
+            self.ends[token] = stop
+            self._begin, self._group, self._next, failed = stop, token + 1, index + 1, False
+        return self._group == len(self.ends)
+
+    def take_up_again(self) -> bool:
+        """Go to the next anchor; False where there is none."""
+        for index in range(self._next + 1, len(self._closing)):
+            token = self._closing[index - 1] + 1
+            place = max(self._begin, self._said_ends[token - 1])
+            if not self._is_anchor(place, token, index):
+                continue
+            gap = slice(self._group, token)
+            self.starts[gap], self.ends[gap], self.closes[gap] = self._begin, place, False
+            self.closes[token:] = False
+            self.closes[self._closing[index:]] = True
+            self._begin, self._group, self._next = place, token, index
+            self.num_gaps += 1
+            return True
+        return False
+
+    def _is_anchor(self, place: int, token: int, index: int) -> bool:
+        """Whether what stands at a place can be nothing but the pieces from a token on."""
+        begin, group = place, token
+        least, most = ANCHOR_CHARACTERS
+        for closing in self._closing[index:]:
+            if not all(isinstance(piece, bytes) for piece in self._surfaces[group : closing + 1]):
+                return False
+            stop = self._agreeing(begin, group, closing, at_start=False)
+            if stop is None:
+                return False
+            begin, group = stop, closing + 1
+            stretch = self._text[place:stop].strip()
+            if len(stretch) >= least:
+                first = self._text.find(stretch, self._begin)
+                if self._text.find(stretch, first + 1) < 0:
+                    return True
+            if len(stretch) > most:
+                return False
+        return group == len(self.ends) and not self._text[begin:].strip()
+
+    def _agreeing(self, begin: int, group: int, token: int, at_start: bool) -> int | None:
+        """The first end of some tokens, from what is said on, at which the slice is what their pieces say."""
+        surface = b"".join(piece for piece in self._surfaces[group : token + 1] if isinstance(piece, bytes))
+        end, next_start = self._said_ends[token], self._start_behind(token)
+        return _agreeing_end(self._text, begin, end, next_start, self._covered, surface, self._check, at_start)
+
+    def _composed(self, token: int) -> int:
+        end, next_start = self._said_ends[token], self._start_behind(token)
+        return _composed_end(self._text, self._begin, end, next_start, self._covered, self._check)
+
+    def _start_behind(self, token: int) -> int:
+        """Where the next token begins, or the text ends."""
+        return self._said_starts[token + 1] if token + 1 < len(self._said_starts) else len(self._text)
 
 
 def _agreeing_end(

@@ -202,7 +202,7 @@ def _known(manifest: Manifest, section: str, names: Iterable[str]) -> dict[str, 
 
 
 def _corpus(manifest: Manifest, section: str, plan: Plan) -> tuple[dict[str, Any], Iterable[str]]:
-    known = _known(manifest, section, ("source", "num_dev", "left_out"))
+    known = _known(manifest, section, ("source", "num_dev", "left_out", "windows"))
     examples = plan.units[-1].stop if plan.units else 0
     dev = known["num_dev"]
     facts = {"examples": examples, "train": None if dev is None else examples - dev, "dev": dev}
@@ -212,7 +212,10 @@ def _corpus(manifest: Manifest, section: str, plan: Plan) -> tuple[dict[str, Any
         words.append(f"from {'; '.join(known['source'])}")
     if left_out := _listed(known["left_out"] or {}):
         words.append(f"left out: {left_out}")
-    return {**facts, "source": known["source"], "left_out": known["left_out"]}, words
+    windows = known["windows"] or {}
+    if windows.get("texts"):
+        words.append(f"{windows['texts']:,} long texts as {windows['windows']:,} windows")
+    return {**facts, "source": known["source"], "left_out": known["left_out"], "windows": windows}, words
 
 
 def _side(manifest: Manifest, section: str, plan: Plan) -> tuple[dict[str, Any], Iterable[str]]:

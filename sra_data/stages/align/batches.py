@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -185,13 +185,14 @@ def chat_text(row: Row) -> str:
     return json.dumps({"messages": row.messages, "tools": row.tools}, ensure_ascii=False, default=str)
 
 
-def rows_of_part(part: PartColumns, *, where: str) -> list[tuple[Row, str]]:
-    """The rows of a part of the corpus, with their splits."""
+def rows_of_part(part: PartColumns, *, where: str, go_on: Collection[str] = ()) -> list[tuple[Row, str]]:
+    """The rows of a part of the corpus, with their splits; `go_on`: ids of those that are not at their text's end."""
     columns = (part.keys["id"], part.keys["split"], *(part.texts[name] for name in ("prompt", "response", "chat")))
     found = []
     for name, split, prompt, response, chat in zip(*columns, strict=True):
         said = {"messages": None, "tools": None} if chat is None else json.loads(chat)
-        row = Row(name, f"{where}, example {name}", prompt, response, said["messages"], split, said["tools"])
+        place = f"{where}, example {name}"
+        row = Row(name, place, prompt, response, said["messages"], split, said["tools"], name in go_on)
         found.append((row, split))
     return found
 

@@ -9,7 +9,8 @@ from numpy.typing import NDArray
 
 from sra_data.shards.images import StoredImages
 from sra_data.shards.schema import OK
-from sra_data.spans.alignment import SpanTable, TokenOffsets
+from sra_data.spans.alignment import Segments, SpanTable
+from sra_data.spans.covering import covered_characters, stretches_of
 from sra_data.spans.ragged import Ragged
 from sra_data.spans.vocabulary import SharedVocabulary
 from sra_data.stages.align.batches import SideBatch
@@ -30,6 +31,7 @@ def count_pair(
     *,
     statuses: Sequence[str],
     table: SpanTable,
+    segments: Segments,
     left: SideBatch,
     right: SideBatch,
     vocabulary: SharedVocabulary,
@@ -41,6 +43,7 @@ def count_pair(
         counts: The sums.
         statuses: [B] of the pair.
         table: Its spans; the table's student is the left side.
+        segments: Where they lie.
         left: The batch as one side reads it; right likewise.
         vocabulary: What they share; its student is the left side.
         images: Where each side's ids go among the other's.
@@ -54,7 +57,9 @@ def count_pair(
     _add_sizes(counts, table)
     kept = left.ranges.values[is_ok[left.ranges.rows]]
     counts.characters += int((kept[:, 1] - kept[:, 0]).sum())
-    counts.covered += _covered_characters(table, left.offsets)
+    stretches = stretches_of(segments, len(statuses))
+    inside = covered_characters(spans=table.student_spans, ends=left.offsets.ends, stretches=stretches)
+    counts.covered += int((inside.values[:, 1] - inside.values[:, 0]).sum())
     tokens, shared = _tokens(left, vocabulary.teacher_of_student, is_ok)
     counts.left_tokens, counts.left_shared = counts.left_tokens + tokens, counts.left_shared + shared
     tokens, shared = _tokens(right, vocabulary.student_of_teacher, is_ok)
@@ -112,15 +117,3 @@ def _inside(ids: Ragged, spans: Ragged, is_ok: NDArray[np.bool_]) -> NDArray[np.
     marks = np.bincount(edges[:, 0], minlength=len(ids.values) + 1)
     marks -= np.bincount(edges[:, 1], minlength=len(ids.values) + 1)
     return np.cumsum(marks[:-1]) > 0
-
-
-def _covered_characters(table: SpanTable, left: TokenOffsets) -> int:
-    """Characters of all spans: from the end of the token before a span (or its start) to the span's end."""
-    if not len(table.student_starts):
-        return 0
-    shift = np.repeat(left.ends.splits[:-1], np.diff(table.splits))
-    first, last = table.student_starts + shift, table.student_stops + shift - 1
-    before = np.maximum(first - 1, 0)
-    touches = (table.student_starts > 0) & ~left.is_special.values[before]
-    begin = np.where(touches, left.ends.values[before], left.starts.values[first])
-    return int((left.ends.values[last].astype(np.int64) - begin).sum())

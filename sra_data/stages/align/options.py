@@ -33,7 +33,8 @@ class AlignOptions:
         out: The folder of shards.
         dev_data: Development examples; without them `dev_share` of the prompts are, by their hash.
         teacher_max_length: Tokens of an example; None for the model's positions. student_max_length likewise.
-        overlong: What happens beyond it: truncate, truncate-prompt or skip.
+        overlong: What happens beyond it: truncate, truncate-prompt, skip, or window: texts are cut into rows that fit.
+        window_overlap: Tokens of the stretch before that a window begins with; None for the usual number.
         boundaries: Shared boundaries to keep: token or word.
         max_spans: Spans of an example; beyond it neighbours are merged.
         vocabulary_match: Shared vocabulary by bytes or by exact raw strings.
@@ -54,6 +55,7 @@ class AlignOptions:
     teacher_max_length: int | None = None
     student_max_length: int | None = None
     overlong: Overlong = "truncate"
+    window_overlap: int | None = None
     boundaries: Boundaries = "token"
     max_spans: int = 1024
     vocabulary_match: VocabularyMatch = "bytes"
@@ -93,7 +95,8 @@ def check_options(options: AlignOptions) -> None:
             raise ConfigError(f"--{name[:-1]} {twice}: named twice; name it once")
     if not 0.0 <= options.dev_share < 1.0:
         raise ConfigError(f"--dev-share {options.dev_share}: must be at least 0 and below 1")
-    for name, least in (("teacher_max_length", 2), ("student_max_length", 2), ("max_spans", 1), ("num_workers", 1)):
+    least_values = {"teacher_max_length": 2, "student_max_length": 2, "max_spans": 1, "num_workers": 1}
+    for name, least in (*least_values.items(), ("window_overlap", 0)):
         value = getattr(options, name)
         if value is not None and value < least:
             shown = "workers" if name == "num_workers" else name.replace("_", "-")

@@ -118,15 +118,16 @@ class Pair:
         statuses = [_status(first, second) for first, second in zip(left.statuses, right.statuses, strict=True)]
         keep = np.array([status == OK for status in statuses], dtype=bool)
         left_ranges, right_ranges = _shared_ranges(left, right, keep)
+        segments = segments_for(
+            student_texts=left.texts,
+            student_ranges=left_ranges,
+            teacher_texts=right.texts,
+            teacher_ranges=right_ranges,
+        )
         table = align(
             student=left.offsets,
             teacher=right.offsets,
-            segments=segments_for(
-                student_texts=left.texts,
-                student_ranges=left_ranges,
-                teacher_texts=right.texts,
-                teacher_ranges=right_ranges,
-            ),
+            segments=segments,
             student_texts=left.texts,
             boundaries=self.options.boundaries,
             max_spans=self.options.max_spans,
@@ -135,6 +136,7 @@ class Pair:
             counts,
             statuses=statuses,
             table=table,
+            segments=segments,
             left=left,
             right=right,
             vocabulary=self.vocabulary,

@@ -11,15 +11,17 @@ import json
 from array import array
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import xxhash
 
 from sra_data.corpus.examples import Row, dev_share_of
-from sra_data.corpus.sources import Located, Position, Source, SourceRange
+from sra_data.corpus.sources import Position, Source, SourceRange
+from sra_data.corpus.windows import Cuts, Window, window_id, window_rows
 from sra_data.errors import SourceError
 from sra_data.shards.store import Unit
+from sra_data.stages.align.unit_windows import UnitWindows, Windowing
 from sra_data.terminal import Reporter
 
 RESPONSE_BYTES_PER_PART = 262_144  # some 65,536 positions of a usual tokenizer
@@ -34,11 +36,12 @@ class CorpusPlan:
     """What the scan found.
 
     Attributes:
-        units: The parts, in order; a unit's hint is `{"source": index, **SourceRange.to_json()}`.
+        units: The parts, in order; a unit's hint is `{"source": index, **SourceRange.to_json()}`, and its windows.
         fingerprint: Hex; changes with any id, split, prompt, response or message, and with their order.
         num_rows: Rows in all units.
         num_dev: Those of the development set.
         left_out: Rows that are in no unit, by reason, and lone surrogates replaced.
+        windows: Texts that were cut into windows, into how many, and their overlap; nothing where none is to be.
         rows: All rows with their splits, where they are few enough to keep; else None, and units read them again.
     """
 
@@ -47,6 +50,7 @@ class CorpusPlan:
     num_rows: int
     num_dev: int
     left_out: dict[str, int]
+    windows: dict[str, int] = field(default_factory=dict)
     rows: list[tuple[Row, str]] | None = field(default=None, repr=False)
 
 
@@ -55,7 +59,14 @@ def split_of(row: Row, dev_share: float) -> str:
     return row.split or ("dev" if dev_share_of(row) < dev_share else "train")
 
 
-def scan(sources: Sequence[Source], *, on_invalid: str, dev_share: float, reporter: Reporter) -> CorpusPlan:
+def scan(
+    sources: Sequence[Source],
+    *,
+    on_invalid: str,
+    dev_share: float,
+    reporter: Reporter,
+    windowing: Windowing | None = None,
+) -> CorpusPlan:
     """Read every row once.
 
     Args:
@@ -63,16 +74,14 @@ def scan(sources: Sequence[Source], *, on_invalid: str, dev_share: float, report
         on_invalid: ``fail`` or ``skip``.
         dev_share: Share of the prompts that become the development set.
         reporter: Shows the rows as they are read.
+        windowing: How long texts are cut; None: they are not.
 
     Raises:
         SourceError: An invalid row, two rows with one id, or nothing to align.
     """
     counts: Counter[str] = Counter()
-    cutter = _Cutter()
-    hasher = xxhash.xxh3_128()
+    found = _Found()
     ids = array("Q")
-    num_dev = 0
-    kept = _Kept()
     with reporter.task("scan", unit="examples") as task:
         for index, source in enumerate(sources):
             number = source.first_number
@@ -82,26 +91,67 @@ def scan(sources: Sequence[Source], *, on_invalid: str, dev_share: float, report
                 if split == "test":
                     counts["test_split"] += 1
                     continue
-                num_dev += split == "dev"
-                ids.append(xxhash.xxh3_64_intdigest(row.id.encode()))
-                hasher.update(_content(row, split))
-                cutter.add(index, located)
-                kept.add(row, split)
-                if len(ids) % ROWS_BETWEEN_REPORTS == 0:
+                cuts = None if windowing is None else windowing.of(row)
+                ids.extend(xxhash.xxh3_64_intdigest(name.encode()) for name in _names(row, cuts))
+                if cuts is not None and not cuts.windows:
+                    counts["prompt_too_long_for_windows"] += 1
+                found.add(index, located.position, row, split, cuts)
+                if found.num_read % ROWS_BETWEEN_REPORTS == 0:
                     task.advance(ROWS_BETWEEN_REPORTS)
-            cutter.cut()
+            found.cutter.cut()
             if index + 1 < len(sources):
                 sources[index + 1].first_number = number
-        task.advance(len(ids) % ROWS_BETWEEN_REPORTS)
-    _refuse_equal_ids(ids, sources, on_invalid=on_invalid)
-    if not ids:
-        found = ", ".join(f"{count} {reason.replace('_', ' ')}" for reason, count in sorted(counts.items()))
+        task.advance(found.num_read % ROWS_BETWEEN_REPORTS)
+    _refuse_equal_ids(ids, sources, on_invalid=on_invalid, windowing=windowing)
+    if not found.num_rows:
+        listed = ", ".join(f"{count} {reason.replace('_', ' ')}" for reason, count in sorted(counts.items()))
         raise SourceError(
-            f"--data {sources[0].spec}: no example is left to align ({found}; rows marked test are never trained on); "
+            f"--data {sources[0].spec}: no example is left to align ({listed}; rows marked test are never trained on); "
             "give data with train rows"
         )
-    left_out = dict(sorted(counts.items()))
-    return CorpusPlan(tuple(cutter.units), hasher.hexdigest(), len(ids), num_dev, left_out, kept.rows)
+    return found.plan(dict(sorted(counts.items())), {} if windowing is None else windowing.facts)
+
+
+def _names(row: Row, cuts: Cuts | None) -> list[str]:
+    """The ids of a row and of its windows."""
+    return [row.id, *(window_id(row.id, one) for one in (cuts.windows if cuts is not None else ()))]
+
+
+@dataclass
+class _Found:
+    """What a scan gathers: rows one by one, as the corpus will have them."""
+
+    cutter: _Cutter = field(default_factory=lambda: _Cutter())
+    kept: _Kept = field(default_factory=lambda: _Kept())
+    hasher: xxhash.xxh3_128 = field(default_factory=xxhash.xxh3_128)
+    num_read: int = 0
+    num_rows: int = 0
+    num_dev: int = 0
+
+    def add(self, source: int, position: Position, row: Row, split: str, cuts: Cuts | None) -> None:
+        """Take the next row of the data: itself, or its windows."""
+        self.num_read += 1
+        if cuts is None:
+            self._add(source, position, row, split)
+            return
+        if not cuts.windows:
+            self.cutter.leave_out(row.id, cuts.length)
+        for window, one in zip(cuts.windows, window_rows(row, cuts), strict=True):
+            self._add(source, position, one, split, (row.id, cuts.length, window))
+
+    def _add(
+        self, source: int, position: Position, row: Row, split: str, window: tuple[str, int, Window] | None = None
+    ) -> None:
+        self.num_rows += 1
+        self.num_dev += split == "dev"
+        self.hasher.update(_content(row, split))
+        self.cutter.add(source, position, row, window)
+        self.kept.add(row, split)
+
+    def plan(self, left_out: dict[str, int], windows: dict[str, int]) -> CorpusPlan:
+        """All of it."""
+        units, fingerprint = tuple(self.cutter.units), self.hasher.hexdigest()
+        return CorpusPlan(units, fingerprint, self.num_rows, self.num_dev, left_out, windows, self.kept.rows)
 
 
 def _content(row: Row, split: str) -> bytes:
@@ -160,10 +210,11 @@ class _Cutter:
     rows: int = 0
     response_bytes: int = 0
     text_bytes: int = 0
+    windows: UnitWindows = field(default_factory=UnitWindows)
 
-    def add(self, source: int, located: Located) -> None:
-        """Take the next row."""
-        size, text = response_bytes(located.row), text_bytes(located.row)
+    def add(self, source: int, position: Position, row: Row, window: tuple[str, int, Window] | None = None) -> None:
+        """Take the next row; `window`: of which row of the data, how long, it is a window."""
+        size, text = response_bytes(row), text_bytes(row)
         is_full = (
             self.response_bytes + size > RESPONSE_BYTES_PER_PART
             or self.text_bytes + text > TEXT_BYTES_PER_PART
@@ -171,24 +222,35 @@ class _Cutter:
         )
         if self.first is not None and is_full:
             self.cut()
-        self.first = self.first or (source, located.position)
-        self.last_number = located.position.number
+        self.first = self.first or (source, position)
+        self.last_number = position.number
         self.rows += 1
         self.response_bytes += size
         self.text_bytes += text
+        if window is not None:
+            self.windows.add(*window)
+
+    def leave_out(self, row_id: str, length: int) -> None:
+        """Take a row that is in no unit, though it stands among those of this one, or behind those of the last."""
+        self.windows.leave_out(row_id, length)
 
     def cut(self) -> None:
         """End the current unit (a unit never reaches over two sources)."""
         if self.first is None:
+            if self.units and self.windows.waiting:
+                last = self.units.pop()
+                self.units.append(replace(last, hint=self.windows.into(last.hint)))
             return
         source, position = self.first
         start = self.units[-1].stop if self.units else 0
         hint = {"source": source, **SourceRange(position, self.last_number + 1).to_json()}
-        self.units.append(Unit(len(self.units), start, start + self.rows, hint))
+        self.units.append(Unit(len(self.units), start, start + self.rows, self.windows.into(hint)))
         self.first, self.rows, self.response_bytes, self.text_bytes = None, 0, 0, 0
 
 
-def _refuse_equal_ids(ids: array[int], sources: Sequence[Source], *, on_invalid: str) -> None:
+def _refuse_equal_ids(
+    ids: array[int], sources: Sequence[Source], *, on_invalid: str, windowing: Windowing | None
+) -> None:
     """Raise if two rows have one id; equal hashes alone are not enough, so the rows are looked up again."""
     hashes = np.sort(np.frombuffer(ids, dtype=np.uint64)) if ids else np.zeros(0, dtype=np.uint64)
     suspects = set(hashes[1:][hashes[1:] == hashes[:-1]].tolist())
@@ -198,11 +260,15 @@ def _refuse_equal_ids(ids: array[int], sources: Sequence[Source], *, on_invalid:
     for source in sources:
         for located in source.scan(on_invalid=on_invalid):
             row = located.row
-            if row.split == "test" or xxhash.xxh3_64_intdigest(row.id.encode()) not in suspects:
+            if row.split == "test":
                 continue
-            if row.id in seen:
-                raise SourceError(
-                    f"{row.where}: the id {row.id!r} was used before at {seen[row.id]}; give every row its own id, or "
-                    "number the rows with --columns id="
-                )
-            seen[row.id] = row.where
+            cuts = None if windowing is None else windowing.cuts_of(row)
+            for name in _names(row, cuts):
+                if xxhash.xxh3_64_intdigest(name.encode()) not in suspects:
+                    continue
+                if name in seen:
+                    raise SourceError(
+                        f"{row.where}: the id {name!r} was used before at {seen[name]}; give every row its own id, or "
+                        "number the rows with --columns id="
+                    )
+                seen[name] = row.where

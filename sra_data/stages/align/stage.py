@@ -24,6 +24,7 @@ from sra_data.stages.align.options import AlignOptions, check_options, open_sour
 from sra_data.stages.align.plan import scan
 from sra_data.stages.align.summary import AlignSummary, summarise
 from sra_data.stages.align.units import AlignWorker
+from sra_data.stages.align.windows import windowing
 from sra_data.stages.align.work import Tokenizers, Work
 from sra_data.terminal import Reporter
 
@@ -73,9 +74,16 @@ def align_with(options: AlignOptions, reporter: Reporter, tokenizers: Tokenizers
     shards = Path(options.out)
     refuse_unwritable(shards)
     work = Work.planned(options, tokenizers, shards)
+    windows = windowing(options, [*work.sides.values()], shards)
     sources = open_sources(options)
     started = time.monotonic()
-    plan = scan(sources, on_invalid=options.on_invalid, dev_share=options.hashed_dev_share, reporter=reporter)
+    plan = scan(
+        sources,
+        on_invalid=options.on_invalid,
+        dev_share=options.hashed_dev_share,
+        reporter=reporter,
+        windowing=windows,
+    )
     scanned = time.monotonic() - started
     plans, units = work.begin(plan, sources)  # what two tokenizers share takes seconds, whatever the corpus
 

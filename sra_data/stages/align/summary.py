@@ -135,6 +135,7 @@ class AlignSummary:
         num_dev: Of `num_examples` those of the development set.
         columns: Which columns of the data play which roles -> the first file in which they do.
         left_out: Rows that are in no shard, by reason; and lone surrogates replaced.
+        windows: Long texts that were cut, into how many windows, with how many tokens of overlap.
         seconds: Of the scan and the units; tokens_per_second: of all sides, cut in them, 0 where none was.
         sides: Of this call; pairs likewise, teachers first to last, each with every student.
     """
@@ -146,6 +147,7 @@ class AlignSummary:
     num_dev: int
     columns: dict[str, str]
     left_out: dict[str, int]
+    windows: dict[str, int]
     seconds: float
     tokens_per_second: float
     is_done_before: bool
@@ -163,6 +165,9 @@ class AlignSummary:
         lines += [f"columns of {file}: {words}" for words, file in self.columns.items()]
         if self.left_out:
             lines.append(f"left out or mended: {_listed(self.left_out)}")
+        if self.windows.get("texts"):
+            texts, windows, overlap = (self.windows[name] for name in ("texts", "windows", "overlap"))
+            lines.append(f"{texts:,} long texts are {windows:,} windows, with up to {overlap} tokens of overlap")
         if self.units_missing:
             lines.append(f"{self.units_missing} of {self.units} units are still missing; run the same for those")
             return lines
@@ -200,6 +205,7 @@ def summarise(
         num_dev=plan.num_dev,
         columns=columns,
         left_out=plan.left_out,
+        windows=plan.windows,
         seconds=seconds,
         tokens_per_second=_share(tokens_now or 0, seconds),
         is_done_before=tokens_now is None,

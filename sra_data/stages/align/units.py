@@ -25,6 +25,7 @@ from sra_data.stages.align.cutting import Cutter, Threads, may_be_cut_together, 
 from sra_data.stages.align.pairs import Pair, Side
 from sra_data.stages.align.parts import UnitParts, Wanted
 from sra_data.stages.align.plan import split_of
+from sra_data.stages.align.unit_windows import FACT, cut_rows, that_go_on, windows_of
 
 
 @dataclass
@@ -107,16 +108,18 @@ class AlignWorker:
 
     def _rows(self, unit: Unit, wanted: Wanted) -> list[tuple[Row, str]]:
         """A unit's rows with their splits: from the corpus if their part is there, the scan, or their range."""
+        windows = dict(windows_of(unit))
         if not wanted.corpus:
             folder = self.shards / "corpus"
-            return rows_of_part(read_part(folder, unit), where=f"{folder / unit.name}")
+            where = f"{folder / unit.name}"
+            return rows_of_part(read_part(folder, unit), where=where, go_on=that_go_on(windows))
         if self.rows is not None:
             return list(self.rows[unit.start : unit.stop])
-        hint = dict(unit.hint)
+        hint = {name: value for name, value in unit.hint.items() if name != FACT}
         source = self.sources[hint.pop("source")]
         located = source.read(SourceRange.from_json(hint), on_invalid=self.on_invalid)
         kept = ((item.row, split_of(item.row, self.dev_share)) for item in located)
-        return [(row, split) for row, split in kept if split != "test"]
+        return [(one, split) for row, split in kept if split != "test" for one in cut_rows(row, windows)]
 
     # ------------------------------------------------------------------------------------------------- making parts
 

@@ -39,6 +39,7 @@ from sra_data.stages.align.nearest import nearest_of
 from sra_data.stages.align.options import AlignOptions
 from sra_data.stages.align.pairs import Pair, Side
 from sra_data.stages.align.plan import CorpusPlan
+from sra_data.stages.align.unit_windows import FACT
 
 Tokenizers = Mapping[str, SideTokenizer]  # by the names that were asked for
 
@@ -112,6 +113,8 @@ class Work:
             ShardError: A folder was begun from other inputs.
         """
         facts = {"source": [one.describe() for one in sources], "num_dev": plan.num_dev, "left_out": plan.left_out}
+        if plan.windows:
+            facts[FACT] = plan.windows
         inputs = {"corpus": plan.fingerprint}
         # The corpus before all else: other inputs than it was begun from are refused in its name.
         corpus = begin(self.shards, "corpus", inputs, lambda: plan.units, facts=facts)

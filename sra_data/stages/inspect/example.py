@@ -14,6 +14,8 @@ from numpy.typing import NDArray
 
 from sra_data.shards.schema import SPECIAL, ExampleRow, SideRow, side_text
 from sra_data.shards.store import PairSpans
+from sra_data.spans.covering import covered_characters
+from sra_data.spans.ragged import Ragged
 
 NOWHERE = (0, 0)  # the tokens of a response that a side does not have
 
@@ -132,11 +134,6 @@ def make_inspection(
         student_spans=spans.student_spans,
         teacher_spans=spans.teacher_spans,
     )
-    ranges = teacher.row.response_ranges
-    characters = int((ranges[:, 1] - ranges[:, 0]).sum())
-    inside = sum(
-        len(piece.text) for turn in turns for column in turn if column.number is not None for piece in column.teacher
-    )
     return Inspection(
         row=row,
         id=example.id,
@@ -146,13 +143,22 @@ def make_inspection(
         teacher=teacher.name,
         alignment=alignment,
         text=teacher.text,
-        prompt=teacher.prompt if len(ranges) else student.prompt,
+        prompt=teacher.prompt if len(teacher.row.response_ranges) else student.prompt,
         turns=turns,
         num_teacher_tokens=len(teacher.row.ids),
         num_student_tokens=len(student.row.ids),
         num_spans=len(spans.student_spans),
-        covered=min(1.0, inside / characters) if characters else 0.0,
+        covered=_share_covered(teacher.row, spans.teacher_spans),
     )
+
+
+def _share_covered(side: SideRow, token_spans: NDArray[np.int32]) -> float:
+    """Share of the characters of a side's responses that lie in spans; 0 where it has none."""
+    ranges = side.response_ranges
+    characters = int((ranges[:, 1] - ranges[:, 0]).sum())
+    spans, ends, stretches = (Ragged.from_lengths(one, [len(one)]) for one in (token_spans, side.ends, ranges))
+    inside = covered_characters(spans=spans, ends=ends, stretches=stretches).values
+    return int((inside[:, 1] - inside[:, 0]).sum()) / characters if characters else 0.0
 
 
 def cut_pieces(text: str, ids: NDArray[np.int32], ends: NDArray[np.int32], kinds: NDArray[np.uint8]) -> list[Piece]:

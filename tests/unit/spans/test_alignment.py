@@ -1,5 +1,6 @@
 """Spans from given offsets: the laws of method.md section 9, against the character-by-character reference."""
 
+import unicodedata
 from itertools import pairwise
 
 import numpy as np
@@ -233,9 +234,18 @@ def test_an_end_moves_over_uncovered_marks_and_jamo_and_over_nothing_else() -> N
     assert closed("e \u200bx", [(0, 1), (3, 4)]) == [(1, True), (4, True)]
 
 
+@pytest.mark.parametrize("category", ["Mn", "Mc", "Me"])
+def test_an_end_moves_over_marks_of_every_kind(category: str) -> None:
+    """A normaliser composes a spacing mark as well as one that takes no space: ো is two of them in one."""
+    marks = [character for code in range(0x3000) if unicodedata.category(character := chr(code)) == category]
+    assert len(marks) > 4
+    for mark in marks:
+        assert closed(f"\u0995{mark}x", [(0, 1), (2, 3)]) == [(2, True), (3, True)], hex(ord(mark))
+
+
 @st.composite
 def raw_offsets(draw) -> tuple[str, list[tuple[int, int]]]:
-    text = draw(st.text("ae\u0301\u0327\u1161 😀", max_size=10))
+    text = draw(st.text("ae\u0301\u0327\u09c7\u20dd\u1161 😀", max_size=10))
     offsets, place = [], 0
     while place < len(text):
         start = draw(st.integers(max(place - 1, 0), place + 1))

@@ -40,7 +40,7 @@ def side(**values) -> SideRow:
 TEACHER = {
     "ids": [1, 2, 3, 4, 5, 6, 7, 8],
     "ends": [4, 5, 10, 11, 13, 14, 15, 16],
-    "response_ranges": [[5, 15]],
+    "response_ranges": [[5, 16]],
     "response_spans": [[2, 8]],
     "label_spans": [[2, 8]],
 }
@@ -48,7 +48,7 @@ STUDENT = {
     "ids": [9, 1, 2, 3, 4, 5, 5, 5, 6, 50256],
     "ends": [0, 5, 8, 10, 12, 13, 15, 15, 16, 0],
     "kinds": [SPECIAL, *[CLOSES] * 8, SPECIAL],
-    "response_ranges": [[5, 15]],
+    "response_ranges": [[5, 16]],
     "response_spans": [[2, 9]],
     "label_spans": [[2, 10]],
 }
@@ -100,9 +100,9 @@ def test_both_rows_show_their_pieces_with_the_spans_beneath_each_other():
 def test_what_is_covered_is_measured_in_the_teachers_text():
     """The student's template writes every character twice."""
     twice = {**STUDENT, "text": "".join(2 * letter for letter in TEXT), "ends": [2 * end for end in STUDENT["ends"]]}
-    twice["response_ranges"] = [[10, 30]]
+    twice["response_ranges"] = [[10, 32]]
     inspection = example(student=twice, spans=(SPANS[0][:1], SPANS[1][:1]))
-    assert inspection.covered == len("Hello") / len("Hello 東京 😀")
+    assert inspection.covered == len("Hello") / len("Hello 東京 😀!")
     assert "".join(piece.text for piece in inspection.turns[0][0].student) == "HHeelllloo"
 
 
