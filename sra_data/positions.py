@@ -37,11 +37,10 @@ def most_positions(config: Any) -> int | None:
     rope = getattr(text, "rope_parameters", None)
     if declared is None or not isinstance(rope, dict) or rope.get("rope_type") not in STRETCHED:
         return declared  # rotary parameters by layer type among them: those declare what they reach
-    factor, trained = rope.get("factor"), rope.get("original_max_position_embeddings")
-    if not _is_positive(factor):
-        return declared
-    return max(declared, int(factor * (trained if _is_positive(trained) else declared)))
+    trained = _positive(rope.get("original_max_position_embeddings")) or declared
+    return max(declared, int(trained * (_positive(rope.get("factor")) or 1)))
 
 
-def _is_positive(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < math.inf
+def _positive(value: object) -> float | None:
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    return value if is_number and 0 < value < math.inf else None  # type: ignore[operator,return-value]

@@ -83,7 +83,7 @@ def router_loss_of(model: nn.Module, coefficient: float | None, *, who: str) -> 
 
     Raises:
         ConfigError: If a dense student is given a coefficient.
-        ModelError: If transformers gives no such loss for the family.
+        ModelError: If transformers gives no such loss for the family, or one of another kind.
     """
     if not has_experts(model):
         if coefficient:
@@ -93,15 +93,20 @@ def router_loss_of(model: nn.Module, coefficient: float | None, *, who: str) -> 
         return None
     causal = unwrap(model)
     function = getattr(sys.modules[type(causal).__module__], FUNCTION, None)
-    found = [getattr(causal, name, None) for name in ("num_experts", "num_experts_per_tok")]
+    num_experts, top_k = getattr(causal, "num_experts", None), getattr(causal, "num_experts_per_tok", None)
     own = coefficient_in(causal)
-    if function is None or tuple(inspect.signature(function).parameters) != ARGUMENTS or None in (*found, own):
+    if function is None or not takes_what_is_known(function) or num_experts is None or top_k is None or own is None:
         raise ModelError(
-            f"{who}: {type(causal).__name__} is a mixture of experts, and transformers has no router loss for it;"
+            f"{who}: {type(causal).__name__} is a mixture of experts, and no router loss of its family is known here;"
             f" {WITHOUT}"
         )
-    loss = RouterLoss(function, *(int(one) for one in found), own if coefficient is None else coefficient)
+    loss = RouterLoss(function, int(num_experts), int(top_k), own if coefficient is None else coefficient)
     return prove(model, loss, who=who) if loss.coefficient else None
+
+
+def takes_what_is_known(function: Callable[..., Any]) -> bool:
+    """Whether a family's function has the usual arguments; Doge's, say, has others."""
+    return tuple(inspect.signature(function).parameters) == ARGUMENTS
 
 
 def coefficient_in(causal: Any) -> float | None:

@@ -247,6 +247,11 @@ class Run:
             f"{self.total_steps:,} steps of {self.config.training.batch_size} examples on {share.world_size}"
             f" process(es), in micro-batches of {share.budget}, on {self.accelerator.device.type}"
         )
+        if student.router is not None:
+            weight = student.router.coefficient
+            self.reporter.line(
+                f"a mixture of experts: its router's loss is added, times {weight:g} (training.router_loss)"
+            )
         if not self.evaluates:
             self.reporter.line("no development split is measured: the last weights are exported")
 

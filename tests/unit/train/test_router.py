@@ -157,7 +157,7 @@ def test_a_mixture_without_a_router_loss_is_refused_and_trained_only_where_that_
     with pytest.raises(ModelError) as caught:
         router_loss_of(model, None, who="student s")
     assert str(caught.value) == (
-        "student s: LlamaForCausalLM is a mixture of experts, and transformers has no router loss for it;"
+        "student s: LlamaForCausalLM is a mixture of experts, and no router loss of its family is known here;"
         " set training.router_loss=0 to train it without one, or choose another student"
     )
     assert router_loss_of(model, 0.0, who="student s") is None
