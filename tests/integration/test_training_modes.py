@@ -15,6 +15,7 @@ import torch
 
 from sra_data.shards.store import ShardSet
 from sra_data.terminal import Reporter
+from sra_train import loop
 from sra_train.config import load_config
 from sra_train.loop import seed_random
 from sra_train.methods import METHODS
@@ -91,6 +92,13 @@ def test_no_two_micro_batches_of_a_run_draw_alike() -> None:
             seed_random(*place)
             assert torch.equal(torch.rand(4), drawn[place])
     assert len({tuple(values.tolist()) for values in drawn.values()}) == 16  # of (seed, step, micro-batch, rank)
+
+
+def test_a_run_seeds_every_micro_batch_by_its_own_place(made, tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seeded: list[tuple[int, ...]] = []
+    monkeypatch.setattr(loop, "seed_random", lambda *place: seeded.append(place) or seed_random(*place))
+    train(made, tmp_path / "out", training__max_steps=3, training__micro_batch_size=2, training__seed=9)
+    assert seeded == [(9, step, micro, 0) for step in range(3) for micro in range(3)]  # five examples, two at a time
 
 
 @pytest.mark.parametrize(("precision", "dtype"), [("no", None), ("bf16", torch.bfloat16)])
