@@ -7,6 +7,7 @@ from typing import Any
 
 import huggingface_hub
 import pytest
+from huggingface_hub import constants
 from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError, RepositoryNotFoundError
 
 from sra_data.errors import ConfigError
@@ -63,7 +64,7 @@ class OlderHub(Hub):
 
 @pytest.fixture
 def online(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
 
 
 def ask(monkeypatch: pytest.MonkeyPatch, name: str, hub: Hub) -> list[str]:
@@ -126,7 +127,7 @@ def test_what_is_no_name_is_refused_without_asking(online, monkeypatch, name: st
 
 
 def test_where_the_hub_is_switched_off_it_is_said_and_not_asked(monkeypatch) -> None:
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     hub = Hub()
     assert "the Hub is switched off (HF_HUB_OFFLINE)" in refused(monkeypatch, "ann/new", hub)
     assert hub.asked == []
