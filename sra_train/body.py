@@ -34,20 +34,24 @@ class Body:
         if hasattr(self.module, PADDING_CHECK):
             setattr(self.module, PADDING_CHECK, _nothing)  # of this model alone: its padding is on the right
 
-    def __call__(self, input_ids: Tensor, lengths: Tensor, *, all_layers: bool = False) -> Any:
+    def __call__(
+        self, input_ids: Tensor, lengths: Tensor, *, all_layers: bool = False, router_logits: bool = False
+    ) -> Any:
         """The body's output for a right-padded batch.
 
         Args:
             input_ids: [B, N].
             lengths: [B] tokens that are no padding.
             all_layers: Whether the hidden states of every layer are kept.
+            router_logits: Whether those of a mixture of experts are, [B x N, experts] of each of its layers.
         """
         mask = None
         if self.with_mask:
             mask = (torch.arange(input_ids.shape[1], device=input_ids.device) < lengths[:, None]).long()
+        wanted = {"output_router_logits": True} if router_logits else {}  # a dense body knows no such word
         with _nothing_is_packed():
             return self.module(
-                input_ids=input_ids, attention_mask=mask, use_cache=False, output_hidden_states=all_layers
+                input_ids=input_ids, attention_mask=mask, use_cache=False, output_hidden_states=all_layers, **wanted
             )
 
 

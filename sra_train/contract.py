@@ -186,6 +186,7 @@ class StudentOutput:
     head: OutputHead  # the student's output head, its parameters live
     embeddings: Tensor | None = None  # [V, D_s] the table of input embeddings, no gradient; where it is asked for
     embedding_scale: float = 1.0  # what the family multiplies a looked-up row by before the first block
+    router_logits: tuple[Tensor, ...] = ()  # [B x N, experts] of each layer with experts; where it has a router
 
 
 # --------------------------------------------------------------------------- what a method asks for

@@ -5,6 +5,7 @@ Legend: B batch, N tokens, D hidden size, R rows, V vocabulary, T temperatures.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -14,6 +15,11 @@ from sra_data.models.output_head import OutputHead
 from sra_train.contract import LabelRows
 
 CHUNK_TOKENS = 1024  # rows of [tokens, V] logits alive at once
+
+
+def bits_of_unpredicted(count: int, head: OutputHead) -> float:
+    """What tokens cost that nothing stands before, log2 V each: before it has read anything a model knows nothing."""
+    return count * math.log2(head.weight.shape[0])
 
 
 def token_nats(*, hidden: Tensor, head: OutputHead, rows: LabelRows) -> Tensor:

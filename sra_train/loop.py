@@ -22,7 +22,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from sra_data.errors import DivergedError, TrainingError
+from sra_data.errors import DivergedError
 from sra_data.terminal import Reporter
 from sra_train.config import TrainConfig
 from sra_train.contract import Batch, LabelRows, map_tensors
@@ -319,14 +319,18 @@ class Trainer:
         if found is None:  # interrupted
             return False
         metric = self.config.evaluation.metric
-        if metric not in found:
-            raise TrainingError(
-                f"evaluation.metric={metric}: not measured here; choose one of {', '.join(sorted(found))}"
-            )
         if self.accelerator.is_main_process:
             self.log("evaluation", self.progress.step, found)
         self.progress.evaluated_step = self.progress.step
-        value, best = found[metric], self.progress.best_metric
+        words = ", ".join(f"{name} {value:.4f}" for name, value in found.items())
+        is_better = metric in found and self.judge(found[metric])  # answers are not generated every time
+        self.reporter.line(f"step {self.progress.step}: development {words}{' (best so far)' if is_better else ''}")
+        return is_better
+
+    def judge(self, value: float) -> bool:
+        """Whether the metric's value is the best so far; remembers it, or counts one more without a better one."""
+        best = self.progress.best_metric
+        metric = self.config.evaluation.metric
         higher_is_better = metric.startswith("rouge")
         is_better = best is None or (value > best if higher_is_better else value < best)
         if is_better:
@@ -336,8 +340,6 @@ class Trainer:
             self.progress.evaluations_without_better += 1
         patience = self.config.evaluation.patience
         self.progress.stopped_early = patience is not None and self.progress.evaluations_without_better >= patience
-        words = ", ".join(f"{name} {value:.4f}" for name, value in found.items())
-        self.reporter.line(f"step {self.progress.step}: development {words}{' (best so far)' if is_better else ''}")
         return is_better
 
     def save(self) -> None:

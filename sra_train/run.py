@@ -31,8 +31,10 @@ from sra_data.errors import ConfigError, DamagedError, TrainingError
 from sra_data.models.output_head import OutputHead
 from sra_data.shards.store import ShardSet
 from sra_data.terminal import Reporter
+from sra_train.admission import refuse_other_vocabulary, refuse_short_positions
 from sra_train.choosing import choose_sources, choose_student
 from sra_train.config import TrainConfig
+from sra_train.config.metric import refuse_metric
 from sra_train.contract import MethodSetting, ModelShape
 from sra_train.data.knowledge import teacher_settings
 from sra_train.data.micro_batches import budget_of_device
@@ -42,6 +44,7 @@ from sra_train.data.staging import StagingPool
 from sra_train.data.stream import BatchMaker, Share
 from sra_train.data.table import RowTable
 from sra_train.determinism import deterministic, settings
+from sra_train.hub import refuse_unpushable
 from sra_train.loop import Trainer
 from sra_train.measure.development import measure_development, wants_development
 from sra_train.measure.evaluation import generation_prompts
@@ -60,6 +63,7 @@ from sra_train.record.resuming import Resume, where_to_resume
 from sra_train.record.run_folder import claimed, default_output_dir, record_run, refuse_foreign_folder
 from sra_train.record.summary import RunSummary, last_numbers
 from sra_train.record.tracking import Metrics, finish, log_to, read_metrics, start_trackers
+from sra_train.router import router_loss_of
 from sra_train.student import (
     StudentModel,
     load_student,
@@ -134,14 +138,11 @@ class Run:
                 "evaluation.generation with training.strategy=fsdp2: a sharded model cannot generate; evaluate the"
                 " finished model with `sra-train evaluate`"
             )
-        if config.evaluation.metric.startswith("rouge") and not (generation and generation.sets):
-            raise ConfigError(
-                f"evaluation.metric={config.evaluation.metric}: nothing is generated;"
-                " name sets in evaluation.generation.sets"
-            )
 
     def carry_out(self) -> RunSummary:
         """Prepare, train, export."""
+        if self.config.hub.push_to is not None and self.accelerator.is_main_process:
+            refuse_unpushable(self.config.hub.push_to)
         student = self.build_student()
         # Refused, if the pages lack a column, before a folder is made.
         reader = RowReader(self.sources, student.method.needs)
@@ -222,24 +223,26 @@ class Run:
     # ------------------------------------------------------------------ before
 
     def build_student(self) -> StudentModel:
-        """The student and its method on the CPU."""
+        """The student and its method on the CPU.
+
+        Raises:
+            SRAError: If it cannot be loaded, or not be trained on these rows, so, or measured so.
+        """
         training = self.config.training
         model: Any = load_student(self.student_name, self.student, seed=training.seed)
         if self.student.init == "random":
             self.reporter.line(f"student {self.student_name}: new random weights from its config.json")
         shape = model_shape(model)
-        rows = model.get_input_embeddings().weight.shape[0]
-        if rows < len(self.tokenizer):
-            raise ConfigError(
-                f"student {self.student_name}: {rows} embeddings for a tokenizer of {len(self.tokenizer)} ids; choose"
-                " the model that belongs to the tokenizer (the vocabulary is never resized)"
-            )
+        refuse_other_vocabulary(model, self.tokenizer, name=self.student_name)
+        refuse_short_positions(model, self.table, name=self.student_name, with_development=self.evaluates)
+        router = router_loss_of(model, training.router_loss, who=f"student {self.student_name}")
+        refuse_metric(self.config, [one.name for one in self.sources.teachers], has_router=router is not None)
         self.began_with = starting_weights(model, self.student)
         method = self.build_method(shape, OutputHead.from_model(model))
         prepare_for_training(
             model, gradient_checkpointing=training.gradient_checkpointing, compile_body=training.compile
         )
-        return StudentModel(model, method, COMPUTE_DTYPES[training.precision])
+        return StudentModel(model, method, COMPUTE_DTYPES[training.precision], router)
 
     def build_method(self, shape: ModelShape, head: OutputHead) -> Method:
         """The objective, told what it needs to know of its teachers."""
@@ -282,6 +285,11 @@ class Run:
             f"{self.total_steps:,} steps of {self.config.training.batch_size} examples on {share.world_size}"
             f" process(es), in micro-batches of {share.budget}, on {self.accelerator.device.type}"
         )
+        if student.router is not None:
+            weight = student.router.coefficient
+            self.reporter.line(
+                f"a mixture of experts: its router's loss is added, times {weight:g} (training.router_loss)"
+            )
         if not self.evaluates:
             self.reporter.line("no development split is measured: the last weights are exported")
 

@@ -19,6 +19,7 @@ import re
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypedDict
 
@@ -43,9 +44,11 @@ from sra_data.models.output_head import OutputHead, check_output_head
 from sra_data.models.softcap import use_softcapped_sdpa
 from sra_train.body import Body
 from sra_train.config import LoraConfig, StudentConfig
-from sra_train.contract import Batch, LabelRows, ModelShape, StepTotals, StudentOutput
+from sra_train.config.metric import ROUTER
+from sra_train.contract import Batch, LabelRows, LossTerms, ModelShape, StepTotals, StudentOutput
 from sra_train.likelihood import token_nats
 from sra_train.methods.base import Method
+from sra_train.router import RouterLoss
 
 # Query and value projections under the names the families use; a fused projection is adapted whole.
 QUERY_AND_VALUE_NAMES = (
@@ -77,13 +80,21 @@ class StudentModel(nn.Module):
         model: A Hugging Face causal language model, or a PEFT model around one.
         method: The objective.
         compute_dtype: bfloat16 or float16 for mixed precision, None for the weights' own.
+        router: Of a mixture of experts, whose loss is added to the method's; None for none.
     """
 
-    def __init__(self, model: nn.Module, method: Method, compute_dtype: torch.dtype | None = None) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        method: Method,
+        compute_dtype: torch.dtype | None = None,
+        router: RouterLoss | None = None,
+    ) -> None:
         super().__init__()
         self.model = model
         self.method = method
         self.compute_dtype = compute_dtype
+        self.router = router
         layers = method.student_needs.attention_layers
         self.last_query = LastQueryAttention.attach(model, layers) if layers else None
         self.body = Body(model)
@@ -106,7 +117,7 @@ class StudentModel(nn.Module):
         """
         output = self.student_output(batch)
         with torch.autocast(batch.input_ids.device.type, enabled=False):
-            losses = self.method(output, batch, totals)
+            losses = self.with_router(self.method(output, batch, totals), output, batch, totals)
             nats = None
             if text is not None:
                 nats = token_nats(hidden=output.hidden[self.num_layers], head=output.head, rows=text)
@@ -119,6 +130,15 @@ class StudentModel(nn.Module):
             total=total, terms=losses.terms, per_example=losses.per_example, counts=losses.counts, nats=nats
         )
 
+    def with_router(self, losses: LossTerms, output: StudentOutput, batch: Batch, totals: StepTotals) -> LossTerms:
+        """The losses and the router's, weighted by the micro-batch's share of the step's examples."""
+        if self.router is None:
+            return losses
+        value = self.router(output.router_logits, batch.lengths, batch.weight, batch.input_ids.shape[1])
+        value = value * batch.weight.sum() / max(totals.examples, 1)
+        terms = {**losses.terms, ROUTER: value.detach()}
+        return replace(losses, total=losses.total + self.router.coefficient * value, terms=terms)
+
     def student_output(self, batch: Batch) -> StudentOutput:
         """Hidden states and attention rows of the layers the method reads; no logits."""
         inner = [layer for layer in self.method.student_layers if layer < self.num_layers]
@@ -126,12 +146,16 @@ class StudentModel(nn.Module):
             nullcontext({}) if self.last_query is None else self.last_query.capture(batch.lengths - 1)
         )
         with self._autocast(batch.input_ids.device.type), capture as rows:
-            said = self.body(batch.input_ids, batch.lengths, all_layers=bool(inner))
+            said = self.body(
+                batch.input_ids, batch.lengths, all_layers=bool(inner), router_logits=self.router is not None
+            )
         hidden = {layer: said.hidden_states[layer + self.states_offset] for layer in inner}
         hidden[self.num_layers] = said.last_hidden_state
         if self.compute_dtype is not None:
             hidden = {layer: states.to(self.compute_dtype) for layer, states in hidden.items()}
         output = StudentOutput(hidden=hidden, attention=dict(rows), head=OutputHead.from_model(self.model))
+        if self.router is not None:
+            output.router_logits = said.router_logits
         if self.method.student_needs.embeddings:
             output.embeddings, output.embedding_scale = embedding_table(self.model)
         return output

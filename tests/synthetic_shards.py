@@ -7,7 +7,7 @@ One student, and as many teachers as asked for, each with a tokenizer, a width a
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -129,13 +129,16 @@ def make_shards(
     with_teacher: bool = True,
     num_teachers: int = 1,
     num_skipped_by_second: int = 0,
+    prompts: bool = True,
 ) -> SyntheticShards:
-    """Write shards and the student they are aligned with under `folder`.
+    """Write shards and the student they are aligned with under `folder`; without `prompts` rows are plain text.
 
     Rows 0, 3, 6, ... (`num_skipped` of them, those that train) are skipped on the student's side, rows 2, 5, 8, ...
     (`num_skipped_by_second`) on the second teacher's side alone. Pages are only written `with_teacher`.
     """
     examples = make_examples(num_examples, num_dev, seed)
+    if not prompts:
+        examples = [replace(one, prompt="") for one in examples]
     tokenizers = make_tokenizers(folder, examples, num_teachers)
     make_student(folder / "student", tokenizers[STUDENT].tokenizer, dropout=dropout)
     train = {number for number, example in enumerate(examples) if example.split == "train"}

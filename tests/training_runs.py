@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import load_file
+from transformers import PreTrainedModel
 
 from sra_data.terminal import Reporter, Task
 from sra_train.config import load_config
@@ -35,8 +37,26 @@ def train(made: SyntheticShards, out: Path, reporter: Reporter | None = None, **
     return run(load_config(overrides=overrides), reporter)
 
 
+def student_of(made: SyntheticShards, folder: Path, model: PreTrainedModel) -> str:
+    """Another model beside the tokenizer of the shards' student; its folder."""
+    shutil.copytree(made.student, folder, ignore=shutil.ignore_patterns("*.safetensors", "*config.json"))
+    shutil.copy(made.student / "tokenizer_config.json", folder)
+    model.save_pretrained(folder)
+    return str(folder)
+
+
 def losses(out: Path) -> list[float]:
-    return [record["loss"] for record in read_metrics(out / "metrics.jsonl") if record["kind"] == "step"]
+    return of_steps(out, "loss")
+
+
+def of_steps(out: Path, name: str) -> list[float]:
+    """What every step measured."""
+    return [record[name] for record in read_metrics(out / "metrics.jsonl") if record["kind"] == "step"]
+
+
+def of_evaluations(out: Path, name: str) -> list[float]:
+    """What every evaluation measured."""
+    return [record[name] for record in read_metrics(out / "metrics.jsonl") if record["kind"] == "evaluation"]
 
 
 MEASURED = ("seconds", "tokens_per_second", "data_wait", "peak_memory_bytes")  # by clock and machine

@@ -12,11 +12,11 @@ from transformers.utils import logging as transformers_logging
 
 from sra_data.errors import SRAError, TokenizerError
 from sra_data.model_files import refuse_absurd_config
+from sra_data.positions import most_positions, positions_in
 
 _NO_LIMIT = 10**30  # keeps transformers from warning about long texts; cutting is our own business
 RUST_PANIC = "PanicException"  # of the tokenizers library, over values it never expected; no `Exception`
 _SANE_LENGTH = 10**7  # "model_max_length" beyond this is a placeholder
-_POSITION_NAMES = ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length")
 
 
 def split_revision(name: str) -> tuple[str, str | None]:
@@ -70,19 +70,27 @@ def opening_tokenizer(name: str, revision: str | None) -> Iterator[None]:
 
 
 def positions_of(name: str, revision: str | None, trust_remote_code: bool, tokenizer: Any) -> int | None:
-    """Tokens the model beside the tokenizer can read: from its config, else from the tokenizer, else None."""
-    try:
-        with _quiet():
-            config = AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=trust_remote_code)
-    except Exception:  # whatever its values lead to; whoever opens the model says so
-        config = None  # a tokenizer without a model is fine
-    if config is not None:
-        text_config = config.get_text_config()
-        for field in _POSITION_NAMES:
-            if isinstance(positions := getattr(text_config, field, None), int) and positions > 0:
-                return positions
+    """Tokens the model beside the tokenizer says it reads: from its config, else from the tokenizer, else None."""
+    config = _config_of(name, revision, trust_remote_code)
+    declared = None if config is None else positions_in(config)
+    if declared is not None:
+        return declared
     length = getattr(tokenizer, "model_max_length", None)
     return int(length) if length is not None and 0 < length < _SANE_LENGTH else None
+
+
+def most_positions_of(name: str, revision: str | None, trust_remote_code: bool) -> int | None:
+    """Tokens above which the model of that name reads no row; None where there is no such number."""
+    config = _config_of(name, revision, trust_remote_code)
+    return None if config is None else most_positions(config)
+
+
+def _config_of(name: str, revision: str | None, trust_remote_code: bool) -> Any:
+    try:
+        with _quiet():
+            return AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=trust_remote_code)
+    except Exception:  # whatever its values lead to; whoever opens the model says so
+        return None  # a tokenizer without a model is fine
 
 
 def prepare(tokenizer: Any) -> None:

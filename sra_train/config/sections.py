@@ -15,6 +15,7 @@ from pydantic import model_validator as validate_model
 
 from sra_data.errors import ConfigError
 from sra_train.choices import Precision, WeightDtype
+from sra_train.config.metric import refuse_metric
 from sra_train.config.section import Section
 from sra_train.config.teachers import TeacherChoice, shared_weights
 
@@ -168,6 +169,9 @@ class TrainingConfig(Section):
     )
     gradient_checkpointing: bool = False
     compile: bool = Field(default=False, description="torch.compile the student's body")
+    router_loss: float | None = Field(
+        default=None, ge=0, description="weight of a mixture of experts' router loss; by default its own, 0: without"
+    )
 
     @field_validator("precision", mode="before")
     @classmethod
@@ -239,6 +243,12 @@ class TrainConfig(Section):
     checkpoints: CheckpointConfig = CheckpointConfig()
     tracking: TrackingConfig = TrackingConfig()
     hub: HubConfig = HubConfig()
+
+    @validate_model(mode="after")
+    def check_metric(self) -> TrainConfig:
+        """Refuse to choose the best weights by what nothing measures."""
+        refuse_metric(self)
+        return self
 
     def to_yaml(self) -> str:
         """The whole configuration as YAML that `load_config` reads back to the same value."""

@@ -23,13 +23,15 @@ class ResponseText:
 
     rows: LabelRows  # positions that predict a token of text: neither end-of-sequence nor a template's closing token
     num_bytes: int  # UTF-8 bytes of all responses
+    num_unpredicted: int = 0  # tokens of text that nothing stands before, and no row predicts
 
 
 def response_text(examples: Sequence[ExampleParts | None], batch: Batch, staging: StagingBuffer) -> ResponseText:
     """The text of `batch`, which was made of `examples`; read with their corpus rows.
 
     A special token has the end 0 (its offsets are nothing), so a label with a positive end is text. A token that
-    straddles the response's start counts whole. Nothing predicts token 0.
+    straddles the response's start counts whole. Nothing predicts token 0, which is text where a tokenizer puts no
+    beginning token before a row without a prompt: it is counted, for its bytes are.
     """
     num_slots, width = batch.input_ids.shape
     is_text = np.zeros((num_slots, width), dtype=bool)
@@ -43,7 +45,8 @@ def response_text(examples: Sequence[ExampleParts | None], batch: Batch, staging
     predicts = np.zeros_like(is_text)
     predicts[:, :-1] = is_text[:, 1:]
     targets = np.roll(batch.input_ids.numpy(), -1, axis=1).reshape(-1)
-    return ResponseText(gathered("text_rows", np.flatnonzero(predicts), targets, width, staging), num_bytes)
+    rows = gathered("text_rows", np.flatnonzero(predicts), targets, width, staging)
+    return ResponseText(rows, num_bytes, int(is_text[:, 0].sum()))
 
 
 def response_bytes(example: ExampleParts) -> int:

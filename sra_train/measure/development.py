@@ -9,11 +9,14 @@ from __future__ import annotations
 import math
 
 from sra_data.errors import ConfigError
+from sra_data.models.output_head import OutputHead
 from sra_train.config import EvaluationConfig
 from sra_train.data.prefetch import Prefetcher
 from sra_train.data.stream import Share, development_stream
 from sra_train.data.table import RowTable
+from sra_train.likelihood import bits_of_unpredicted
 from sra_train.loop import StepSums, Trainer
+from sra_train.parallel import student_inside
 
 MICRO_BATCHES_BETWEEN_QUESTIONS = 8  # whether to stop: an exchange between ranks that waits for the device
 
@@ -26,6 +29,7 @@ def measure_development(trainer: Trainer) -> dict[str, float] | None:
     """
     budget = trainer.share.budget.limited(most_rows=trainer.config.evaluation.batch_size)
     share = Share(trainer.share.rank, trainer.share.world_size, budget)
+    head = OutputHead.from_model(student_inside(trainer.model).model)
     sums = StepSums()
     sums.add("bits", 0.0)
     sums.add("bytes", 0.0)
@@ -36,7 +40,7 @@ def measure_development(trainer: Trainer) -> dict[str, float] | None:
             sums.add("loss", losses["total"].double())
             for name, value in losses["terms"].items():
                 sums.add(name, value.double())
-            sums.add("bits", losses["nats"].sum() / math.log(2))
+            sums.add("bits", losses["nats"].sum() / math.log(2) + bits_of_unpredicted(micro.text.num_unpredicted, head))
             sums.add("bytes", float(micro.text.num_bytes))
             if micro.index % MICRO_BATCHES_BETWEEN_QUESTIONS == 0 and trainer.stop.agreed(trainer.accelerator):
                 return None

@@ -1,8 +1,9 @@
 """`sra-train evaluate`: bits per byte and Rouge-L of any Hugging Face models on any text; the Python API of both.
 
 Bits per byte compares models whatever their tokenizers: the sum of -log2 P over the tokens of the responses, divided
-by their UTF-8 bytes. End-of-sequence is left out, a token across the border of prompt and response counts whole, and
-an example beyond the context of ANY of the compared models is left out for all of them (and counted).
+by their UTF-8 bytes. End-of-sequence is left out, a token across the border of prompt and response counts whole, one
+that nothing stands before costs log2 of the vocabulary, and an example beyond the context of ANY of the compared models
+is left out for all of them (and counted). So every model pays for the same bytes.
 
 This is the only module of sra_train that reads the user's text; training reads shards.
 """
@@ -33,7 +34,7 @@ from sra_train.body import Body
 from sra_train.choices import WeightDtype
 from sra_train.config import GenerationConfig, StudentConfig
 from sra_train.contract import LabelRows, map_tensors
-from sra_train.likelihood import token_nats_at
+from sra_train.likelihood import bits_of_unpredicted, token_nats_at
 from sra_train.measure.generation import Prompt, RougeScores, rouge_scores
 from sra_train.student import load_student
 
@@ -79,6 +80,7 @@ class ModelScores:
     bits_per_byte: float
     bits: float
     tokens: int  # scored
+    unpredicted: int = 0  # of them: first ones, that nothing stands before
     rouge_l: RougeScores | None = None
 
 
@@ -103,6 +105,8 @@ class EvaluationSummary:
         for score in self.scores:
             rouge = f" · Rouge-L {score.rouge_l.mean:.2f} ± {score.rouge_l.deviation:.2f}" if score.rouge_l else ""
             lines.append(f"{score.bits_per_byte:.4f} bits per byte{rouge} · {score.model}")
+            if score.unpredicted:
+                lines.append(f"  {score.unpredicted:,} first tokens have nothing before them: log2 V bits each")
         return lines
 
 
@@ -184,7 +188,8 @@ def score_model(
         prompts = make_prompts([rows[index] for index in kept], side)[: options.generation.max_examples]
         reporter.line(f"Rouge-L of {name}: {len(prompts)} prompts, {len(options.generation.seeds)} seeds")
         rouge = rouge_scores(model, side.tokenizer, prompts, options.generation)
-    return ModelScores(name, bits / num_bytes, bits, int(sum(one[1:].sum() for one in wanted)), rouge)
+    tokens, first = int(sum(one.sum() for one in wanted)), int(sum(one[:1].sum() for one in wanted))
+    return ModelScores(name, bits / num_bytes, bits, tokens, first, rouge)
 
 
 def example_bits(
@@ -234,14 +239,16 @@ def batch_bits(
     marks = nn.utils.rnn.pad_sequence([torch.from_numpy(one) for one in wanted], batch_first=True)
     example, before = marks[:, 1:].nonzero(as_tuple=True)  # token n + 1 is predicted from n
     rows = LabelRows(example * input_ids.shape[1] + before, example, input_ids[example, before + 1])
-    said = Body(model)(input_ids.to(device), lengths.to(device))
+    said, head = Body(model)(input_ids.to(device), lengths.to(device)), OutputHead.from_model(model)
     nats = token_nats_at(
         temperatures,
         hidden=said.last_hidden_state,
-        head=OutputHead.from_model(model),
+        head=head,
         rows=map_tensors(rows, lambda one: one.to(device)),
     )
-    return (nats / math.log(2)).cpu().numpy()
+    first = np.array([bits_of_unpredicted(int(one[:1].sum()), head) for one in wanted])
+    bits: NDArray[np.float64] = (nats / math.log(2)).cpu().numpy() + first  # uniform at every temperature
+    return bits
 
 
 def read_rows(data: str, *, columns: str | None, split: str | None, limit: int | None) -> list[Row]:

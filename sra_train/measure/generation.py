@@ -16,6 +16,7 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
+from sra_data.positions import most_positions
 from sra_train.config import GenerationConfig
 from sra_train.parallel import gather_objects
 
@@ -101,7 +102,7 @@ def sample_batch(model: Any, tokenizer: Any, prompts: Sequence[Sequence[int]], o
     for row, ids in enumerate(prompts):
         input_ids[row, width - len(ids) :] = torch.tensor(ids, dtype=torch.int64)
         attention_mask[row, width - len(ids) :] = 1
-    positions = getattr(model.config, "max_position_embeddings", None)
+    positions = most_positions(model.config)
     room = options.max_new_tokens if positions is None else min(options.max_new_tokens, positions - width)
     if room < 1:
         return [""] * len(prompts)

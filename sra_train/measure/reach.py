@@ -16,7 +16,9 @@ from typing import Any
 import numpy as np
 import torch
 
+from sra_data.models.decoder import unwrap
 from sra_data.models.output_head import OutputHead
+from sra_data.positions import most_positions
 from sra_data.shards.pairs import cached_starts
 from sra_train.contract import LabelRows
 from sra_train.data.sources import Sources, TeacherSource
@@ -49,12 +51,13 @@ def own_log2_prob(
         strict=True,
     )
     head, nats, count = OutputHead.from_model(student.model), 0.0, 0
+    most = most_positions(unwrap(student.model).config)
     was_training = student.training
     student.eval()
     for ours, spans, theirs in columns:
         starts = spans.student_spans[cached_starts(spans, theirs.response_spans), 0].astype(np.int64)
         starts = starts[starts > 0]  # nothing stands before the first token to predict it from
-        if len(starts):
+        if len(starts) and (most is None or len(ours.ids) <= most):  # rows that are not trained on may be longer
             ids = torch.from_numpy(ours.ids.astype(np.int64)).to(device)
             places = torch.from_numpy(starts).to(device)
             targets = LabelRows(places - 1, torch.zeros_like(places), ids[places])

@@ -120,6 +120,10 @@ class ALM(TaughtMethod):
     def knowledge_needs(cls, options: Any) -> KnowledgeNeeds:
         return KnowledgeNeeds()
 
+    @classmethod
+    def term_names(cls, options: Any) -> tuple[str, ...]:
+        return ("alm",)
+
     def forward(self, output: StudentOutput, batch: Batch, totals: StepTotals) -> LossTerms:
         """The loss of one micro-batch.
 

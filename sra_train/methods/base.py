@@ -42,6 +42,11 @@ class Method(nn.Module, ABC):
     def knowledge_needs(cls, options: Any) -> KnowledgeNeeds | None:
         """What the method wants to know of each teacher when it is built; None: it has no teacher."""
 
+    @classmethod
+    @abstractmethod
+    def term_names(cls, options: Any) -> tuple[str, ...]:
+        """Names of the terms with these options, beside the cross entropy ``ce`` that every method has."""
+
     @property
     @abstractmethod
     def needs(self) -> tuple[CacheNeeds, ...]:

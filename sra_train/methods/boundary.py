@@ -198,6 +198,10 @@ class Boundary(TaughtMethod):
         with_head = options.kd_source == "head"
         return KnowledgeNeeds(head=with_head, images=with_head and options.kd_vocabulary in EVENTS)
 
+    @classmethod
+    def term_names(cls, options: BoundaryOptions) -> tuple[str, ...]:
+        return ("kd", "cos") if options.lambda_cos else ("kd",)
+
     @property
     def student_needs(self) -> StudentNeeds:
         last = (self.last_layer,)

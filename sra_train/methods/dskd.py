@@ -232,6 +232,10 @@ class DSKD(TaughtMethod):
     def knowledge_needs(cls, options: DSKDOptions) -> KnowledgeNeeds:
         return KnowledgeNeeds(head=True, embeddings=True)
 
+    @classmethod
+    def term_names(cls, options: DSKDOptions) -> tuple[str, ...]:
+        return ("ce_mapped", "kd_student", "kd_teacher")
+
     @property
     def student_needs(self) -> StudentNeeds:
         return StudentNeeds(layers=(self.last_layer,), embeddings=True)

@@ -276,3 +276,7 @@ class DSKDv2(TaughtMethod):
     @classmethod
     def knowledge_needs(cls, options: DSKDv2Options) -> KnowledgeNeeds:
         return KnowledgeNeeds(head=True)
+
+    @classmethod
+    def term_names(cls, options: DSKDv2Options) -> tuple[str, ...]:
+        return ("ce_mapped", "kd_student", "kd_teacher")

@@ -168,3 +168,7 @@ class MinED(TaughtMethod):
     @classmethod
     def knowledge_needs(cls, options: MinEDOptions) -> KnowledgeNeeds:
         return KnowledgeNeeds(head=True, nearest=True)
+
+    @classmethod
+    def term_names(cls, options: MinEDOptions) -> tuple[str, ...]:
+        return ("kd",)

@@ -222,3 +222,7 @@ class MultiLevelOT(TaughtMethod):
     @classmethod
     def knowledge_needs(cls, options: MultiLevelOTOptions) -> KnowledgeNeeds:
         return KnowledgeNeeds(head=True)
+
+    @classmethod
+    def term_names(cls, options: MultiLevelOTOptions) -> tuple[str, ...]:
+        return ("l1", "soft_ce", "sinkhorn")

@@ -40,6 +40,10 @@ class SFT(Method):
     def knowledge_needs(cls, options: SFTOptions) -> KnowledgeNeeds | None:
         return None
 
+    @classmethod
+    def term_names(cls, options: SFTOptions) -> tuple[str, ...]:
+        return ()
+
     @property
     def needs(self) -> tuple[CacheNeeds, ...]:
         return ()

@@ -302,6 +302,10 @@ class SRA(TaughtMethod):
             head=options.kd_reads_head, images=options.kd_reads_head and options.kd_vocabulary in EVENTS
         )
 
+    @classmethod
+    def term_names(cls, options: SRAOptions) -> tuple[str, ...]:
+        return tuple(name for name in TERMS if getattr(options, name))
+
     @property
     def student_needs(self) -> StudentNeeds:
         pooled = set.union(*(teacher.pooled_layers[0] for teacher in self.teachers))

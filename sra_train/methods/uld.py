@@ -134,3 +134,7 @@ class ULD(TaughtMethod):
     @classmethod
     def knowledge_needs(cls, options: ULDOptions) -> KnowledgeNeeds:
         return KnowledgeNeeds(head=True)
+
+    @classmethod
+    def term_names(cls, options: ULDOptions) -> tuple[str, ...]:
+        return ("uld",)

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 
 from tests.conftest import REPOSITORY
 from tests.synthetic_shards import SyntheticShards, make_shards
-from tests.training_runs import EPSILON, losses, train, weights
+from tests.training_runs import EPSILON, losses, of_steps, train, weights
 
 RANK = Path(__file__).with_name("training_rank.py")
 SECONDS_TO_FINISH = 300
@@ -80,6 +80,9 @@ def test_two_processes_learn_what_one_learns(still, tmp_path) -> None:
     train(still, tmp_path / "one", training__epochs=1, training__batch_size=4)
     assert launch(2, options(still, tmp_path / "two")) == 0
     assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), rel=5e-5)
+    # AdamW divides a gradient by its size, so that weights alone cannot tell a sum over ranks from a mean
+    norms = [of_steps(tmp_path / name, "grad_norm") for name in ("one", "two")]
+    assert norms[1] == pytest.approx(norms[0], rel=1e-3)
     close(weights(tmp_path / "one"), weights(tmp_path / "two"))
     exported = [load_file(tmp_path / name / "model" / "model.safetensors") for name in ("one", "two")]
     close(*exported)
@@ -133,4 +136,6 @@ def test_fsdp2_learns_what_one_process_learns(still, tmp_path, micro_batch_size)
     assert launch(2, chosen, stop_after=2) == 130
     assert launch(2, chosen) == 0
     assert losses(tmp_path / "sharded") == pytest.approx(losses(tmp_path / "one"), rel=5e-5)
+    norms = [of_steps(tmp_path / name, "grad_norm") for name in ("one", "sharded")]
+    assert norms[1] == pytest.approx(norms[0], rel=1e-3)
     close(weights(tmp_path / "one"), weights(tmp_path / "sharded"))

@@ -64,6 +64,66 @@ def test_bits_are_those_of_a_slow_loop_over_the_models_own_logits(still, develop
     assert found.scores[0].bits_per_byte == pytest.approx(bits / num_bytes, rel=1e-5)
 
 
+@pytest.mark.parametrize("begins", [False, True])
+def test_bits_and_bytes_of_plain_text_speak_of_the_same_text(tmp_path, begins) -> None:
+    """A first token that nothing stands before is as likely as any other id; one behind a beginning token is read."""
+    made = make_shards(tmp_path, prompts=False, with_teacher=False)
+    folder = with_beginning(made.student, tmp_path / "begins") if begins else made.student
+    rows = development_rows(made, tmp_path / "dev.jsonl")
+    assert all(row["prompt"] == "" for row in rows)
+    num_bytes = sum(len(row["response"].encode()) for row in rows)
+    found = evaluate(EvaluateOptions(models=(str(folder),), data=str(tmp_path / "dev.jsonl"), batch_size=3))
+    assert found.scores[0].bits == pytest.approx(sum(slow_bits(folder, row["response"]) for row in rows), rel=1e-5)
+    assert (found.num_bytes, found.scores[0].unpredicted) == (num_bytes, 0 if begins else len(rows))
+    assert ("first tokens have nothing before them" in "\n".join(found.lines())) != begins
+    if not begins:
+        summary = train(made, tmp_path / "out", method__name="sft", checkpoints__export="last", training__epochs=1)
+        again = evaluate(EvaluateOptions(models=(summary.model_folder,), data=str(tmp_path / "dev.jsonl")))
+        assert again.scores[0].bits_per_byte == pytest.approx(summary.metrics["bits_per_byte"], rel=1e-5)
+
+
+def development_rows(made: SyntheticShards, file: Path) -> list[dict[str, str]]:
+    """The development rows of shards, written as the user's text too."""
+    with ShardSet.open(made.shards) as shards:
+        rows = [row for row in shards.corpus.read(range(len(shards.corpus))) if row.split == "dev"]
+    found = [{"id": row.id, "prompt": row.prompt, "response": row.response} for row in rows]
+    file.write_text("".join(json.dumps(row) + "\n" for row in found))
+    return found
+
+
+def with_beginning(student: Path, folder: Path) -> Path:
+    """The same model, its tokenizer putting a beginning token before every text."""
+    from tokenizers.processors import TemplateProcessing
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(student)
+    end = tokenizer.eos_token
+    special = [(end, tokenizer.eos_token_id)]
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(single=f"{end} $A", special_tokens=special)
+    tokenizer.save_pretrained(folder)
+    AutoModelForCausalLM.from_pretrained(student).save_pretrained(folder)
+    return folder
+
+
+def slow_bits(folder: Path, text: str) -> float:
+    """Of a whole text, token by token; the first token of all, if it is text, costs log2 of the vocabulary."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    model = AutoModelForCausalLM.from_pretrained(folder).eval()
+    encoded = AutoTokenizer.from_pretrained(folder)(text, return_special_tokens_mask=True)
+    ids, bits = encoded["input_ids"], 0.0
+    for place, is_special in enumerate(encoded["special_tokens_mask"]):
+        if is_special:
+            continue
+        if place == 0:
+            bits += math.log2(model.config.vocab_size)
+            continue
+        with torch.no_grad():
+            logits = model(torch.tensor([ids[:place]])).logits[0, -1].double()
+        bits -= float(torch.log_softmax(logits, -1)[ids[place]]) / math.log(2)
+    return bits
+
+
 def test_examples_beyond_one_models_context_are_left_out_for_all(still, development, tmp_path) -> None:
     short = tmp_path / "short"
     tokenizer = make_tokenizer(["a few words"], 270, short)  # cuts into many more tokens

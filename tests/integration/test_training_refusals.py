@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 
 import pytest
 import torch
 
 from sra_data.errors import ConfigError, ShardError, TokenizerError, TrainingError
+from tests.model_zoo import tiny_model
 from tests.synthetic_shards import make_shards, make_tokenizer
-from tests.training_runs import Interrupting, train
+from tests.training_runs import Interrupting, student_of, train
 
 
 def test_the_folder_of_another_run_is_refused_with_the_difference(still, tmp_path) -> None:
@@ -78,6 +80,37 @@ def test_an_empty_development_split_is_refused_only_where_it_is_needed(tmp_path)
 def test_fewer_examples_than_one_batch_are_refused(still, tmp_path) -> None:
     with pytest.raises(TrainingError, match=rf"batch_size=64: .* {still.num_train} examples .*fewer than one batch"):
         train(still, tmp_path / "out", training__batch_size=64)
+
+
+@pytest.mark.parametrize(("family", "field"), [("gpt2", "n_positions"), ("llama", "max_position_embeddings")])
+def test_a_student_with_fewer_positions_than_the_rows_is_refused_before_its_first_step(
+    still, tmp_path, family, field
+) -> None:
+    short = student_of(still, tmp_path / "short", tiny_model(family, vocab_size=300, **{field: 40}))
+    with pytest.raises(
+        ConfigError, match=r"reads 40 tokens, and \d+ of the 28 rows .* --student-max-length 40,"
+    ) as caught:
+        train(still, tmp_path / "out", student__name=short)
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_name_on_the_hub_is_looked_at_before_training(still, tmp_path) -> None:
+    with pytest.raises(ConfigError, match=r"hub\.push_to=ann/student: the Hub is switched off \(HF_HUB_OFFLINE\)"):
+        train(still, tmp_path / "out", hub__push_to="ann/student")
+    assert not (tmp_path / "out").exists()
+
+
+def test_what_a_run_does_not_measure_is_refused_before_its_first_step(tmp_path) -> None:
+    two = make_shards(tmp_path / "two", num_teachers=2)
+    chosen = {"data__teachers": [f"{name}:0.5" for name in two.teachers]}
+    for metric, near in (("kd[first]", ""), ("router", ""), (f"kd[{two.teachers[0][:-1]}]", f"kd[{two.teachers[0]}]")):
+        with pytest.raises(ConfigError, match=rf"evaluation\.metric={re.escape(metric)}: .*{re.escape(near)}"):
+            train(two, tmp_path / "out", evaluation__metric=metric, **chosen)
+    assert not (tmp_path / "out").exists()
+    metric = f"kd[{two.teachers[1]}]"
+    found = train(two, tmp_path / "out", evaluation__metric=metric, training__max_steps=1, **chosen)
+    assert found.metrics[metric] > 0
 
 
 def test_a_loss_that_is_nan_stops_the_run_and_names_the_examples(still, tmp_path) -> None:

@@ -9,8 +9,9 @@ import pytest
 import torch
 
 from sra_data.errors import SRAError
+from tests.model_zoo import tiny_model
 from tests.synthetic_shards import make_shards
-from tests.training_runs import losses, train, weights
+from tests.training_runs import losses, of_evaluations, of_steps, student_of, train, weights
 
 
 def test_accumulation_equals_the_large_batch(still, tmp_path) -> None:
@@ -105,3 +106,20 @@ def test_a_student_may_start_from_its_configuration_alone(still, tmp_path) -> No
         train(still, tmp_path / "refused", student__name=str(fresh))
     summary = train(still, tmp_path / "out", student__name=str(fresh), student__init="random")
     assert summary.model_folder is not None
+
+
+def test_a_mixture_of_experts_is_trained_with_its_routers_loss_beside_the_methods(still, tmp_path) -> None:
+    mixture = student_of(still, tmp_path / "mixture", tiny_model("mixtral", vocab_size=300, router_aux_loss_coef=0.25))
+    common = {"student__name": mixture, "method__name": "sft", "training__epochs": 1}
+    train(still, tmp_path / "out", evaluation__metric="router", **common)
+    terms = {name: of_steps(tmp_path / "out", name) for name in ("loss", "ce", "router")}
+    for loss, ce, router in zip(*terms.values(), strict=True):
+        assert loss == pytest.approx(ce + 0.25 * router, rel=1e-6)
+        assert 2 <= router <= 4  # as many as a token's experts where the load is even, all four where it is not at all
+    (measured,) = of_evaluations(tmp_path / "out", "router")
+    assert 2 <= measured <= 4
+    train(still, tmp_path / "without", training__router_loss=0.0, **common)
+    assert losses(tmp_path / "without")[0] == pytest.approx(terms["ce"][0], rel=1e-6)
+    assert weights(tmp_path / "without").keys() == weights(tmp_path / "out").keys()
+    gate = next(name for name in weights(tmp_path / "out") if name.endswith("gate.weight"))
+    assert not torch.equal(weights(tmp_path / "without")[gate], weights(tmp_path / "out")[gate])

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from sra_data.corpus.loading import positions_of
+from sra_data.corpus.loading import most_positions_of
 from sra_data.corpus.tokenization import SideTokenizer
 from sra_data.errors import ShardError, TokenizerError
 from sra_data.shards.choosing import choose as choose_folder
@@ -172,7 +172,7 @@ def _refuse_short(examples: ExampleReader, teacher: TeacherSpec) -> None:
     Raises:
         ShardError: With both numbers.
     """
-    most = positions_of(name_of(teacher), teacher.revision, teacher.trust_remote_code, None)
+    most = most_positions_of(name_of(teacher), teacher.revision, teacher.trust_remote_code)
     longest = int(examples.by_position.num_tokens.max(initial=0))
     if most is not None and longest > most:
         raise ShardError(

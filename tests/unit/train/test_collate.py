@@ -257,6 +257,17 @@ def test_text_is_the_labels_without_the_closing_token_and_the_bytes_of_the_respo
     assert found.num_bytes == 10
 
 
+def test_a_token_of_text_that_nothing_stands_before_is_counted_and_has_no_row() -> None:
+    row = example(student=7)
+    assert response_text([row], batch_of(row), StagingBuffer(pinned=False)).num_unpredicted == 0
+    labels = row.side.label_spans.copy()
+    labels[0, 0] = 0  # the response begins with the first token of all
+    whole = replace(row, side=replace(row.side, label_spans=labels))
+    found = response_text([whole, row, None, whole], batch_of(whole, row, None, whole), StagingBuffer(pinned=False))
+    assert found.num_unpredicted == 2
+    assert 0 in found.rows.positions.tolist()  # it predicts token 1, which is text too
+
+
 def test_bytes_of_a_rewritten_chat_are_those_of_its_own_text() -> None:
     row = example(student=7)
     own = replace(row, side=replace(row.side, text="p" * 4 + "é" * 10))

@@ -68,6 +68,22 @@ def test_the_defaults_are_the_published_recipe() -> None:
         ({"training.epochs": "many"}, r"training\.epochs='many': "),
         ({"method.alpha": 2}, r"alpha=2.*\[0, 1\]"),
         ({"method": "sar"}, r"method=sar: no such method; choose one of .*sra"),
+        (
+            {"evaluation.metric": "bits_per_bite"},
+            r"metric=bits_per_bite: not measured .*; did you mean bits_per_byte\?",
+        ),
+        ({"evaluation.metric": "los"}, r"evaluation\.metric=los: not measured in this run; did you mean loss\?"),
+        ({"evaluation.metric": "xyz"}, r"choose one of loss, bits_per_byte, ce, cos, geo, kd, router"),
+        ({"evaluation.metric": "kd", "method": "sft"}, r"evaluation\.metric=kd: not measured"),
+        ({"evaluation.metric": "geo", "method.geo": False}, r"evaluation\.metric=geo: not measured"),
+        ({"evaluation.metric": "cos", "method": "boundary"}, r"evaluation\.metric=cos: not measured"),
+        ({"evaluation.metric": "kd[a]"}, r"evaluation\.metric=kd\[a\]: not measured .*; did you mean kd\?"),
+        ({"evaluation.metric": "kb[a]", "data.teachers": ["a", "b"]}, r"metric=kb\[a\]: not measured"),
+        ({"evaluation.metric": "rouge_l"}, r"rouge_l: nothing is generated; name sets in evaluation\.generation\.sets"),
+        (
+            {"evaluation.metric": "rouge_l.doly", "evaluation.generation": {"sets": {"dolly": "builtin:test"}}},
+            r"did you mean rouge_l\.dolly\?",
+        ),
         ({"training.precision": "fp8"}, r"training\.precision='fp8'"),
         ({"tracking.trackers": ["mlflow"]}, r"tracking\.trackers\.0='mlflow'"),
     ],
@@ -76,6 +92,22 @@ def test_a_mistake_is_one_line_with_the_dotted_name(overrides, message) -> None:
     with pytest.raises(ConfigError, match=message) as caught:
         load_config(overrides=overrides)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("metric", "more"),
+    [
+        ("loss", {}),
+        ("ce", {"method": "sft"}),
+        ("router", {"method": "sft"}),  # the student tells
+        ("cos", {"method": "boundary", "method.lambda_cos": 1.0}),
+        ("soft_ce", {"method": "multilevel-ot"}),
+        ("kd[b]", {"data.teachers": ["a", "b"]}),  # which names the teachers have, the shards tell
+        ("rouge_l.dolly", {"evaluation.generation": {"sets": {"dolly": "builtin:test"}}}),
+    ],
+)
+def test_what_may_be_measured_may_choose_the_best(metric, more) -> None:
+    assert load_config(overrides={"evaluation.metric": metric} | more).evaluation.metric == metric
 
 
 def weights_of(*teachers: str) -> dict[str, float]:

@@ -246,3 +246,56 @@ class WithEmbeddings(SFT):
     @property
     def student_needs(self) -> StudentNeeds:
         return replace(super().student_needs, embeddings=True)
+
+
+def test_a_layers_attention_is_that_of_the_last_real_token_whatever_stands_behind_it() -> None:
+    model = tiny_model("llama", vocab_size=40)
+    one, data = StudentModel(model, WithAttention(SFTOptions(), MethodSetting(student=model_shape(model)))), batch()
+    together = one.student_output(data).attention[2]
+    for row, length in enumerate(data.lengths.tolist()):
+        with torch.no_grad():
+            eager = tiny_model("llama", vocab_size=40, attn_implementation="eager")
+            alone = eager(data.input_ids[row : row + 1, :length], output_attentions=True).attentions[1]
+        torch.testing.assert_close(together[row, :length], alone[0, :, -1].mean(0), rtol=1e-5, atol=1e-6)
+        assert not together[row, length:].any()
+
+
+def test_in_mixed_precision_the_body_multiplies_in_16_bits_and_the_method_does_not() -> None:
+    model = tiny_model("llama", vocab_size=40)
+    setting, data = MethodSetting(student=model_shape(model)), batch()
+    one = StudentModel(model, Watching(SFTOptions(), setting), torch.bfloat16)
+    products: set[torch.dtype] = set()
+    for module in one.body.module.modules():
+        if isinstance(module, torch.nn.Linear):
+            module.register_forward_hook(lambda _, inputs, output: products.add(output.dtype))
+    total = one(data, StepTotals(labels=7.0, examples=2.0))["total"]
+    assert products == {torch.bfloat16}
+    assert one.method.seen == (torch.bfloat16, False)
+    assert total.dtype == torch.float32
+    assert all(parameter.dtype == torch.float32 for parameter in model.parameters())
+    with torch.autocast("cpu", torch.bfloat16):
+        expected = model.model(data.input_ids).last_hidden_state
+    real = padding_mask(data).bool()
+    assert torch.equal(one.student_output(data).hidden[3][real], expected.to(torch.bfloat16)[real])
+
+
+class WithAttention(SFT):
+    """Cross entropy, by a method that reads the attention of an inner layer too."""
+
+    @property
+    def student_needs(self) -> StudentNeeds:
+        return replace(super().student_needs, attention_layers=(2,))
+
+
+class Watching(SFT):
+    """Cross entropy, by a method that remembers in what precision it was asked.
+
+    Attributes:
+        seen: of the last hidden states, and whether products would be made in 16 bits.
+    """
+
+    seen: tuple[torch.dtype, bool] | None = None
+
+    def forward(self, output, batch, totals):
+        self.seen = output.hidden[self.last_layer].dtype, torch.is_autocast_enabled("cpu")
+        return super().forward(output, batch, totals)

@@ -68,7 +68,7 @@ def test_positions_that_no_configuration_tells_of_are_found_before_anything_is_w
 ) -> None:
     folder = saved(tmp_path / "gpt2", tiny_model("gpt2", n_positions=LONGEST - 1))
     assert f"teacher {folder} reads {LONGEST - 1}; run" in refused(world, folder, error=ShardError)
-    monkeypatch.setattr(choose, "positions_of", lambda *_: None)
+    monkeypatch.setattr(choose, "most_positions_of", lambda *_: None)
     message = refused(world, folder)
     assert f"the longest example has {LONGEST} tokens, it reads {LONGEST - 1} (" in message
     assert f"--teacher-max-length {LONGEST - 1}, which adds a side" in message
