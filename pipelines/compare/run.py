@@ -82,7 +82,7 @@ def parse_arguments() -> argparse.Namespace:
     )
     parser.add_argument("--student-examples", type=int, default=2400, help="the students' part of the training split")
     parser.add_argument("--dev-examples", type=int, default=400, help="by which the students' rates are chosen")
-    parser.add_argument("--steps", type=int, default=120, help="of every student")
+    parser.add_argument("--steps", type=int, default=110, help="of every student")
     parser.add_argument("--seeds", type=int, default=5, help=f"of {', '.join(MANY_SEEDS)}")
     parser.add_argument("--few-seeds", type=int, default=3, help="of the other methods")
     parser.add_argument("--rates", default="2e-3,5e-3,1.2e-2", help="grid of every method")

@@ -49,16 +49,31 @@ def test_every_method_that_is_compared_exists(monkeypatch: pytest.MonkeyPatch) -
 def test_results_say_best_first_and_what_is_sure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     results = script("compare", monkeypatch).write_results.__globals__
     row = {"num_seeds": 3, "num_diverged": 0, "rate": 1e-3, "deviation": 0.01, "seconds_per_step": 0.1, "covered": None}
+    row |= {"tempered": 2.3, "rouge_l": None}
     rows = [
         {**row, "name": "sft", "bits_per_byte": 2.5, "difference": None},
         {**row, "name": "a", "bits_per_byte": 2.6, "difference": {"mean": 0.1, "low": -0.1, "high": 0.3}},
-        {**row, "name": "b", "bits_per_byte": 2.4, "difference": {"mean": -0.1, "low": -0.2, "high": -0.05}},
+        {
+            **row,
+            "name": "b",
+            "bits_per_byte": 2.4,
+            "difference": {"mean": -0.1, "low": -0.2, "high": -0.05},
+            "rouge_l": 3.14,
+        },
     ]
-    found = {"methods": rows, "references": [{"name": "teacher", "bits_per_byte": 2.0}], "notes": ["few seeds"]}
+    found = {
+        "methods": rows,
+        "references": [{"name": "teacher", "bits_per_byte": 2.0, "tempered": 1.9, "rouge_l": 4.0}],
+        "notes": ["few seeds"],
+    }
     lines = results["section"]("one", found)
     table = [line.split(" | ")[0].removeprefix("| ") for line in lines if line.startswith("| ")]
     assert table == ["method", "b", "sft", "a", "*teacher*"]
     assert "> few seeds" in lines
+    assert "| *teacher* |  |  | 2.0000 | 1.9000 |  | 4.0 |  |  |" in lines
+    assert any(
+        line.startswith("| b | 3 | 0.001 | 2.4000 ± 0.0100 | 2.3000 |") and "| 3.1 | 0.10 |" in line for line in lines
+    )
     assert any("**-0.1000 [-0.2000, -0.0500]**" in line for line in lines)
     assert any("+0.1000 [-0.1000, +0.3000]" in line and "**" not in line for line in lines)
     assert results["overview"]({"one": found})[2:] == [
