@@ -14,6 +14,9 @@ from transformers import PreTrainedTokenizerFast
 from sra_data.corpus.tokenization import SideTokenizer
 from sra_data.errors import TokenizerError
 from sra_data.spans.alignment import align, segments_for
+from sra_data.spans.closing import closing_tokens
+from sra_data.spans.ragged import Ragged
+from sra_data.spans.verification import SliceCheck, verified
 from tests.tokenizer_zoo import train_byte_level_bpe, train_t5_like
 
 # What a digit does to what stands behind it is not to be seen in any slice that begins behind the digit.
@@ -97,6 +100,34 @@ def test_no_boundary_is_wrong_whatever_repeats(parts: list[str], rewrites: str) 
     assert ends == sorted(set(ends))
     if not counts:
         assert len(found) in (0, len(text)) or "." in text
+
+
+def test_offsets_that_are_wrong_in_words_that_repeat_are_not_believed() -> None:
+    """Which of the four a tokenizer left out is not to be seen; what it says of the others may be one place wrong."""
+    words, end = "fox dog ", "The quick one jumps."
+    text = f"a#{4 * words}#{end}"
+    pieces = [
+        b"a",
+        b"?",
+        *(bytes([byte]) for byte in (3 * words).encode()),
+        b"?",
+        *(bytes([byte]) for byte in end.encode()),
+    ]
+    places = [0, 1, *range(2 + len(words), 2 + 4 * len(words)), *range(2 + 4 * len(words), len(text))]
+    starts, ends = (Ragged.from_list([[place + one for place in places]], np.int32) for one in (0, 1))
+    closed = closing_tokens(starts=starts, ends=ends, texts=[text])
+    found = verified(
+        text,
+        starts=closed.starts[0],
+        ends=closed.ends[0],
+        closes=closed.closes[0],
+        covered=closed.covered[0],
+        surfaces=pieces,
+        check=SliceCheck(None),
+    )
+    assert found is not None
+    assert found.num_gaps == 1
+    assert found.ends[found.closes].tolist() == [1, *range(len(text) - len(end) + 1, len(text) + 1)]
 
 
 def test_a_text_that_repeats_itself_has_no_anchor_and_is_refused_as_before() -> None:
