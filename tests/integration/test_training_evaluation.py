@@ -14,6 +14,7 @@ from sra_data.shards.store import ShardSet
 from sra_train.config import GenerationConfig
 from sra_train.measure.evaluation import EvaluateOptions, evaluate
 from sra_train.measure.generation import rouge_l
+from sra_train.record.tracking import read_metrics
 from tests.synthetic_shards import SyntheticShards, make_shards, make_student, make_tokenizer
 from tests.training_runs import train
 
@@ -167,6 +168,18 @@ def test_generation_while_training_picks_the_best_by_rouge(still, development, t
     assert summary.metrics["rouge_l"] == summary.metrics["rouge_l.dev"]
     with pytest.raises(ConfigError, match="nothing is generated"):
         train(still, tmp_path / "refused", evaluation__metric="rouge_l")
+
+
+def test_an_evaluation_without_answers_does_not_judge_by_them(still, development, tmp_path) -> None:
+    generation = {"sets": {"dev": str(development)}, "seeds": [1], "max_new_tokens": 4, "max_examples": 2}
+    summary = train(
+        still, tmp_path / "out", training__epochs=2, evaluation__every_steps=2, evaluation__patience=2,
+        evaluation__generation=generation, evaluation__metric="rouge_l",
+    )  # fmt: skip
+    records = [one for one in read_metrics(tmp_path / "out" / "metrics.jsonl") if one["kind"] == "evaluation"]
+    assert [record["step"] for record in records] == [2, 4, 6, 8, 10]
+    assert [record["step"] for record in records if "rouge_l" in record] == [10]  # the end of the run
+    assert summary.steps == summary.exported_step == summary.total_steps == 10  # and nothing before it was worse
 
 
 def test_what_cannot_be_evaluated_is_refused(still, tmp_path) -> None:

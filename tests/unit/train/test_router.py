@@ -7,13 +7,14 @@ import torch
 from torch import Tensor
 
 from sra_data.errors import ConfigError, ModelError
+from sra_train.config import LoraConfig
 from sra_train.contract import Batch, MethodSetting, StepTotals
 from sra_train.data.index_rows import label_rows
 from sra_train.data.staging import StagingBuffer
 from sra_train.methods import SFT
 from sra_train.methods.sft import SFTOptions
 from sra_train.router import has_experts, router_loss_of
-from sra_train.student import StudentModel, model_shape, prepare_for_training
+from sra_train.student import StudentModel, add_lora, model_shape, prepare_for_training
 from tests.model_zoo import FAMILIES, tiny_model
 from tests.waits import WaitCounter
 
@@ -123,6 +124,19 @@ def test_recomputed_blocks_give_the_same_gradient() -> None:
         found.append(gradients(one))
     for name, gradient in found[0].items():
         torch.testing.assert_close(found[1][name], gradient, rtol=1e-4, atol=1e-7)
+
+
+def test_adapters_learn_from_the_router_loss_though_the_router_is_frozen() -> None:
+    data, own = batch(), student(coefficient=1.0)
+    adapted = add_lora(tiny_model("mixtral").train(), LoraConfig(r=2, dropout=0.0))
+    router = router_loss_of(adapted, 1.0, who="student s")
+    one = StudentModel(adapted, own.method, router=router)
+    found = one(data, totals(data))
+    torch.testing.assert_close(found["terms"]["router"], own(data, totals(data))["terms"]["router"], rtol=1e-5, atol=0)
+    found["total"].backward()
+    moved = gradients(one)
+    assert moved
+    assert all("lora" in name for name in moved)
 
 
 @pytest.mark.parametrize("family", MIXTURES)
