@@ -32,6 +32,7 @@ from sra_data.model_files import (
     USE_ANOTHER,
     WEIGHTS_NAME,
     find_file,
+    is_folder,
     is_weights_name,
     read_object,
 )
@@ -299,7 +300,7 @@ def base_of_adapter(name: str, revision: str | None, *, who: str, allow_pickle: 
     if path is None:
         return name
     refuse_adapter_files(path.parent, who=who, allow_pickle=allow_pickle)
-    if Path(name).is_dir() and (Path(name) / CONFIG).is_file():
+    if is_folder(name) and (Path(name) / CONFIG).is_file():
         return name
     base = read_object(path, who=who).get("base_model_name_or_path")
     if not isinstance(base, str) or not base:

@@ -26,6 +26,7 @@ from sra_data.corpus.examples import Row
 from sra_data.corpus.sources import open_source
 from sra_data.corpus.tokenization import SideTokenizer, split_revision
 from sra_data.errors import ConfigError, SourceError, TokenizerError
+from sra_data.models.devices import usable_device
 from sra_data.models.output_head import OutputHead
 from sra_data.shards.store import ShardSet
 from sra_data.terminal import Reporter
@@ -127,13 +128,7 @@ def check_options(options: EvaluateOptions) -> torch.device:
         count = getattr(options, name)
         if count is not None and count < 1:
             raise ConfigError(f"--{name.replace('_', '-')} {count}: not a positive number; write 1 or more")
-    wanted = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        torch.empty(0, device=wanted)
-    except (RuntimeError, AssertionError, ValueError) as error:
-        reason = " ".join(str(error).split())[:120]
-        raise ConfigError(f"--device {wanted}: cannot be used ({reason}); write cpu, or leave it out") from None
-    return torch.device(wanted)
+    return usable_device(options.device)
 
 
 def evaluate(options: EvaluateOptions, reporter: Reporter | None = None) -> EvaluationSummary:
