@@ -82,7 +82,6 @@ CASES: list[Case] = [
             "a teacher without a name": (f"{HERE} --teacher ''", ("a model without a name",)),
             "a teacher that is a file": (f"{HERE} --teacher DATA", ("data.jsonl",)),
             "a teacher out of reach": (f"{HERE} --teacher someone/nothing", ("someone/nothing",)),
-            "a teacher that was never aligned": (f"{HERE} --teacher STUDENT --top-k 4", ("student",)),
             "an adapter that there is not": (f"{HERE} --adapter ./nowhere", ("--adapter ./nowhere",)),
             "an adapter that is a file": (f"{HERE} --adapter DATA", ("--adapter", "data.jsonl")),
             "an adapter that is a model": (f"{HERE} --adapter TEACHER", ("--adapter",)),

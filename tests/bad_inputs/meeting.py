@@ -43,7 +43,7 @@ def meet(case: Case, world: World) -> Met:
     _clear(place)
     place.mkdir()
     place.chmod(0o777)
-    _apart(lambda: case.prepare(place, world))
+    _apart(lambda: case.prepare(place, world), case.name)
     before, around = contents(place), stamps(world.root, but=place)
     ended = carried_out(case.words(world), world.log, lambda: _go(place, case.is_nobody))
     after = contents(place)
@@ -70,7 +70,7 @@ def restore(world: World) -> None:
     shutil.copytree(world.root / "kept", world.root / "whole")
 
 
-def _apart(work: Callable[[], object]) -> None:
+def _apart(work: Callable[[], object], name: str) -> None:
     """Do something in a process of its own: this one goes on forking, and may have started no threads."""
     pid = os.fork()
     if pid == 0:
@@ -84,7 +84,7 @@ def _apart(work: Callable[[], object]) -> None:
             sys.stderr.flush()
             os._exit(code)
     if os.waitpid(pid, 0)[1]:
-        raise RuntimeError("a bad input could not be made")
+        raise RuntimeError(f"{name}: this input could not be made")
 
 
 def _go(place: Path, is_nobody: bool) -> None:

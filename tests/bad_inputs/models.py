@@ -173,10 +173,6 @@ def of_any(which: str) -> dict[str, tuple[Damage, Says]]:
         "an activation that is a list": (config(which, ACTIVATION=["gelu"]), ("model",)),
         "numbers of no kind": (config(which, dtype="float99"), ("model", "float99")),
         "attention of a stranger's": (config(which, attn_implementation="evil/kernel"), ("evil/kernel", "code")),
-        "a quantization that there is not": (
-            config(which, quantization_config={"quant_method": "magic"}),
-            ("model", "magic"),
-        ),
         "a quantization that is text": (config(which, quantization_config="int4"), ("model",)),
         "weights that are nowhere": (without(WEIGHTS), ("model", "safetensors")),
         "weights of no byte": (content(WEIGHTS, b""), ("model", WEIGHTS)),
@@ -196,9 +192,12 @@ def of_any(which: str) -> dict[str, tuple[Damage, Says]]:
         ),
         "a tensor that is missing": (weights(lambda found: found.pop(body)), ("model", "lacks", body)),
         "a tensor of another shape": (_wider(body), ("model", body)),
-        "a tensor more": (weights(lambda found: found.update({f"{body}.more": found[body]})), ("model", "tensors")),
+        "a tensor more": (
+            weights(lambda found: found.update({f"{body}.more": found[body].clone()})),
+            ("model", "tensors"),
+        ),
         "a table of other ids": (_wider(table), ("model", table)),
-        "whole numbers for weights": (weights(_of_integers), ("model",)),
+        "whole numbers for weights": (weights(_of_integers), ("model", "whole numbers")),
         "a tensor of a kind that there is not": (
             header(lambda found: found[body].update(dtype="F3")),
             ("model", WEIGHTS),
@@ -273,21 +272,25 @@ TOKENIZERS |= {
         tokenizer(lambda found: found.update(eos_token={"nothing": 1}), "tokenizer_config.json"),
         ("model", "tokenizer"),
     ),
-    "a tokenizer whose template is no template": (
-        tokenizer(lambda found: found.update(chat_template="{% if %}"), "tokenizer_config.json"),
-        ("chat template",),
-    ),
-    "a tokenizer whose template refuses": (
-        tokenizer(lambda found: found.update(chat_template="{{ raise_exception('never') }}"), "tokenizer_config.json"),
-        ("never",),
-    ),
-    "a tokenizer whose template divides by nothing": (
-        tokenizer(lambda found: found.update(chat_template="{{ 1 // 0 }}"), "tokenizer_config.json"),
-        ("chat template",),
-    ),
     "a tokenizer whose template is a number": (
         tokenizer(lambda found: found.update(chat_template=5), "tokenizer_config.json"),
         ("model",),
+    ),
+}
+
+# Rows that a template refuses are counted: where all are, nothing is left to measure.
+TEMPLATES: dict[str, tuple[Damage, Says]] = {
+    "a tokenizer whose template is no template": (
+        tokenizer(lambda found: found.update(chat_template="{% if %}"), "tokenizer_config.json"),
+        ("no example fits", "template_refused"),
+    ),
+    "a tokenizer whose template refuses": (
+        tokenizer(lambda found: found.update(chat_template="{{ raise_exception('never') }}"), "tokenizer_config.json"),
+        ("no example fits", "template_refused"),
+    ),
+    "a tokenizer whose template divides by nothing": (
+        tokenizer(lambda found: found.update(chat_template="{{ 1 // 0 }}"), "tokenizer_config.json"),
+        ("no example fits", "template_refused"),
     ),
 }
 
@@ -298,8 +301,11 @@ TEACHERS: dict[str, tuple[Damage, Says]] = {
     "a rope that is none": (config("TEACHER", rope_parameters={"rope_type": "hemp"}), ("model", "hemp")),
     "a rope that is text": (config("TEACHER", rope_parameters="long"), ("model",)),
     "fewer positions than the rows have": (config("TEACHER", POSITIONS=4), ("model", "4")),
-    "weights that are no number": (_full_of("model.layers.1.mlp.up_proj.weight", float("nan")), ("model", "finite")),
-    "weights without end": (_full_of("lm_head.weight", float("inf")), ("model", "finite")),
+    "weights that are no number": (
+        _full_of("model.layers.1.mlp.up_proj.weight", float("nan")),
+        ("model", "NaN or infinite"),
+    ),
+    "weights without end": (_full_of("lm_head.weight", float("inf")), ("model", "NaN or infinite")),
     "a class of a stranger's": (
         config("TEACHER", auto_map={"AutoModelForCausalLM": "evil.Model"}, model_type="evil"),
         ("model", "evil"),
@@ -325,6 +331,7 @@ STUDENTS: dict[str, tuple[Damage, Says]] = {
         lambda folder: (config("STUDENT", vocab_size=100)(folder), _shorter_table(folder)),
         ("model", "100"),
     ),
+    "weights that are no number": (_full_of("transformer.ln_f.weight", float("nan")), ("model", "NaN or infinite")),
     "a drop-out beyond one": (config("STUDENT", resid_pdrop=1.5), ("model", "1.5")),
     "a drop-out in words": (config("STUDENT", attn_pdrop="some"), ("model",)),
     "another tokenizer": (
@@ -363,19 +370,19 @@ def _case(kind: str, line: str, which: str, wrong: str, found: tuple[Damage, Say
     return Case(f"models: {kind}, {wrong}", line, says, copied(which, "model", damage), **more)
 
 
-def _tokenizer_case(wrong: str) -> Case:
-    damage, says = TOKENIZERS[wrong]
-    line = f"{ALIGN.replace('STUDENT', 'model')} --data chat.jsonl"
+def _tokenizer_case(line: str, wrong: str, found: tuple[Damage, Says]) -> Case:
+    damage, says = found
 
     def prepare(place: Path, world: Any) -> None:
         copied("TEACHER", "model", damage)(place, world)
         written("chat.jsonl", CHAT)(place, world)
 
-    return Case(f"models: to cut by, {wrong}", line, says, prepare)
+    return Case(f"models: to cut by, {wrong}", f"{line} --data chat.jsonl", says, prepare)
 
 
 CASES: list[Case] = [
-    *map(_tokenizer_case, TOKENIZERS),
+    *(_tokenizer_case(ALIGN.replace("STUDENT", "model"), wrong, found) for wrong, found in TOKENIZERS.items()),
+    *(_tokenizer_case(f"{EVALUATE} model", wrong, found) for wrong, found in TEMPLATES.items()),
     *(
         _case("a teacher", f"{CACHE} ALIGNED --teacher model --top-k 4", "TEACHER", wrong, found)
         for wrong, found in TEACHERS.items()
@@ -387,12 +394,5 @@ CASES: list[Case] = [
     *(
         _case("evaluated", f"{EVALUATE} model --data DATA", "TEACHER", wrong, of_any("TEACHER")[wrong])
         for wrong in EVALUATED
-    ),
-    Case(
-        "models: a student, weights that are no number",
-        f"{RUN} SHARDS --student model",
-        ("step 1", "nan"),
-        copied("STUDENT", "model", _full_of("transformer.ln_f.weight", float("nan"))),
-        leaves=("out", "out/run.json", "out/config.yaml", "out/metrics.jsonl", "out/metrics.csv"),
     ),
 ]
