@@ -122,7 +122,9 @@ class MethodConfig(Section):
             return value
         options = dict(value)
         name = options.pop("name", "sra")
-        return {"name": name, "options": options_type(name)(**options)}
+        if not isinstance(name, str):
+            raise ConfigError(f"method.name={name!r}: a method's name is text; see `sra-train run --print-config`")
+        return {"name": name, "options": options_type(name).model_validate(options)}
 
     @model_serializer(mode="plain")
     def flat(self) -> dict[str, Any]:

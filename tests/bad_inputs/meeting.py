@@ -32,7 +32,7 @@ UNFINISHED = re.compile(r"\.tmp$|^\.(writing|replaced|dropped)-")
 class Met:
     """What a command said over a bad input, and what is wrong with that and with what it left, a line each."""
 
-    said: str
+    ended: Ended
     answer: list[str]
     left: list[str]
 
@@ -54,7 +54,7 @@ def meet(case: Case, world: World) -> Met:
         left.append("something outside its folder was changed")
         restore(world)
     _clear(place)
-    return Met(ended.said.strip(), answered_wrongly(case, ended), left)
+    return Met(ended, answered_wrongly(case, ended), left)
 
 
 def keep(world: World) -> None:

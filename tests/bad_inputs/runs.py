@@ -21,15 +21,16 @@ STEP = "checkpoints/step-*"
 STATE = f"{STEP}/state.json"
 
 
-def run_folder(damage: Damage) -> Prepare:
-    """The world's run under the name out, with its last checkpoint alone, damaged."""
+def run_folder(damage: Damage, *, step: int = 6) -> Prepare:
+    """The world's run under the name out, with one checkpoint alone, damaged: the last, after which no step is left."""
 
     def prepare(place: Path, world: World) -> None:
         out = place / "out"
         shutil.copytree(world.trained, out)
         shutil.rmtree(out / "model")
-        for path in sorted(out.glob(STEP))[:-1]:
-            shutil.rmtree(path)
+        for path in out.glob(STEP):
+            if path.name != f"step-{step:08d}":
+                shutil.rmtree(path)
         damage(out)
 
     return prepare
@@ -158,23 +159,6 @@ DAMAGED: dict[str, tuple[Damage, tuple[str, ...]]] = {
         forged(lambda value: value["identity"].update({"training.batch_size": 5})),
         ("another run", "training.batch_size: 5 then, 4 now"),
     ),
-    "groups of no parameters": (
-        forged(lambda value: value["optimizer"].update(param_groups=[])),
-        ("checkpoint",),
-    ),
-    "groups of numbers": (forged(lambda value: value["optimizer"].update(param_groups=[1])), ("param_groups",)),
-    "groups of parameters that there are not": (
-        forged(lambda value: value["optimizer"]["param_groups"][0].update(params=["nothing"])),
-        ("checkpoint",),
-    ),
-    "betas that are text": (
-        forged(lambda value: value["optimizer"]["param_groups"][0].update(betas="high")),
-        ("checkpoint",),
-    ),
-    "a peak that is text": (
-        forged(lambda value: value["optimizer"]["param_groups"][0].update(peak="high")),
-        ("checkpoint",),
-    ),
     "no weights": (gone(f"{STEP}/model.safetensors"), ("model.safetensors",)),
     "weights that are cut": (cut(f"{STEP}/model.safetensors", 0.5), ("model.safetensors", "damaged")),
     "weights with a bit turned around": (flipped(f"{STEP}/model.safetensors", 0.9), ("model.safetensors", "damaged")),
@@ -196,8 +180,26 @@ DAMAGED: dict[str, tuple[Damage, tuple[str, ...]]] = {
     "a place to write in that is a file": (_beside("checkpoints/.writing-step-00000006", b""), ("checkpoints",)),
 }
 
-# What the workers on run folders mend: a line or a name beside a whole checkpoint stops no healthy run.
-THEIRS: dict[str, tuple[Damage, tuple[str, ...]]] = {}
+# Of a run that is in the middle: what the next step reads.
+MIDWAY: dict[str, tuple[Damage, tuple[str, ...]]] = {
+    "groups of no parameters": (
+        forged(lambda value: value["optimizer"].update(param_groups=[])),
+        ("checkpoint",),
+    ),
+    "groups of numbers": (forged(lambda value: value["optimizer"].update(param_groups=[1])), ("param_groups",)),
+    "groups of parameters that there are not": (
+        forged(lambda value: value["optimizer"]["param_groups"][0].update(params=["nothing"])),
+        ("checkpoint",),
+    ),
+    "betas that are text": (
+        forged(lambda value: value["optimizer"]["param_groups"][0].update(betas="high")),
+        ("checkpoint",),
+    ),
+    "a peak that is text": (
+        forged(lambda value: value["optimizer"]["param_groups"][0].update(peak="high")),
+        ("checkpoint",),
+    ),
+}
 
 
 def _rehashed(out: Path) -> None:
@@ -222,6 +224,10 @@ OTHERS: dict[str, tuple[str, tuple[str, ...]]] = {
 
 CASES: list[Case] = [
     *(Case(f"runs: {wrong}", AGAIN, ("out", *says), run_folder(damage)) for wrong, (damage, says) in DAMAGED.items()),
+    *(
+        Case(f"runs: in the middle, {wrong}", AGAIN, says, run_folder(damage, step=4))
+        for wrong, (damage, says) in MIDWAY.items()
+    ),
     *(
         Case(f"runs: gone on with by {wrong}", line, ("out", *says), run_folder(lambda out: None))
         for wrong, (line, says) in OTHERS.items()
