@@ -48,7 +48,7 @@ from sra_train.hub import refuse_unpushable
 from sra_train.loop import Trainer
 from sra_train.measure.development import measure_development, wants_development
 from sra_train.measure.evaluation import generation_prompts
-from sra_train.measure.generation import measure_generation
+from sra_train.measure.generation import Prompt, measure_generation
 from sra_train.measure.reach import lines_of_reach
 from sra_train.methods.base import Method, method_type
 from sra_train.parallel import COMPUTE_DTYPES, distribute, make_accelerator, resolve_precision, student_inside
@@ -62,7 +62,7 @@ from sra_train.record.provenance import ShardFacts, commit_of, recorded_versions
 from sra_train.record.resuming import Resume, where_to_resume
 from sra_train.record.run_folder import claimed, default_output_dir, record_run, refuse_foreign_folder
 from sra_train.record.summary import RunSummary, last_numbers
-from sra_train.record.tracking import Metrics, finish, log_to, read_metrics, start_trackers
+from sra_train.record.tracking import Metrics, finish, log_to, read_metrics, refuse_missing_trackers, start_trackers
 from sra_train.router import router_loss_of
 from sra_train.student import (
     StudentModel,
@@ -124,6 +124,7 @@ class Run:
         self.total_steps = min(steps, config.training.max_steps or steps)
         self.evaluates = wants_development(config.evaluation, self.table, shards=str(shards.path))
         self.refuse_what_does_not_fit()
+        self.prompts = self.generation_prompts()
 
     def refuse_what_does_not_fit(self) -> None:
         """Combinations of options that cannot be carried out.
@@ -138,12 +139,14 @@ class Run:
                 "evaluation.generation with training.strategy=fsdp2: a sharded model cannot generate; evaluate the"
                 " finished model with `sra-train evaluate`"
             )
+        refuse_missing_trackers(config.tracking)
 
     def carry_out(self) -> RunSummary:
         """Prepare, train, export."""
         if self.config.hub.push_to is not None and self.accelerator.is_main_process:
             refuse_unpushable(self.config.hub.push_to)
         student = self.build_student()
+        self.groups_of(student)  # refused, if nothing is left to train, before a folder is made
         # Refused, if the pages lack a column, before a folder is made.
         reader = RowReader(self.sources, student.method.needs)
         identity = self.identity(self.sources.roots())
@@ -311,6 +314,17 @@ class Run:
         )
         return Share(self.accelerator.process_index, self.accelerator.num_processes, budget)
 
+    def generation_prompts(self) -> dict[str, list[Prompt]]:
+        """What is asked while training, by set; empty where nothing is generated.
+
+        Raises:
+            SourceError: If a set cannot be read.
+        """
+        generation = self.config.evaluation.generation
+        if not self.evaluates or generation is None or not generation.sets:
+            return {}
+        return generation_prompts(generation, self.student_name, self.student)
+
     # ------------------------------------------------------------------ during
 
     def train(
@@ -368,10 +382,9 @@ class Run:
 
     def evaluation(self) -> Any:
         """What is measured between steps."""
-        generation = self.config.evaluation.generation
-        if generation is None or not generation.sets:
+        generation, prompts = self.config.evaluation.generation, self.prompts
+        if generation is None or not prompts:
             return measure_development
-        prompts = generation_prompts(generation, self.student_name, self.student)
 
         def evaluate(trainer: Trainer) -> dict[str, float] | None:
             found = measure_development(trainer)

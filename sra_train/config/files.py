@@ -16,7 +16,7 @@ from pydantic import BaseModel, ValidationError
 
 from sra_data.errors import ConfigError
 from sra_train.config.presets import Preset, preset_called
-from sra_train.config.sections import TrainConfig, options_type
+from sra_train.config.sections import GenerationConfig, TrainConfig, options_type
 
 
 def load_config(
@@ -114,6 +114,8 @@ def pairs(settings: Iterable[str] | None) -> dict[str, Any]:
         name, sign, value = setting.partition("=")
         if not sign:
             raise ConfigError(f"--set {setting}: no '=' in it; write --set key=value, say --set method.temperature=1")
+        if not name.strip():
+            raise ConfigError(f"--set {setting}: no key before its '='; write --set key=value")
         found[name.strip()] = value
     return found
 
@@ -157,9 +159,27 @@ def first_complaint(error: ValidationError, values: Mapping[str, Any]) -> str:
         near = difflib.get_close_matches(loc[-1], known, n=1, cutoff=0.5)
         remedy = f"did you mean {near[0]}?" if near else f"known here: {', '.join(known)}"
         return f"{name}: unknown key; {remedy}{more}"
-    reason = first["msg"].removeprefix("Value error, ")
-    reason = reason[0].lower() + reason[1:]
-    return f"{name}={first['input']!r}: {reason}; see `sra-train run --print-config`{more}"
+    return f"{name}={first['input']!r}: {_reason(first)}; see `sra-train run --print-config`{more}"
+
+
+def _reason(complaint: Mapping[str, Any]) -> str:
+    """Why a value does not fit, as the rest of a sentence."""
+    reason: str = complaint["msg"].removeprefix("Value error, ")
+    return reason[0].lower() + reason[1:]
+
+
+def generation_of(**flags: Any) -> GenerationConfig:
+    """How answers are drawn, from options of a command line.
+
+    Raises:
+        ConfigError: If a value does not fit; named as on the command line.
+    """
+    try:
+        return GenerationConfig(**flags)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_context=False)[0]
+        flag = f"--{str(first['loc'][0]).replace('_', '-')}"
+        raise ConfigError(f"{flag} {first['input']}: {_reason(first)}; write another number") from None
 
 
 def known_keys(path: list[str], values: Mapping[str, Any]) -> list[str]:

@@ -62,6 +62,19 @@ def refuse_foreign_folder(folder: Path, identity: Mapping[str, Any]) -> dict[str
     return None
 
 
+def refuse_unreadable(folder: Path) -> None:
+    """Refuse a folder that cannot be looked into, or can be none.
+
+    Raises:
+        TrainingError: With what the system says.
+    """
+    try:
+        if folder.is_dir():
+            next(folder.iterdir(), None)
+    except OSError as error:
+        raise TrainingError(f"{folder}: {error.strerror}; give another --output-dir") from None
+
+
 @contextmanager
 def claimed(folder: Path, identity: Mapping[str, Any]) -> Iterator[dict[str, Any] | None]:
     """Have a run's folder to oneself, and say in one line what the disk refuses meanwhile; the identity recorded there.
@@ -72,6 +85,7 @@ def claimed(folder: Path, identity: Mapping[str, Any]) -> Iterator[dict[str, Any
     Raises:
         TrainingError: If another process trains there, the folder is another run's, or it cannot be written.
     """
+    refuse_unreadable(folder)
     refuse_foreign_folder(folder, identity)
     try:
         folder.mkdir(parents=True, exist_ok=True)

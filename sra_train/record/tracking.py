@@ -132,10 +132,8 @@ def json_line(record: Mapping[str, Value]) -> str:
     return json.dumps(finite, ensure_ascii=False, allow_nan=False) + "\n"
 
 
-def start_trackers(
-    accelerator: Accelerator, options: TrackingConfig, *, folder: Path, config: Mapping[str, Any]
-) -> list[GeneralTracker]:
-    """The trackers asked for, told the configuration; none but on the first process.
+def refuse_missing_trackers(options: TrackingConfig) -> None:
+    """Refuse trackers that are not there.
 
     Raises:
         ConfigError: If a tracker's library is not installed.
@@ -145,6 +143,12 @@ def start_trackers(
             raise ConfigError(
                 f"tracking.trackers={name}: the library is not installed; run `pip install {LIBRARIES[name][0]}`"
             )
+
+
+def start_trackers(
+    accelerator: Accelerator, options: TrackingConfig, *, folder: Path, config: Mapping[str, Any]
+) -> list[GeneralTracker]:
+    """The trackers asked for, told the configuration; none but on the first process."""
     if not options.trackers or not accelerator.is_main_process:
         return []
     from accelerate.tracking import LOGGER_TYPE_TO_CLASS
