@@ -11,7 +11,9 @@ from pathlib import Path
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 LEFT_OUT = {"shared", ".venv", "site", "build", "dist", "node_modules"}
-FENCED = re.compile(r"^(?P<fence>`{3,})(?P<language>\w*)[^\n]*\n(?P<code>.*?)^(?P=fence)\s*?$", re.DOTALL | re.MULTILINE)
+FENCED = re.compile(
+    r"^(?P<fence>`{3,})(?P<language>\w*)[^\n]*\n(?P<code>.*?)^(?P=fence)\s*?$", re.DOTALL | re.MULTILINE
+)
 INLINE = re.compile(r"`([^`\n]+)`")
 PROGRAMS = ("sra-data", "sra-train")
 
@@ -37,7 +39,9 @@ def pages() -> list[Path]:
         path
         for path in REPOSITORY.rglob("*.md")
         if not LEFT_OUT & set(path.relative_to(REPOSITORY).parts)
-        and not any(part.startswith((".", "demo-output", "compare-output")) for part in path.parts[len(REPOSITORY.parts) :])
+        and not any(
+            part.startswith((".", "demo-output", "compare-output")) for part in path.parts[len(REPOSITORY.parts) :]
+        )
     ]
     return sorted(found)
 

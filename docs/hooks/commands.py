@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Literal, get_args, get_origin
 
 INTRODUCTION = """\
 # Commands
@@ -46,9 +46,19 @@ def _names(parameter: Any) -> str:
     if parameter.param_type_name == "argument":
         return f"`{parameter.name.upper()}`"
     names = " / ".join(f"`{name}`" for name in (*parameter.opts, *parameter.secondary_opts))
-    choices = getattr(parameter.type, "choices", None)
-    shown = " or ".join(str(getattr(one, "value", one)) for one in choices) if choices else parameter.type.name
-    return names if parameter.is_flag else f"{names} *{shown}*{', repeatable' if parameter.multiple else ''}"
+    return names if parameter.is_flag else f"{names} *{_kind(parameter)}*{', repeatable' if parameter.multiple else ''}"
+
+
+def _kind(parameter: Any) -> str:
+    """What may be written: one of several words, text or a number."""
+    described = getattr(parameter, "type_descriptor", None)  # Typer's own where it stands without click
+    if described is None:
+        choices = getattr(parameter.type, "choices", ())
+        return " or ".join(str(getattr(one, "value", one)) for one in choices) or parameter.type.name
+    annotation = described.annotation
+    if get_origin(annotation) is Literal:
+        return " or ".join(map(str, get_args(annotation)))
+    return {int: "integer", float: "float"}.get(annotation, "text")
 
 
 def _default(parameter: Any) -> str:

@@ -17,6 +17,7 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 PACKAGES = ("sra_data", "sra_train")
 ROOT = "SRAError"
 WORDS_OF_ANCHOR = 9
+HANDED_OVER = {"in_one_line": "ModelError"}  # functions that are handed how to say it, as a lambda
 PASSED_THROUGH = {"ascii", "len", "list", "max", "min", "repr", "round", "sorted", "str", "sum", "type"}
 # Exit codes and what is printed stand in `sra_data/terminal.py`.
 INTRODUCTION = """\
@@ -64,9 +65,10 @@ def messages() -> list[Message]:
     """All of them, by module."""
     found: list[Message] = []
     taken: dict[str, int] = {}
-    kinds, named, returned = set(kinds_of_error()), _named_texts(), _sentences_returned()
+    kinds, named, (simple, composed) = set(kinds_of_error()), _named_texts(), _sentences_returned()
     for path in sources():
-        for kind, text in dict.fromkeys(_in_module(ast.parse(path.read_text("utf-8")), kinds, named, returned)):
+        tree = ast.parse(path.read_text("utf-8"))
+        for kind, text in dict.fromkeys(_in_module(tree, kinds, named, simple, composed)):
             anchor = _anchor(text)
             if not anchor:  # another error's message, handed on
                 continue
@@ -129,16 +131,38 @@ class Scope:
 
 
 def _in_module(
-    tree: ast.Module, kinds: set[str], named: dict[str, str], returned: dict[str, str]
+    tree: ast.Module,
+    kinds: set[str],
+    named: dict[str, str],
+    returned: dict[str, str],
+    composed: dict[str, list[str]],
 ) -> Iterator[tuple[str, str]]:
     """(kind, text) of every error that is made, in order."""
     functions = [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)]
     constants = named | dict(_assigned_in(tree, Scope(None, named, returned)))
     for node in ast.walk(tree):
-        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in kinds and node.args:
+        if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Name) or not node.args:
+            continue
+        if node.func.id in HANDED_OVER and isinstance(node.args[0], ast.Lambda):
+            yield HANDED_OVER[node.func.id], _text(node.args[0].body, Scope(None, constants, returned))
+        if node.func.id in kinds:
             inside = [one for one in functions if one.lineno <= node.lineno <= (one.end_lineno or 0)]
             function = max(inside, key=lambda one: one.lineno, default=None)
-            yield node.func.id, " ".join(_text(node.args[0], Scope(function, constants, returned)).split())
+            text = " ".join(_text(node.args[0], Scope(function, constants, returned)).split())
+            for whole in _completed(text, node.args[0], composed):
+                yield node.func.id, whole
+
+
+def _completed(text: str, argument: ast.expr, composed: dict[str, list[str]]) -> list[str]:
+    """The message; where all its words are another function's, one for each of those that it returns."""
+    if _anchor(text):
+        return [text]
+    called = [
+        one.func.id
+        for one in ast.walk(argument)
+        if isinstance(one, ast.Call) and isinstance(one.func, ast.Name) and one.func.id in composed
+    ]
+    return [text.replace(f"‹{name.replace('_', ' ')}›", words) for name in called for words in composed[name]]
 
 
 def _assigned_in(tree: ast.Module, scope: Scope) -> Iterator[tuple[str, str]]:
@@ -160,18 +184,20 @@ def _named_texts() -> dict[str, str]:
     return {name: next(iter(texts)) for name, texts in found.items() if len(texts) == 1}
 
 
-def _sentences_returned() -> dict[str, str]:
-    """Functions of the packages that do nothing but return a sentence, and that sentence."""
-    found: dict[str, str] = {}
+def _sentences_returned() -> tuple[dict[str, str], dict[str, list[str]]]:
+    """Functions that do nothing but return a sentence, with it; those that choose among several, with them."""
+    simple: dict[str, str] = {}
+    composed: dict[str, list[str]] = {}
     for path in sources():
         for node in ast.walk(ast.parse(path.read_text("utf-8"))):
             if isinstance(node, ast.FunctionDef):
-                body = [one for one in node.body if not isinstance(one, ast.Expr)]
-                if len(body) == 1 and isinstance(body[0], ast.Return) and body[0].value is not None:
-                    words = _sentence(body[0].value, Scope(None, {}, {}))
-                    if words is not None:
-                        found[node.name] = words
-    return found
+                values = [one.value for one in ast.walk(node) if isinstance(one, ast.Return) and one.value is not None]
+                words = [text for value in values if (text := _sentence(value, Scope(None, {}, {}))) is not None]
+                if words and len([one for one in node.body if not isinstance(one, ast.Expr)]) == 1:
+                    simple[node.name] = words[0]
+                elif words:
+                    composed[node.name] = [" ".join(text.split()) for text in words]
+    return simple, composed
 
 
 def _sentence(node: ast.expr, scope: Scope) -> str | None:
@@ -197,6 +223,8 @@ def _text(node: ast.expr, scope: Scope) -> str:
             return words
         case ast.Call(func=ast.Name(id=name)) if name in scope.returned:
             return scope.returned[name]
+        case ast.Call(args=[ast.JoinedStr() as words, *_]):  # a function that only trims it
+            return _text(words, scope)
         case ast.IfExp(body=ast.Constant(value=str(one)), orelse=ast.Constant(value=str(other))):
             return " / ".join(words for words in (one, other) if words)
         case _:

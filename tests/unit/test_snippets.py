@@ -16,7 +16,9 @@ from tests.snippets import REPOSITORY, Command, blocks, commands_of, pages, pyth
 APPS = {"sra-data": typer.main.get_command(data_app), "sra-train": typer.main.get_command(train_app)}
 SHOWN = [command for page in pages() for command in commands_of(page)]
 WHOLE = sorted({command for command in SHOWN if command.is_whole}, key=lambda command: (command.place, command.words))
-NAMED = sorted({command for command in SHOWN if not command.is_whole}, key=lambda command: (command.place, command.words))
+NAMED = sorted(
+    {command for command in SHOWN if not command.is_whole}, key=lambda command: (command.place, command.words)
+)
 
 
 def identity(command: Command) -> str:
