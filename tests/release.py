@@ -2,8 +2,8 @@
 
     python -m tests.release
 
-The wheel is built and looked into, the documentation is built strictly, links and snippets are checked, and the licences of
-everything that is installed with the package are listed from its metadata.
+The wheel is built and looked into, the documentation is built strictly, links and snippets are checked, and the
+licences of everything that is installed with the package are listed from its metadata.
 """
 
 from __future__ import annotations

@@ -8,8 +8,8 @@ from typing import Any, Literal, get_args, get_origin
 INTRODUCTION = """\
 # Commands
 
-Made from the commands themselves: what `--help` says. Every command ends with 0 (done), 1 (a known error, one line; see
-[Messages](messages.md)), 2 (wrong usage) or 130 (interrupted; the same command goes on). `--json` prints one JSON object.
+Made from the commands themselves: what `--help` says. Every command ends with 0 (done), 1 (a known error, one line;
+see [Messages](messages.md)), 2 (wrong usage) or 130 (interrupted; the same command goes on). `--json` prints one JSON object.
 """
 
 

@@ -1,9 +1,8 @@
-"""The pages are run: their commands as they stand, in order, then their Python, in a folder with models of those names."""
+"""The pages are run: commands as they stand, in order, then their Python, in a folder with models of those names."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -27,7 +26,7 @@ PROGRAMS = {"sra-data": sra_data_command, "sra-train": sra_train_command}
 
 
 @pytest.fixture
-def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The current folder: my.jsonl, held-out.jsonl, and under the names of the pages' models small ones.
 
     A name that is a folder here is that folder, so the lines of the pages need not be changed. The teacher has as many
@@ -43,7 +42,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
         tokenizer.save_pretrained(tmp_path / name)
     write_examples(tmp_path / "my.jsonl", 24)
     write_examples(tmp_path / "held-out.jsonl", 6, first=100)
-    yield tmp_path
+    return tmp_path
 
 
 def run_commands(page: Path, *, most: int | None = None) -> int:

@@ -1,4 +1,4 @@
-"""The documentation: what is made from the source is whole, no link leads nowhere, and the site builds without a warning."""
+"""The documentation: what is made from the source is whole, no link leads nowhere, it builds without a warning."""
 
 from __future__ import annotations
 

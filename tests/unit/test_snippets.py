@@ -14,11 +14,11 @@ from sra_train.cli import app as train_app
 from tests.snippets import REPOSITORY, Command, blocks, commands_of, pages, python_of
 
 APPS = {"sra-data": typer.main.get_command(data_app), "sra-train": typer.main.get_command(train_app)}
-SHOWN = [command for page in pages() for command in commands_of(page)]
-WHOLE = sorted({command for command in SHOWN if command.is_whole}, key=lambda command: (command.place, command.words))
-NAMED = sorted(
-    {command for command in SHOWN if not command.is_whole}, key=lambda command: (command.place, command.words)
+SHOWN = sorted(
+    {command for page in pages() for command in commands_of(page)}, key=lambda command: (command.place, command.words)
 )
+WHOLE = [command for command in SHOWN if command.is_whole]
+NAMED = [command for command in SHOWN if not command.is_whole]
 
 
 def identity(command: Command) -> str:
