@@ -9,7 +9,8 @@ INTRODUCTION = """\
 # Commands
 
 Made from the commands themselves: what `--help` says. Every command ends with 0 (done), 1 (a known error, one line;
-see [Messages](messages.md)), 2 (wrong usage) or 130 (interrupted; the same command goes on). `--json` prints one JSON object.
+see [Messages](messages.md)), 2 (wrong usage) or 130 (interrupted; the same command goes on). `--json` prints one JSON
+object.
 """
 
 

@@ -1,8 +1,8 @@
 """Every message a user may be refused with, read from the source: the page "Messages" of the documentation.
 
 The source is parsed, not imported. A message is what an `SRAError` or one of its kinds is made with; what is put into
-it is shown by its name in the source, ‹so›. Pieces that stand elsewhere are looked up: a sentence in a local name or in a
-constant, and functions that do nothing but return one (`repair_for`).
+it is shown by its name in the source, ‹so›. Pieces that stand elsewhere are looked up: a sentence in a local name or
+in a constant, and functions that do nothing but return one (`repair_for`).
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ INTRODUCTION = """\
 # Messages
 
 Whatever a user can mend ends in one line on standard error, `error: …`, and exit code 1: what is wrong, where, with
-which value, and what to do. Below is every such line, as it stands in the source; ‹words in angle brackets› are filled in.
-Search this page for a few words of what you were told. A traceback is never an answer: it is a fault here, worth a
-report.
+which value, and what to do. Below is every such line, as it stands in the source; ‹words in angle brackets› are
+filled in. Search this page for a few words of what you were told. A traceback is never an answer: it is a fault here,
+worth a report.
 
 [Troubleshooting](troubleshooting.md) says more on those that are met most.
 """

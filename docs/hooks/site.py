@@ -1,7 +1,8 @@
 """What MkDocs is told while it builds the site: pages made from the repository, and links that lead out of docs/.
 
 Nothing made here is written into the repository, so that none of it can go stale: the commands come from the Typer
-apps, the messages from the source, the format, the architecture and the rest from the files that are read on their own too.
+apps, the messages from the source, the format, the architecture and the rest from the files that are read on their
+own too.
 """
 
 from __future__ import annotations
