@@ -247,6 +247,20 @@ def list_shards(shards: Shards = "shards", json: Json = False) -> None:
         listing.show(console)
 
 
+@app.command()
+def card(
+    shards: Shards = "shards",
+    licence: Annotated[
+        str | None, typer.Option(help="Of the corpus: cc-by-sa-3.0 (default: what its Hub data set says).")
+    ] = None,
+    json: Json = False,
+) -> None:
+    """Write the folder's README.md: what it holds, how to open it, what the Hub reads of a data set."""
+    from sra_data.stages import card as stage
+
+    terminal.finish(stage.write_card(shards, licence=licence), as_json=json)
+
+
 # Which side inspect shows.
 ShownTeacher = Annotated[
     str | None,

@@ -27,6 +27,7 @@ from typing import Any
 from accelerate import Accelerator
 from torch import Tensor, nn
 
+from sra_data.cards import licence_of
 from sra_data.errors import ConfigError, DamagedError, TrainingError
 from sra_data.models.output_head import OutputHead
 from sra_data.shards.store import ShardSet
@@ -52,7 +53,7 @@ from sra_train.measure.generation import Prompt, measure_generation
 from sra_train.measure.reach import lines_of_reach
 from sra_train.methods.base import Method, method_type
 from sra_train.parallel import COMPUTE_DTYPES, distribute, make_accelerator, resolve_precision, student_inside
-from sra_train.record.card import model_card, teachers_in_words
+from sra_train.record.card import Told, model_card, teachers_in_words
 from sra_train.record.checkpoint import Checkpoints, Progress, load_full_state
 from sra_train.record.export import export_model, push
 from sra_train.record.fingerprint import starting_weights
@@ -410,10 +411,11 @@ class Run:
         folder, hub = None, None
         records = read_metrics(self.folder / "metrics.jsonl") if self.accelerator.is_main_process else []
         if self.accelerator.is_main_process:
-            card = model_card(
+            told = Told(
                 config=self.config,
                 student=self.student_name,
                 facts=self.facts,
+                licence=licence_of(self.student_name, self.student.revision),
                 roots=self.sources.roots(),
                 versions=recorded_versions(),
                 records=records,
@@ -428,7 +430,7 @@ class Run:
                 tokenizer=self.tokenizer,
                 began_with=self.began_with,
                 weights=self.weights_of(checkpoints, exported, is_last=exported == progress.step),
-                card=card,
+                card=model_card(told),
                 folder=self.folder / "model",
             )
             if self.config.tracking.plots:

@@ -12,6 +12,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from huggingface_hub import ModelCard
 from safetensors import SafetensorError
 from torch import Tensor
 
@@ -30,7 +31,7 @@ def export_model(
     tokenizer: Any,
     began_with: str,
     weights: Mapping[str, Tensor],
-    card: str,
+    card: ModelCard,
     folder: Path,
 ) -> Path:
     """Write the student with the weights of a checkpoint.
@@ -71,7 +72,7 @@ def export_model(
         with quiet_transformers():
             model.save_pretrained(temporary)
         tokenizer.save_pretrained(temporary)
-        (temporary / "README.md").write_text(card, encoding="utf-8")
+        card.save(temporary / "README.md")
         for path in temporary.iterdir():
             flush(path)
         replace_folder(temporary, folder)

@@ -19,11 +19,19 @@ LIBRARIES = ("torch", "transformers", "accelerate", "safetensors", "numpy", "pya
 
 @dataclass(frozen=True)
 class TeacherFacts:
-    """One teacher: its folder, what the model is called, and its share of what is distilled."""
+    """One teacher.
+
+    Attributes:
+        folder: of its pages.
+        model: what it is called.
+        weight: its share of what is distilled.
+        tokenizer: fingerprint of the tokenizer that cut its side.
+    """
 
     folder: str
     model: str
     weight: float
+    tokenizer: str
 
 
 @dataclass(frozen=True)
@@ -33,14 +41,19 @@ class ShardFacts:
     Attributes:
         side: name of the student's side.
         tokenizer: fingerprint of the tokenizer that cut it.
-        teachers: folder, model and weight of each teacher.
-        data: the corpus in words.
+        teachers: in order.
+        sources: what the corpus came from, each in words.
     """
 
     side: str
     tokenizer: str
     teachers: tuple[TeacherFacts, ...]
-    data: str
+    sources: tuple[str, ...]
+
+    @property
+    def other_tokenizers(self) -> list[str]:
+        """The models among the teachers that cut text by another tokenizer than the student."""
+        return [one.model for one in self.teachers if one.tokenizer != self.tokenizer]
 
     @classmethod
     def read(cls, sources: Sources) -> ShardFacts:
@@ -49,8 +62,11 @@ class ShardFacts:
         return cls(
             side=sources.side_name,
             tokenizer=sources.side.facts["tokenizer"],
-            teachers=tuple(TeacherFacts(one.name, one.model, one.weight) for one in sources.teachers),
-            data=", ".join(source) if isinstance(source, list) else str(source),
+            teachers=tuple(
+                TeacherFacts(one.name, one.model, one.weight, str(one.side.facts["tokenizer"]))
+                for one in sources.teachers
+            ),
+            sources=tuple(map(str, source)) if isinstance(source, list) else (str(source),),
         )
 
 

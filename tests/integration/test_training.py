@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from huggingface_hub import ModelCard
 
 from sra_train.config import load_config
 from sra_train.record.tracking import read_metrics
@@ -30,10 +31,15 @@ def test_a_run_ends_in_a_folder_that_hugging_face_loads_and_that_generates(made,
     said = model.generate(**ids, max_new_tokens=5, min_new_tokens=5, pad_token_id=tokenizer.pad_token_id)
     assert said.shape[1] == ids["input_ids"].shape[1] + 5
     assert tokenizer.model_max_length > 10**6 or tokenizer.model_max_length == 128
-    card = (Path(summary.model_folder) / "README.md").read_text()
-    assert "synthetic teacher" in card
-    assert "random words" in card
-    assert f"| Weights of | step {summary.exported_step} of {summary.total_steps} |" in card
+    card = ModelCard.load(Path(summary.model_folder) / "README.md")
+    assert "synthetic teacher" in card.text
+    assert "random words" in card.text
+    assert "Student and teacher cut text by different tokenizers." in card.text
+    assert f"| Weights of | step {summary.exported_step} of {summary.total_steps} |" in card.text
+    records = read_metrics(tmp_path / "out" / "metrics.jsonl")
+    (exported,) = [one for one in records if (one["kind"], one["step"]) == ("evaluation", summary.exported_step)]
+    (result,) = card.data.eval_results
+    assert (result.metric_type, result.metric_value) == ("bits_per_byte", round(exported["bits_per_byte"], 6))
     assert {path.name for path in (tmp_path / "out" / "plots").iterdir()} >= {"loss.png", "ce.png", "kd.png", "lr.png"}
 
 
@@ -58,7 +64,9 @@ def test_the_run_records_what_it_was_made_of(made, tmp_path) -> None:
         f"alignments/{ALIGNMENT}": manifest["alignments"][ALIGNMENT]["root"],
         f"teachers/{TEACHER}": manifest["teachers"][TEACHER]["root"],
     }
-    assert record["facts"]["teachers"] == [{"folder": TEACHER, "model": "synthetic teacher", "weight": 1.0}]
+    (teacher,) = record["facts"]["teachers"]
+    assert teacher.pop("tokenizer") == manifest["sides"][TEACHER]["tokenizer"]
+    assert teacher == {"folder": TEACHER, "model": "synthetic teacher", "weight": 1.0}
     assert record["versions"]["torch"] == version("torch")
     assert load_config(tmp_path / "out" / "config.yaml").training.precision == "no"
     assert summary.steps == summary.total_steps
@@ -80,6 +88,10 @@ def test_sft_never_opens_the_teachers_pages(still, tmp_path) -> None:
         shutil.rmtree(alone / folder)
     summary = train(still, tmp_path / "out", data__shards=str(alone), method__name="sft")
     assert summary.metrics["bits_per_byte"] > 0
+    card = ModelCard.load(Path(summary.model_folder) / "README.md")
+    assert "learned from the data alone" in card.text
+    assert "cached words" not in card.text
+    assert card.data.tags == ["sra-distill", "sft"]
 
 
 def test_a_finished_run_run_again_changes_nothing(made, tmp_path) -> None:

@@ -198,7 +198,8 @@ def test_the_manifest_says_who_taught_whom_and_with_what(shards) -> None:
         ("synthetic teacher", 0.5),
         ("synthetic second", 0.5),
     ]
-    assert facts.data == "random words, seed 0"
+    assert facts.sources == ("random words, seed 0",)
+    assert facts.other_tokenizers == ["synthetic teacher", "synthetic second"]
     assert (first.shape.num_layers, first.shape.hidden_size) == (TEACHER_LAYERS, TEACHER_WIDTH)
     assert (second.shape.num_layers, second.shape.hidden_size) == (TEACHER_LAYERS + 1, TEACHER_WIDTH + 4)
     for teacher in (first, second):  # each what is its own
