@@ -54,7 +54,7 @@ layers: $(READY)
 	$(BIN)/lint-imports
 
 bench: $(READY)
-	@for script in align cache read train; do $(BIN)/python benchmarks/$$script.py || exit 1; done
+	@for script in align cache read start train; do $(BIN)/python benchmarks/$$script.py || exit 1; done
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info demo-output compare-output

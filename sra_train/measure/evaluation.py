@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import math
+import shlex
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
@@ -25,6 +26,7 @@ from sra_data.corpus.chat import PLAIN_CHAT_TEMPLATE, TEMPLATE_FAILURES, Rendere
 from sra_data.corpus.examples import Row
 from sra_data.corpus.sources import open_source
 from sra_data.corpus.tokenization import SideTokenizer, split_revision
+from sra_data.endings import Ending, Grid, Told
 from sra_data.errors import ConfigError, SourceError, TokenizerError
 from sra_data.models.output_head import OutputHead
 from sra_data.shards.store import ShardSet
@@ -83,7 +85,7 @@ class ModelScores:
 
 
 @dataclass(frozen=True)
-class EvaluationSummary:
+class EvaluationSummary(Told):
     """All numbers; examples and bytes are the same for every model."""
 
     scores: list[ModelScores]
@@ -96,14 +98,20 @@ class EvaluationSummary:
         """It as plain values; `models` in the order they were named."""
         return {"models" if name == "scores" else name: value for name, value in asdict(self).items()}
 
-    def lines(self) -> list[str]:
+    def ending(self) -> Ending:
         """It in words."""
-        left_out = "".join(f" · {count} left out: {reason}" for reason, count in self.left_out.items())
-        lines = [f"{self.data}: {self.num_examples:,} examples, {self.num_bytes:,} bytes of responses{left_out}"]
-        for score in self.scores:
-            rouge = f" · Rouge-L {score.rouge_l.mean:.2f} ± {score.rouge_l.deviation:.2f}" if score.rouge_l else ""
-            lines.append(f"{score.bits_per_byte:.4f} bits per byte{rouge} · {score.model}")
-        return lines
+        rows = [
+            (
+                score.model,
+                f"{score.bits_per_byte:.4f}",
+                f"{score.rouge_l.mean:.2f} ± {score.rouge_l.deviation:.2f}" if score.rouge_l else "",
+            )
+            for score in self.scores
+        ]
+        scores = Grid.of_columns(("model", "bits per byte", "Rouge-L"), rows)
+        left_out = Grid.of_facts(*((f"left out: {reason}", f"{count}") for reason, count in self.left_out.items()))
+        title = f"{self.data}: {self.num_examples:,} examples, {self.num_bytes:,} bytes of responses"
+        return Ending(title, (left_out, scores), next=f"sra-train compare --test {shlex.quote(self.data)}")
 
 
 @dataclass(frozen=True)
