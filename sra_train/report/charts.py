@@ -46,8 +46,8 @@ def chart_of(name: str, runs: Sequence[RunRecord]) -> Chart | None:
     if name in NOT_DRAWN or name.startswith("count_"):
         return None
     drawn = [(run.name, points(run.steps, name), points(run.evaluations, name)) for run in runs]
-    if not any(training or development for _, training, development in drawn):
-        return None
+    if not any(value for _, training, development in drawn for _, value in (*training, *development)):
+        return None  # what is 0 throughout, as the spans of a run without teachers, says nothing
     title, unit = LABELS.get(name, (name.replace("_", " "), name.replace("_", " ")))
     caption = "" if len(drawn) > 1 or name in SMOOTH else caption_of(drawn[0][1], drawn[0][2])
     draw = partial(draw_runs if len(drawn) > 1 else draw_run, name=name, unit=unit, drawn=drawn)

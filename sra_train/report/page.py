@@ -8,7 +8,7 @@ from pathlib import Path
 
 from sra_data.pages.chart import Chart
 from sra_data.pages.render import Table, render
-from sra_train.report.records import RunRecord, numbers_of, provenance_of
+from sra_train.report.records import RunRecord, numbers_of, provenance_of, teachers_of
 from sra_train.report.samples import Sample
 
 TEMPLATE = Path(__file__).with_name("page.html")
@@ -20,7 +20,6 @@ TITLES = {
 Facts = Callable[[RunRecord], Iterator[tuple[str, str]]]
 ON_TILES = {
     "steps": "steps",
-    "best on the development split": "the best on the development split",
     "training time": "of training",
     "student tokens per second, median": "student tokens per second",
     "share of a step spent waiting for data, median": "of a step spent waiting for data",
@@ -51,12 +50,11 @@ def page(
         charts: of them all.
         samples: answers of the finished students; `missing` why there are not more.
     """
-    first = dict(numbers_of(runs[0]))
     return render(
         TEMPLATE,
         title=f"{'Run' if len(runs) == 1 else 'Runs'}: {', '.join(run.name for run in runs)}",
         lead=" · ".join(dict.fromkeys(lead_of(run) for run in runs)),
-        tiles=[(first[name], words) for name, words in ON_TILES.items() if first[name]] if len(runs) == 1 else [],
+        tiles=tiles_of(runs[0]) if len(runs) == 1 else [],
         sections=list(sections_of(runs, charts)),
         names=[run.name for run in runs],
         samples=samples,
@@ -65,11 +63,26 @@ def page(
     )
 
 
+def tiles_of(run: RunRecord) -> list[tuple[str, str]]:
+    """The numbers at the top of one run's page, and what they are."""
+    numbers, best = dict(numbers_of(run)), run.best()
+    tiles = [(numbers[name], words) for name, words in ON_TILES.items() if numbers[name]]
+    if best is None:
+        return tiles
+    metric, value, step = best
+    return [
+        *tiles[:1],
+        (f"{value:.4f}", f"{metric.replace('_', ' ')} on the development split, step {step:,}"),
+        *tiles[1:],
+    ]
+
+
 def lead_of(run: RunRecord) -> str:
     """Who learns from whom, and how."""
     numbers = dict(numbers_of(run))
     student = run.setting("student", "name", str(run.of("facts").get("side", "student")))
-    return f"{Path(student).name} by {numbers['method']}, taught by {numbers['taught by']}"
+    taught = f", taught by {', '.join(teachers_of(run))}" if teachers_of(run) else ""
+    return f"{Path(student).name} by {numbers['method']}{taught}"
 
 
 def sections_of(runs: Sequence[RunRecord], charts: Sequence[Chart]) -> Iterator[Section]:

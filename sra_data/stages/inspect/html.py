@@ -21,6 +21,7 @@ LEGEND = (
     "␣ space · ⏎ line feed · ⇥ tab · ⟨200D⟩ other invisible characters · ¹⁄₃ part of a character · #id special token"
 )
 NUM_COLOURS = 5
+IN_A_GAP = 8
 
 
 @dataclass(frozen=True)
@@ -80,7 +81,17 @@ def _id(one: Inspection) -> str:
 def _turns(one: Inspection) -> Iterator[Turn]:
     for number, columns in enumerate(one.turns, 1):
         title = "Response" if len(one.turns) == 1 else f"Response {number} of {len(one.turns)}"
-        yield Turn(title, [_box(column) for column in columns])
+        yield Turn(title, [_box(part) for column in columns for part in _parts(column)])
+
+
+def _parts(column: Column) -> Iterator[Column]:
+    """A span as it is; of tokens in no span, of which there may be hundreds, a few at a time, so that they wrap."""
+    if column.number is not None:
+        yield column
+        return
+    for start in range(0, max(len(column.student), len(column.teacher)), IN_A_GAP):
+        some = slice(start, start + IN_A_GAP)
+        yield Column(None, column.student[some], column.teacher[some])
 
 
 def _box(column: Column) -> Box:

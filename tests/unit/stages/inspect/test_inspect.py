@@ -306,6 +306,19 @@ def test_every_line_of_a_page_says_whose_row_is_whose():
     assert re.search(r"\.flow \{.*gap: var\(--between\) 4px", style)
 
 
+def test_many_tokens_in_no_span_wrap_as_a_text_does():
+    many = 41
+    whole = [[0, many]]
+    values = {"ids": list(range(many)), "ends": list(range(1, many + 1)), "response_ranges": [[0, many]]}
+    teacher = {**values, "response_spans": whole, "label_spans": whole}
+    inspection = example(
+        text="x" * 45, student=SKIPPED, teacher=teacher, spans=([], []), status="skipped:student_overlong"
+    )
+    html = page_of(inspection)
+    assert html.count('<div class="span gap"') == 6
+    assert html.count('class="piece"') == many
+
+
 def test_a_pointer_is_told_which_token_and_which_span():
     html = page_of(example())
     assert 'title="span 0: 2 student tokens, 1 teacher tokens"' in html
