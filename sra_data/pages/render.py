@@ -28,6 +28,7 @@ class Table:
         caption: said above; may be empty.
         marks: (row, column) -> "better" or "worse", where a number is coloured.
         is_wide: whether the columns are many: names stay in sight while the numbers are moved.
+        wraps: whether the cells are words that may take several lines; so they may wherever there are two columns.
     """
 
     head: Sequence[str]
@@ -35,6 +36,7 @@ class Table:
     caption: str = ""
     marks: Mapping[tuple[int, int], str] | None = None
     is_wide: bool = False
+    wraps: bool = False
 
 
 def render(template: Path, **values: Any) -> str:

@@ -17,6 +17,7 @@ TITLES = {
     "rates": "Learning rates and gradients",
     "work": "Throughput, waiting and memory",
 }
+NAMED_IN_A_TITLE = 3
 Facts = Callable[[RunRecord], Iterator[tuple[str, str]]]
 ON_TILES = {
     "steps": "steps",
@@ -52,7 +53,7 @@ def page(
     """
     return render(
         TEMPLATE,
-        title=f"{'Run' if len(runs) == 1 else 'Runs'}: {', '.join(run.name for run in runs)}",
+        title=title_of([run.name for run in runs]),
         lead=" · ".join(dict.fromkeys(lead_of(run) for run in runs)),
         tiles=tiles_of(runs[0]) if len(runs) == 1 else [],
         sections=list(sections_of(runs, charts)),
@@ -61,6 +62,13 @@ def page(
         missing=missing,
         configs={run.name: run.text for run in runs},
     )
+
+
+def title_of(names: Sequence[str]) -> str:
+    """Of the page: the runs' names, or how many they are."""
+    if len(names) > NAMED_IN_A_TITLE:
+        return f"{len(names)} runs"
+    return f"{'Run' if len(names) == 1 else 'Runs'}: {', '.join(names)}"
 
 
 def tiles_of(run: RunRecord) -> list[tuple[str, str]]:
@@ -81,7 +89,8 @@ def lead_of(run: RunRecord) -> str:
     """Who learns from whom, and how."""
     numbers = dict(numbers_of(run))
     student = run.setting("student", "name", str(run.of("facts").get("side", "student")))
-    taught = f", taught by {', '.join(teachers_of(run))}" if teachers_of(run) else ""
+    teachers = [Path(name).name if Path(name).is_absolute() else name for name in teachers_of(run)]
+    taught = f", taught by {', '.join(teachers)}" if teachers else ""
     return f"{Path(student).name} by {numbers['method']}{taught}"
 
 
@@ -102,7 +111,7 @@ def side_by_side(runs: Sequence[RunRecord], title: str, facts: Facts) -> Table:
     found = [dict(facts(run)) for run in runs]
     names = dict.fromkeys(name for one in found for name in one)
     rows = [(name, *(one.get(name, "") for one in found)) for name in names]
-    return Table((title, *heads_of(runs)), [row for row in rows if any(row[1:])], is_wide=len(runs) > 1)
+    return Table((title, *heads_of(runs)), [row for row in rows if any(row[1:])], is_wide=len(runs) > 1, wraps=True)
 
 
 def differing(runs: Sequence[RunRecord]) -> Table:
@@ -111,7 +120,7 @@ def differing(runs: Sequence[RunRecord]) -> Table:
     names = dict.fromkeys(name for one in found for name in one)
     rows = [(name, *(one.get(name, "—") for one in found)) for name in names]
     rows = [row for row in rows if len(set(row[1:])) > 1]
-    return Table(("setting", *heads_of(runs)), rows or [("none", *("" for _ in runs))], is_wide=True)
+    return Table(("setting", *heads_of(runs)), rows or [("none", *("" for _ in runs))], is_wide=True, wraps=True)
 
 
 def heads_of(runs: Sequence[RunRecord]) -> list[str]:

@@ -112,7 +112,8 @@ def luminance(colour: str) -> float:
 
 
 def test_a_table_says_which_numbers_are_better(tmp_path: Path) -> None:
-    table = Table(("m", "a"), [("x", "-1*"), ("y", "1*")], marks={(0, 1): "better", (1, 1): "worse"}, is_wide=True)
+    marks = {(0, 1): "better", (1, 1): "worse"}
+    table = Table(("m", "a", "b"), [("x", "-1*", ""), ("y", "1*", "")], marks=marks, is_wide=True)
     text = written(tmp_path, "{{ show.table(table) }}", table=table)
     assert '<td class="n better">-1*</td>' in text
     assert '<td class="n worse">1*</td>' in text
