@@ -13,17 +13,14 @@ import typer
 
 from sra_data import terminal
 from sra_data.choices import Boundaries, OnInvalid, Overlong, VocabularyMatch
+from sra_data.command_line import Program
 from sra_data.errors import ConfigError
 from sra_data.options import expand
 from sra_data.stages.cache.options import CacheOptions
 from sra_data.stages.estimate.options import NOT_OF_ESTIMATE, EstimateOptions
 from sra_data.teacher.spec import KNOWN_BY_PAGES, TeacherSpec
 
-app = typer.Typer(
-    help="Write down what a teacher said about a corpus, once: align, estimate, cache, verify, repair, report.",
-    no_args_is_help=True,
-    pretty_exceptions_enable=False,
-)
+app = Program("Write down what a teacher said about a corpus, once: align, estimate, cache, verify, repair, report.")
 
 
 def defaults_from(context: typer.Context, file: str | None) -> str | None:
@@ -182,9 +179,10 @@ def align(
 @expand(leave_out=NOT_OF_ESTIMATE)
 def estimate(options: EstimateOptions, config: Config = None, json: Json = False) -> None:
     """Say what cache-teacher would take: bytes, hours, and whether it pays."""
+    reporter = terminal.start(f"estimate: {options.cache.shards}", quiet=json)
     from sra_data.stages.estimate import stage
 
-    terminal.finish(stage.estimate(options, terminal.make_reporter(quiet=json)), as_json=json)
+    terminal.finish(stage.estimate(options, reporter), as_json=json)
 
 
 @app.command("cache-teacher")
@@ -210,6 +208,7 @@ def verify(
     json: Json = False,
 ) -> None:
     """Check every checksum, every row's example, every receipt and every seal against the manifest."""
+    reporter = terminal.start(f"verify: {shards}", quiet=json)
     from sra_data.stages import verify as stage
 
     again: stage.Recapture | None = None
@@ -218,7 +217,7 @@ def verify(
 
         again = partial(recapture, how=how)
     options = stage.VerifyOptions(Path(shards), deep=deep, teacher=pages, sample=sample)
-    summary = stage.verify(options, terminal.make_reporter(quiet=json), recapture=again)
+    summary = stage.verify(options, reporter, recapture=again)
     terminal.finish(summary, as_json=json)
     summary.refuse_if_damaged()
 
@@ -279,6 +278,7 @@ def inspect(
     student: ShownStudent = None,
     alignment: Annotated[str | None, typer.Option(help="Which alignment of the two (default: the only one).")] = None,
     html: Annotated[str | None, typer.Option(help="Write a self-contained page here too.")] = None,
+    around: Annotated[int, typer.Option(help="Neighbours on each side that the page has too.")] = 5,
     json: Json = False,
 ) -> None:
     """Show one example: the response as both tokenizers cut it, spans lined up."""
@@ -286,9 +286,9 @@ def inspect(
 
     from sra_data.stages.inspect import stage
 
-    options = stage.InspectOptions(example, shards, teacher=teacher, student=student, alignment=alignment, html=html)
+    options = stage.InspectOptions(example, shards, teacher, student, alignment, html=html, around=around)
     inspection = stage.inspect(options, terminal.make_reporter(quiet=json))
-    terminal.finish(inspection, as_json=True) if json else stage.show(inspection, Console())
+    terminal.print_json(inspection.as_dict()) if json else stage.show(inspection, Console())
 
 
 @app.command()
@@ -301,10 +301,11 @@ def report(
     json: Json = False,
 ) -> None:
     """Draw corpus, sides, alignments and the teachers' pages on one self-contained page."""
+    reporter = terminal.start(f"report: {shards}, into {out}", quiet=json)
     from sra_data.stages.report import stage
 
     options = stage.ReportOptions(shards=shards, out=out, teacher=teacher, student=student, sample=sample)
-    terminal.finish(stage.report(options, terminal.make_reporter(quiet=json)), as_json=json)
+    terminal.finish(stage.report(options, reporter), as_json=json)
 
 
 def main() -> None:

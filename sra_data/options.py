@@ -42,7 +42,7 @@ def option(
 
     Args:
         default: its value where nothing is said.
-        help: one line; no text in [brackets], which the terminal would take for markup.
+        help: one line.
         name: on the command line, where it is another than the field's; in Python's spelling.
         is_argument: given by its place instead of by --name.
         is_recorded: whether `recorded` keeps it, because what is written depends on it.

@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 from sra_data.errors import SRAError
 
@@ -25,6 +25,15 @@ UNPRINTABLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069
 # In an address: user and password, before the host or (where that was taken for a revision) alone; no port.
 PASSWORD = re.compile(r"(?<=://)[^/@\s:]*:(?!\d+(?:[/\s]|$))[^/@\s'\"]+")
 LONGEST_LINE = 900  # characters of an error; the remedy stands at its end
+# Of bars: the terminal's own colours, whose user has made them readable on its ground, dark or light.
+STYLES = {
+    "bar.back": "dim",
+    "bar.complete": "cyan",
+    "bar.finished": "green",
+    "bar.pulse": "cyan",
+    "progress.elapsed": "none",
+    "progress.remaining": "none",
+}
 INTERRUPTED = 130  # the exit code of what a signal has ended
 
 
@@ -39,7 +48,7 @@ class Task:
     done: float = 0.0
     before: float = 0.0  # of it, by an earlier call: counted, but no part of the rate
     fields: dict[str, str] = field(default_factory=dict)
-    started: float = field(default_factory=time.monotonic)
+    started: float = field(default_factory=lambda: time.monotonic())
 
     def advance(self, amount: float = 1, **fields: str) -> None:
         """Count `amount` units as done; `fields` are shown beside the rate (say, ``disk_free="80 GB"``)."""
@@ -56,14 +65,27 @@ class Task:
         """Units per second since the start, of this call alone."""
         return (self.done - self.before) / max(time.monotonic() - self.started, 1e-9)
 
+    def words(self) -> str:
+        """Progress in words: done, rate and the live fields."""
+        return " · ".join([*self._counts(), *self._fields()])
+
     def status(self) -> str:
-        """Progress in words: done, rate, time left and the live fields."""
-        of = "" if self.total is None else f"/{self.total:,.0f}"
-        words = [f"{self.done:,.0f}{of} {self.unit}", rate_in_words(self.rate, self.unit)]
+        """The same with the time left, which a bar shows by itself."""
+        left = []
         if self.total is not None and self.done > self.before:
-            words.append(f"{clock((self.total - self.done) / self.rate)} left")
-        words += [f"{name.replace('_', ' ')} {value}" for name, value in self.fields.items()]
-        return " · ".join(words)
+            left = [f"{clock((self.total - self.done) / self.rate)} left"]
+        return " · ".join([*self._counts(), *left, *self._fields()])
+
+    def end(self) -> str:
+        """What was done, and in what time."""
+        return f"{self.done:,.0f} {self.unit} in {clock(time.monotonic() - self.started)}"
+
+    def _counts(self) -> list[str]:
+        of = "" if self.total is None else f"/{self.total:,.0f}"
+        return [f"{self.done:,.0f}{of} {self.unit}", rate_in_words(self.rate, self.unit)]
+
+    def _fields(self) -> list[str]:
+        return [f"{name.replace('_', ' ')} {value}" for name, value in self.fields.items()]
 
 
 def printable(text: str) -> str:
@@ -101,33 +123,34 @@ class PlainReporter(Reporter):
 
         task = Task(description, total, unit, show)
         yield task
-        self.line(f"{description}: {task.done:,.0f} {unit} in {clock(time.monotonic() - task.started)}")
+        self.line(f"{description}: {task.end()}")
 
 
 class RichReporter(Reporter):
-    """A live bar on a terminal."""
+    """A live bar on a terminal; see progress_bar.py."""
 
     def __init__(self) -> None:
         from rich.console import Console
+        from rich.theme import Theme
 
-        self.console = Console(stderr=True)
+        self.console = Console(stderr=True, theme=Theme(STYLES))
 
     def line(self, text: str) -> None:
         self.console.print(printable(text), markup=False, highlight=False)
 
     @contextmanager
     def task(self, description: str, total: float | None = None, unit: str = "items") -> Iterator[Task]:
-        from rich.progress import BarColumn, Progress, TextColumn
+        from sra_data.progress_bar import WorkBar
 
-        columns = (TextColumn("{task.description}"), BarColumn(bar_width=24), TextColumn("{task.fields[status]}"))
-        with Progress(*columns, console=self.console, transient=False) as progress:
-            shown = progress.add_task(description, total=total, status="")
-            yield Task(
+        with WorkBar(printable(description), total, self.console) as bar:
+            task = Task(
                 description,
                 total,
                 unit,
-                show=lambda task: progress.update(shown, completed=task.done, status=task.status()),
+                show=lambda task: bar.show(task.done, task.before, printable(task.words())),
             )
+            yield task
+            bar.show(task.done, task.before, task.end())
 
 
 def make_reporter(*, quiet: bool) -> Reporter:
@@ -170,12 +193,25 @@ def start(what: str, *, quiet: bool) -> Reporter:
     return reporter
 
 
-def finish(summary: Any, *, as_json: bool) -> None:
-    """Print what a command returns: its fields as one JSON object, or its own `lines()`."""
+class Summary(Protocol):
+    """What a command returns: it can be told in lines; one that has an `ending()` is drawn on a terminal."""
+
+    def lines(self) -> list[str]:
+        """For logs."""
+
+
+def finish(summary: Summary, *, as_json: bool) -> None:
+    """Print what a command returns: one JSON object, its ending as tables on a terminal, or lines for a log."""
+    ending = summary.ending() if hasattr(summary, "ending") else None
     if as_json:
-        print_json(summary.as_dict() if hasattr(summary, "as_dict") else asdict(summary))
+        print_json(summary.as_dict() if hasattr(summary, "as_dict") else asdict(summary))  # type: ignore[call-overload]
+    elif ending is not None and sys.stdout.isatty():
+        from rich.console import Console
+
+        ending.show(Console())
     else:
-        print(printable("\n".join(summary.lines())))
+        following = [f"next: {ending.next}"] if ending is not None and ending.next is not None else []
+        print(printable("\n".join([*summary.lines(), *following])))
 
 
 def clock(seconds: float) -> str:

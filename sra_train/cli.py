@@ -10,15 +10,12 @@ from typing import Annotated
 import typer
 
 from sra_data import terminal
+from sra_data.command_line import Program
 from sra_data.options import expand
-from sra_train.choices import Precision, WeightDtype
+from sra_train.choices import METHODS, Precision, WeightDtype
 from sra_train.compare.options import CompareOptions
 
-app = typer.Typer(
-    help="Teach any student from the shards `sra-data` wrote; the teacher is never loaded.",
-    no_args_is_help=True,
-    pretty_exceptions_enable=False,
-)
+app = Program("Teach any student from the shards `sra-data` wrote; the teacher is never loaded.")
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of words.")]
 
@@ -31,6 +28,18 @@ def options(show_version: Version = False) -> None:
     """Teach any student from the shards `sra-data` wrote; the teacher is never loaded."""
 
 
+def methods_beginning_with(incomplete: str) -> list[str]:
+    """What the shell completes --method with."""
+    return [name for name in METHODS if name.startswith(incomplete)]
+
+
+def presets_beginning_with(incomplete: str) -> list[str]:
+    """What the shell completes --preset with."""
+    from sra_train.config import PRESETS
+
+    return [name for name in sorted(PRESETS) if name.startswith(incomplete)]
+
+
 @app.command()
 def run(
     shards: Annotated[str | None, typer.Argument(help="The folder of shards (default: shards).")] = None,
@@ -38,14 +47,16 @@ def run(
     preset: Annotated[
         str | None,
         typer.Option(
-            help="Named settings under --config and the flags; `sra-train compare --list-methods` lists them."
+            help="Named settings under --config and the flags; `sra-train compare --list-methods` lists them.",
+            autocompletion=presets_beginning_with,
         ),
     ] = None,
     method: Annotated[
         str | None,
         typer.Option(
             help="sra, sft (cross-entropy alone), boundary, strict, uld, alm, multilevel-ot, dskd, dskdv2, mined "
-            "(default: sra)."
+            "(default: sra).",
+            autocompletion=methods_beginning_with,
         ),
     ] = None,
     teacher: Annotated[
@@ -134,6 +145,7 @@ def evaluate(
     json: Json = False,
 ) -> None:
     """Bits per byte (and Rouge-L) of any models on any text."""
+    reporter = terminal.start(f"evaluate: {', '.join(models)}, on {data}", quiet=json)
     from sra_train.config import generation_of
     from sra_train.measure import evaluation
 
@@ -152,7 +164,7 @@ def evaluate(
             dtype=dtype,
             trust_remote_code=trust_remote_code,
         ),
-        terminal.make_reporter(quiet=json),
+        reporter,
     )
     terminal.finish(summary, as_json=json)
 
@@ -172,10 +184,27 @@ def compare(
 
         terminal.finish(listing.list_methods(), as_json=json)
         return
+    reporter = terminal.start(f"compare: {options.shards or 'shards'}, into {options.output_dir}", quiet=json)
     from sra_train.compare import stage, tables
 
-    found = stage.compare(options, terminal.make_reporter(quiet=json))
+    found = stage.compare(options, reporter)
     terminal.finish(tables.Shown(found), as_json=json)
+
+
+@app.command()
+def report(
+    runs: Annotated[list[str], typer.Argument(help="Folders that `sra-train run` wrote; several stand side by side.")],
+    out: Annotated[str, typer.Option(help="The page.")] = "run-report.html",
+    samples: Annotated[int, typer.Option(help="Prompts that every finished student answers; 0 loads no model.")] = 3,
+    device: Annotated[str | None, typer.Option(help="Where they answer (default: a GPU where there is one).")] = None,
+    json: Json = False,
+) -> None:
+    """Draw runs on one self-contained page: curves, samples, configuration, provenance."""
+    reporter = terminal.start(f"report: {', '.join(runs)}, into {out}", quiet=json)
+    from sra_train.report import stage
+
+    options = stage.RunReportOptions(tuple(runs), out, samples, device)
+    terminal.finish(stage.report(options, reporter), as_json=json)
 
 
 def whole_numbers(text: str) -> tuple[int, ...]:

@@ -115,6 +115,13 @@ class Listing:
             lines.append(f"{_named(pair['teacher'])} teaches {_named(pair['student'])} by {pair['alignment']}")
         return [*lines, *self._next_steps()]
 
+    def following(self) -> str | None:
+        """The command that comes next where nothing is unfinished."""
+        if self._next_steps():
+            return None
+        command = "sra-train run" if self.of("teachers") else "sra-data cache-teacher"
+        return f"{command} {shlex.quote(self.shards)}"
+
     def show(self, console: Console) -> None:
         """For a terminal of any width: a table for each group, names and facts folded where it is narrow."""
         console.print(_text(f"{self.shards} · {bytes_in_words(self.num_bytes)}", style="bold"))
@@ -130,6 +137,9 @@ class Listing:
             console.print(Text("to go on", style="bold"))
             for step in steps:
                 console.print(_text(step), overflow="fold")
+        if (following := self.following()) is not None:
+            console.print()
+            console.print(Text("next  ", style="bold") + _text(following))
 
     def _next_steps(self) -> list[str]:
         """What to do, each once, and for which folders."""

@@ -9,11 +9,13 @@ is whole is told and left alone: throwing away days of a teacher's work is the u
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from sra_data.endings import Ending, Told
 from sra_data.errors import ShardError
 from sra_data.shards.columns import FORMAT_VERSION
 from sra_data.shards.durable import SEAL, read_document
@@ -39,7 +41,7 @@ from sra_data.terminal import Reporter
 
 
 @dataclass(frozen=True)
-class RepairSummary:
+class RepairSummary(Told):
     """What was done, and what is to do.
 
     Attributes:
@@ -55,13 +57,12 @@ class RepairSummary:
     commands: tuple[str, ...]
     left: tuple[str, ...]
 
-    def lines(self) -> list[str]:
+    def ending(self) -> Ending:
         """It in words."""
-        lines = [f"threw away {name}" for name in self.thrown_away]
-        lines += [f"made {name} again" for name in self.remade]
-        if not lines and not self.left:
-            lines = [f"{self.shards}: nothing is broken"]
-        return [*lines, *self.commands]
+        did = [f"threw away {name}" for name in self.thrown_away] + [f"made {name} again" for name in self.remade]
+        title = f"{self.shards}: nothing is broken" if not did and not self.left else ""
+        following = None if self.commands or self.left else f"sra-data list {shlex.quote(self.shards)}"
+        return Ending(title, (), (*did, *self.commands), next=following)
 
     def refuse_if_left(self) -> None:
         """Raise what could not be repaired as one error.

@@ -9,6 +9,7 @@ with what is broken (`Broken`), which `repair` throws away; nothing is changed h
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,7 @@ from typing import Literal, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from sra_data.endings import Ending, Grid, Told
 from sra_data.errors import ShardError
 from sra_data.shards.durable import sha256_of
 from sra_data.shards.index import INDEX, Index, index_table, read_index
@@ -86,7 +88,7 @@ class Broken:
 
 
 @dataclass(frozen=True)
-class VerifySummary:
+class VerifySummary(Told):
     """What was looked at and what is wrong.
 
     Attributes:
@@ -97,6 +99,7 @@ class VerifySummary:
         num_recaptured: examples the teacher was asked about again.
         problems: one line each: what, where, value, remedy.
         broken: what each of them is about, in the same order.
+        shards: the folder.
     """
 
     folders: tuple[str, ...]
@@ -106,16 +109,20 @@ class VerifySummary:
     num_recaptured: int
     problems: tuple[str, ...]
     broken: tuple[Broken, ...] = ()
+    shards: str = "shards"
 
-    def lines(self) -> list[str]:
+    def ending(self) -> Ending:
         """It in words, without the problems, which are raised."""
-        lines = [
-            f"{', '.join(self.folders)}: {self.num_parts:,} parts, {self.num_rows:,} rows, "
-            f"{bytes_in_words(self.num_bytes)} read"
-        ]
+        facts = Grid.of_facts(
+            ("parts", f"{self.num_parts:,}"), ("rows", f"{self.num_rows:,}"), ("read", bytes_in_words(self.num_bytes))
+        )
+        remarks = []
         if self.num_recaptured:
-            lines.append(f"the teacher said the same about {self.num_recaptured} examples")
-        return lines if self.problems else [*lines, "all is as the manifest says"]
+            remarks.append(f"the teacher said the same about {self.num_recaptured} examples")
+        if not self.problems:
+            remarks.append("all is as the manifest says")
+        following = f"sra-data {'repair' if self.problems else 'list'} {shlex.quote(self.shards)}"
+        return Ending(", ".join(self.folders), (facts,), tuple(remarks), next=following)
 
     def refuse_if_damaged(self) -> None:
         """Raise the problems as one error.
@@ -159,7 +166,7 @@ def verify(options: VerifyOptions, reporter: Reporter, recapture: Recapture | No
                 pages = Broken(f"teachers/{teacher}", "rows")
                 found.collect(pages, _verify_deep, shards, teacher, options, recapture, found)
     counts = found.num_parts, found.num_rows, found.num_bytes, found.num_recaptured
-    return VerifySummary(tuple(names), *counts, tuple(found.problems), tuple(found.broken))
+    return VerifySummary(tuple(names), *counts, tuple(found.problems), tuple(found.broken), str(options.shards))
 
 
 class Findings:

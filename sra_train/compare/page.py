@@ -1,17 +1,11 @@
-"""A comparison as one self-contained page: no script, no font and no picture from elsewhere.
-
-The template is page.html beside this file; everything that came from the user is escaped there. The page follows the
-reader's light or dark scheme and fits a phone.
-"""
+"""A comparison as one self-contained page; its template is page.html beside this file."""
 
 from __future__ import annotations
 
 import base64
 from pathlib import Path
 
-from jinja2 import Environment, StrictUndefined
-
-from sra_data import __version__
+from sra_data.pages.render import Table, render
 from sra_train.compare.results import Comparison
 from sra_train.compare.tables import Cells, rows_of
 
@@ -25,23 +19,35 @@ def page(found: Comparison, picture: bytes) -> str:
         found: the numbers.
         picture: the PNG of them.
     """
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True)
-    template = environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
     where = "the development split" if found.is_development else found.test
-    return template.render(
+    caption = f"On {where}: {found.num_examples:,} examples, {found.num_bytes:,} bytes of responses"
+    return render(
+        TEMPLATE,
         title=f"{found.student}: {', '.join(method.name for method in found.methods)}",
         lead=f"The same student, data and number of steps ({found.steps:,}); {len(found.methods)} methods",
-        notes=found.notes,
-        rows=rows_of(found),
-        caption=f"On {where}: {found.num_examples:,} examples, {found.num_bytes:,} bytes of responses",
+        remarks=found.notes,
+        results=table_of(rows_of(found), caption),
         picture=base64.b64encode(picture).decode("ascii"),
-        tables={name: rows_of(found, methods) for name, methods in found.tables.items()},
-        grid=grid_rows(found),
+        ablations={
+            name: table_of(rows_of(found, methods), "The same runs as above.") for name, methods in found.tables.items()
+        },
+        grid=table_of(grid_rows(found), "Bits per byte on the development split."),
         configs=found.configs,
         abouts={method.name: method.about for method in found.methods},
-        version=__version__,
-        mark=mark,
     )
+
+
+def table_of(rows: list[Cells], caption: str) -> Table:
+    """Rows by the names of the first one's columns, sure differences coloured."""
+    names = list(rows[0])
+    cells = [[row.get(name, "") for name in names] for row in rows]
+    marks = {
+        (row, column): found
+        for row, values in enumerate(cells)
+        for column, value in enumerate(values)
+        if (found := mark(names[column], value))
+    }
+    return Table(names, cells, caption, marks, is_wide=True)
 
 
 def grid_rows(found: Comparison) -> list[Cells]:

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import csv
-import io
-import shutil
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from sra_data.endings import Ending, Grid, Told
 from sra_data.terminal import bytes_in_words
 from sra_train.compare.bootstrap import Difference
+from sra_train.compare.records import RUN
 from sra_train.compare.results import Comparison, MethodResult, Reference, RunResult
 
 Cells = dict[str, str]
-NARROWEST = 100
+NOT_ON_A_TERMINAL = frozenset({"losses at step 1", "to sft there", "temperature"})
 
 
 def cells_of_method(method: MethodResult) -> Cells:
@@ -78,7 +79,7 @@ def rows_of(found: Comparison, names: Sequence[str] | None = None) -> list[Cells
 
 
 @dataclass(frozen=True)
-class Shown:
+class Shown(Told):
     """A comparison as a command ends with it."""
 
     found: Comparison
@@ -87,43 +88,34 @@ class Shown:
         """For machines."""
         return self.found.as_dict()
 
-    def lines(self) -> list[str]:
+    def ending(self) -> Ending:
         """For people."""
-        return in_words(self.found)
+        found = self.found
+        title = (
+            f"{found.student}, {found.steps:,} steps, {'development split' if found.is_development else found.test}:"
+            f" {found.num_examples:,} examples, {found.num_bytes:,} bytes"
+        )
+        left_out = f", {found.num_left_out} left out because they do not fit all models" if found.num_left_out else ""
+        tables = [grid_of(rows_of(found, methods), f"ablation: {name}") for name, methods in found.tables.items()]
+        remarks = [
+            *(f"losses at step 1, {method.name}: {losses_in_words(method)}" for method in found.methods),
+            "to sft: bits per byte less those of sft, with a 95 % interval over seeds and examples; * beyond 0",
+            *(f"! {note}" for note in found.notes),
+            *found.files.values(),
+        ]
+        return Ending(title + left_out, (grid_of(rows_of(found)), *tables), tuple(remarks), next=self.following())
+
+    def following(self) -> str:
+        """What shows the runs of the best method, seed by seed."""
+        best = min(self.found.methods, key=lambda method: method.bits_per_byte)
+        folders = [Path(self.found.output_dir) / run.folder / RUN for run in self.found.runs if run.method == best.name]
+        return f"sra-train report {' '.join(shlex.quote(str(folder)) for folder in folders)}"
 
 
-def in_words(found: Comparison) -> list[str]:
-    """For the terminal."""
-    title = (
-        f"{found.student}, {found.steps:,} steps, {'development split' if found.is_development else found.test}:"
-        f" {found.num_examples:,} examples, {found.num_bytes:,} bytes"
-    )
-    left_out = f", {found.num_left_out} left out because they do not fit all models" if found.num_left_out else ""
-    narrow = ["losses at step 1", "to sft there", "temperature"]
-    lines = [title + left_out, *drawn(rows_of(found), without=narrow)]
-    for name, methods in found.tables.items():
-        lines += ["", f"ablation: {name}", *drawn(rows_of(found, methods), without=narrow)]
-    lines += [f"losses at step 1, {method.name}: {losses_in_words(method)}" for method in found.methods]
-    lines += ["to sft: bits per byte less those of sft, with a 95 % interval over seeds and examples; * beyond 0"]
-    return [*lines, *(f"! {note}" for note in found.notes), *found.files.values()]
-
-
-def drawn(rows: Sequence[Cells], *, without: Sequence[str]) -> list[str]:
-    """A table of plain lines, as wide as the terminal."""
-    from rich import box
-    from rich.console import Console
-    from rich.table import Table
-
-    names = [name for name in rows[0] if name not in without]
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
-    for name in names:
-        table.add_column(name, justify="left" if name == "method" else "right", overflow="fold")
-    for row in rows:
-        table.add_row(*(row[name] for name in names))
-    said = io.StringIO()
-    width = max(shutil.get_terminal_size((160, 24)).columns, NARROWEST)
-    Console(file=said, width=width, color_system=None, markup=False).print(table)
-    return [line.rstrip() for line in said.getvalue().splitlines()]
+def grid_of(rows: Sequence[Cells], title: str = "") -> Grid:
+    """Some rows for the terminal, without the columns that only a page has room for."""
+    names = [name for name in rows[0] if name not in NOT_ON_A_TERMINAL]
+    return Grid(tuple(tuple(row[name] for name in names) for row in rows), tuple(names), title)
 
 
 # --------------------------------------------------------------------------- files

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import math
+import shlex
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
@@ -26,6 +27,7 @@ from sra_data.corpus.chat import PLAIN_CHAT_TEMPLATE, TEMPLATE_FAILURES, Rendere
 from sra_data.corpus.examples import Row
 from sra_data.corpus.sources import open_source
 from sra_data.corpus.tokenization import SideTokenizer, split_revision
+from sra_data.endings import Ending, Grid, Told
 from sra_data.errors import ConfigError, ModelError, SourceError, TokenizerError
 from sra_data.models.decoder import input_embeddings
 from sra_data.models.devices import usable_device
@@ -87,7 +89,7 @@ class ModelScores:
 
 
 @dataclass(frozen=True)
-class EvaluationSummary:
+class EvaluationSummary(Told):
     """All numbers; examples and bytes are the same for every model."""
 
     scores: list[ModelScores]
@@ -100,16 +102,25 @@ class EvaluationSummary:
         """It as plain values; `models` in the order they were named."""
         return {"models" if name == "scores" else name: value for name, value in asdict(self).items()}
 
-    def lines(self) -> list[str]:
+    def ending(self) -> Ending:
         """It in words."""
-        left_out = "".join(f" · {count} left out: {reason}" for reason, count in self.left_out.items())
-        lines = [f"{self.data}: {self.num_examples:,} examples, {self.num_bytes:,} bytes of responses{left_out}"]
-        for score in self.scores:
-            rouge = f" · Rouge-L {score.rouge_l.mean:.2f} ± {score.rouge_l.deviation:.2f}" if score.rouge_l else ""
-            lines.append(f"{score.bits_per_byte:.4f} bits per byte{rouge} · {score.model}")
-            if score.unpredicted:
-                lines.append(f"  {score.unpredicted:,} first tokens have nothing before them: log2 V bits each")
-        return lines
+        rows = [
+            (
+                score.model,
+                f"{score.bits_per_byte:.4f}",
+                f"{score.rouge_l.mean:.2f} ± {score.rouge_l.deviation:.2f}" if score.rouge_l else "",
+            )
+            for score in self.scores
+        ]
+        scores = Grid.of_columns(("model", "bits per byte", "Rouge-L"), rows)
+        left_out = Grid.of_facts(*((f"left out: {reason}", f"{count}") for reason, count in self.left_out.items()))
+        title = f"{self.data}: {self.num_examples:,} examples, {self.num_bytes:,} bytes of responses"
+        said = tuple(
+            f"{score.model}: {score.unpredicted:,} first tokens have nothing before them: log2 V bits each"
+            for score in self.scores
+            if score.unpredicted
+        )
+        return Ending(title, (left_out, scores), said, next=f"sra-train compare --test {shlex.quote(self.data)}")
 
 
 @dataclass(frozen=True)

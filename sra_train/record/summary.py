@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from sra_data.endings import Ending, Grid, Told
 from sra_data.terminal import clock
 
 
 @dataclass(frozen=True)
-class RunSummary:
+class RunSummary(Told):
     """What a run came to.
 
     Attributes:
@@ -35,14 +37,20 @@ class RunSummary:
     seconds: float = 0.0
     hub: str | None = None
 
-    def lines(self) -> list[str]:
+    def ending(self) -> Ending:
         """It in words."""
         early = ", stopped early" if self.stopped_early else ""
-        measured = " · ".join(f"{name} {value:.4g}" for name, value in self.metrics.items())
-        lines = [f"{self.steps:,} of {self.total_steps:,} steps{early} in {clock(self.seconds)}", measured]
-        if self.model_folder is not None:
-            lines.append(f"model of step {self.exported_step:,}: {self.model_folder}")
-        return [line for line in [*lines, f"pushed to {self.hub}" if self.hub else ""] if line]
+        numbers = ((name.replace("_", " "), f"{value:.4g}") for name, value in self.metrics.items())
+        facts = Grid.of_facts(
+            *numbers,
+            (f"model of step {self.exported_step:,}", self.model_folder or ""),
+            ("pushed to", self.hub or ""),
+        )
+        return Ending(
+            f"{self.steps:,} of {self.total_steps:,} steps{early} in {clock(self.seconds)}",
+            (facts,),
+            next=f"sra-train report {shlex.quote(self.output_dir)}",
+        )
 
 
 def last_numbers(records: Sequence[Mapping[str, Any]]) -> dict[str, float]:

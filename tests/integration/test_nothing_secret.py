@@ -41,11 +41,14 @@ def test_no_secret_of_the_environment_is_written_or_printed(tmp_path: Path, monk
     settings = [f"--set={one}" for one in ("training.max_steps=2", "training.batch_size=4", "tracking.plots=true")]
     done(sra_train("run", shards, "--output-dir", run, *settings))
     done(sra_data("report", shards, "--out", tmp_path / "report.html"))
+    done(sra_train("report", run, "--out", tmp_path / "run.html", "--samples", 1, "--device", "cpu"))
     done(sra_data("inspect", "0", "--shards", shards, "--html", tmp_path / "example.html"))
     for command in ("list", "verify"):
         done(sra_data(command, shards))
     written = [path for path in tmp_path.rglob("*") if path.is_file()]
-    assert {"manifest.json", "run.json", "config.yaml", "README.md", "report.html"} <= {path.name for path in written}
+    assert {"manifest.json", "run.json", "config.yaml", "README.md", "report.html", "run.html"} <= {
+        path.name for path in written
+    }
     assert [path.name for path in written if MARK.encode() in path.read_bytes()] == []
 
 

@@ -7,10 +7,8 @@ import sys
 from pathlib import Path
 
 import pytest
-import typer
 
-import sra_data.cli
-import sra_train.cli
+import sra_data
 
 PROGRAMS = ("sra_data.cli", "sra_train.cli")
 HEAVY = {"torch", "transformers", "datasets", "pyarrow", "numpy", "pydantic", "accelerate", "matplotlib"}
@@ -50,13 +48,3 @@ def test_known_error_is_one_line_and_exit_1(tmp_path: Path) -> None:
     assert error.startswith("error: ")
     assert "nowhere" in error
     assert not (tmp_path / "nowhere").exists()
-
-
-@pytest.mark.parametrize("program", [sra_data.cli.app, sra_train.cli.app], ids=["sra-data", "sra-train"])
-def test_help_keeps_its_words(program: typer.Typer) -> None:
-    """What stands in square brackets is markup to the one who prints the help, and is lost."""
-    shown = typer.main.get_command(program)
-    assert isinstance(shown, typer.core.TyperGroup)
-    for command in shown.commands.values():
-        for parameter in command.params:
-            assert "[" not in (getattr(parameter, "help", None) or "")

@@ -110,15 +110,6 @@ def test_the_record_has_what_decides_and_gives_it_back() -> None:
     assert restored(Oven, recorded(Oven(shelves=(4,)))) == Oven(shelves=(4,))
 
 
-def test_a_command_of_the_project_has_no_help_that_the_terminal_would_eat() -> None:
-    """[brackets] are markup to it."""
-    from sra_data.cli import app
-
-    for name, command in typer.main.get_command(app).commands.items():  # type: ignore[attr-defined]
-        for parameter in command.params:
-            assert "[" not in (getattr(parameter, "help", "") or ""), f"{name} --{parameter.name}"
-
-
 @pytest.mark.parametrize("command", ["estimate", "cache-teacher"])
 def test_a_file_gives_defaults_and_flags_win(command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from sra_data.cli import app

@@ -1,14 +1,20 @@
 """What a command shows while it works."""
 
+import io
 import json
 import os
+import re
 import signal
 
 import pytest
 import typer
+from rich.cells import cell_len
+from rich.console import Console
+from rich.theme import Theme
 
 from sra_data import terminal
 from sra_data.errors import ShardError
+from sra_data.progress_bar import WorkBar
 from sra_data.terminal import LONGEST_LINE, Task, one_line, printable, rate_in_words
 
 
@@ -52,6 +58,93 @@ def test_nothing_is_promised_before_something_is_done(clock: list[float]) -> Non
 )
 def test_a_slow_rate_is_not_shown_as_none(per_second: float, words: str) -> None:
     assert rate_in_words(per_second, "tokens") == words
+
+
+BAR = re.compile("[━╸╺]+")
+LONG = "1,234,567/56,789,012 tokens · 2,323 tokens/s · disk free 80 GB · folder teachers/qwen2.5-7b-instruct-12345678"
+
+
+def drawn(bar: WorkBar, width: int) -> list[str]:
+    console = Console(file=io.StringIO(), width=width, color_system=None, theme=Theme(terminal.STYLES))
+    console.print(bar)
+    assert isinstance(console.file, io.StringIO)
+    return console.file.getvalue().splitlines()
+
+
+@pytest.mark.parametrize("width", [60, 80, 110])
+@pytest.mark.parametrize("total", [56_789_012, None])
+def test_the_bar_keeps_its_place_at_every_width(width: int, total: int | None) -> None:
+    """However much is said beneath it and however long the name of the work."""
+    bar = WorkBar(
+        "bits per byte of /some/folder/of/models/student-1", total, Console(width=width), get_time=lambda: 0.0
+    )
+    bar.show((total or 2) / 2, 0, LONG)
+    above, beneath = drawn(bar, width)
+    assert cell_len(above) == width
+    assert cell_len(beneath) <= width
+    (found,) = BAR.findall(above)
+    assert len(found) >= 10
+    assert above.startswith("bits per byte")
+    assert beneath.startswith("1,234,567/56,789,012 tokens · 2,323 tokens/s")
+    assert ("50 %" in above) == (total is not None)
+
+
+def test_a_bar_after_a_resume_promises_by_this_calls_rate_alone() -> None:
+    now = [0.0]
+    bar = WorkBar("train", 1950, Console(width=80), get_time=lambda: now[0])
+    for step in range(1, 11):
+        now[0] += 2
+        bar.show(1000 + step, 1000, "")
+    assert "52 %" in drawn(bar, 80)[0]
+    assert "0:31:20" in drawn(bar, 80)[0]  # 940 steps of two seconds
+
+
+def test_a_bar_of_slow_steps_promises_too() -> None:
+    now = [0.0]
+    bar = WorkBar("train", 10, Console(width=80), get_time=lambda: now[0])
+    for step in (1, 2, 3):
+        now[0] += 120
+        bar.show(step, 0, "")
+    assert "0:14:00" in drawn(bar, 80)[0]
+
+
+def test_a_bars_colours_are_the_terminals_own() -> None:
+    console = Console(file=io.StringIO(), force_terminal=True, color_system="truecolor", theme=Theme(terminal.STYLES))
+    for done in (3, 10):
+        bar = WorkBar("train", 10, console, get_time=lambda: 0.0)
+        bar.show(done, 0, "words")
+        console.print(bar)
+    assert isinstance(console.file, io.StringIO)
+    codes = set(re.findall(r"\x1b\[([\d;]*)m", console.file.getvalue()))
+    assert codes <= {"0", "2", "32", "36"}
+
+
+def test_a_terminal_shows_what_was_done_at_the_end() -> None:
+    out = io.StringIO()
+    reporter = terminal.RichReporter()
+    reporter.console = Console(file=out, width=60, force_terminal=True, theme=Theme(terminal.STYLES))
+    with reporter.task("align\x1b[2J", total=8, unit="examples") as work:
+        work.advance(8)
+    assert re.search(r"8 examples in \d+\.\d s", out.getvalue())
+    assert "\x1b[2J" not in out.getvalue()
+
+
+def test_a_log_is_plain_lines_of_whole_words(capsys: pytest.CaptureFixture[str], clock: list[float]) -> None:
+    with terminal.PlainReporter().task("train", total=4, unit="steps") as work:
+        for _ in range(4):
+            clock[0] += 120
+            work.advance(1, loss="2.5")
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0] == "train: 1/4 steps · 30 steps/h · 6:00 left · loss 2.5"
+    assert lines[-1] == "train: 4 steps in 8:00"
+    assert len(lines) == 5
+
+
+def test_a_second_look_at_standard_error_decides(monkeypatch: pytest.MonkeyPatch) -> None:
+    for is_terminal, kind in ((True, terminal.RichReporter), (False, terminal.PlainReporter)):
+        monkeypatch.setattr("sys.stderr.isatty", lambda answer=is_terminal: answer, raising=False)
+        assert type(terminal.make_reporter(quiet=False)) is kind
+    assert type(terminal.make_reporter(quiet=True)) is terminal.Reporter
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

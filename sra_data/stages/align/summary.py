@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
+from sra_data.endings import Ending, Grid, Told
 from sra_data.shards.schema import OK
 from sra_data.shards.store import Plan, notes_of
 from sra_data.stages.align.counts import PairCounts, SideCounts
@@ -15,6 +17,8 @@ from sra_data.stages.align.plan import CorpusPlan
 from sra_data.terminal import clock
 
 SIZES_SHOWN = 8
+SIDE_COLUMNS = ("side", "tokens", "of responses", "skipped", "cut", "texts")
+NOTHING_LEFT = "nothing was left to do"
 
 
 class AskedPair(Protocol):
@@ -50,13 +54,13 @@ class SideSummary:
     response_tokens: int
 
     @property
-    def line(self) -> str:
-        """For people."""
+    def cells(self) -> tuple[str, ...]:
+        """For people, under `SIDE_COLUMNS`."""
         skipped = {name: count for name, count in self.statuses.items() if name != OK}
         located = {name: count for name, count in self.cut.items() if name.startswith("located")}
         cut = {name: count for name, count in self.cut.items() if name not in {"ends_not_labelled", *located}}
-        words = f"{self.side}: {self.tokens:,} tokens · skipped: {_listed(skipped)} · cut: {_listed(cut)}"
-        return f"{words} · texts {_listed(located)}" if located else words
+        texts = _listed(located) if located else ""
+        return self.side, f"{self.tokens:,}", f"{self.response_tokens:,}", _listed(skipped), _listed(cut), texts
 
     @property
     def warnings(self) -> list[str]:
@@ -107,26 +111,36 @@ class PairSummary:
     byte_prefix_right: float = 0.0
 
     @property
-    def lines(self) -> list[str]:
+    def grid(self) -> Grid:
         """For people."""
-        merged = f" · {self.merged_spans:,} merged by max_spans" if self.merged_spans else ""
-        return [
-            f"{self.student} (student) ~ {self.teacher} (teacher): {self.num_spans:,} spans · tokens per span "
-            f"{self.student_tokens_per_span:.2f} (student) and {self.teacher_tokens_per_span:.2f} (teacher) · "
-            f"{self.covered:.2%} of the responses' characters covered{merged} · "
-            f"no shared boundary: {self.without_spans:,}",
-            "student:teacher tokens of a span: "
-            + " · ".join(f"{size} {share:.1%}" for size, share in list(self.sizes.items())[:SIZES_SHOWN]),
-            f"shared vocabulary: {self.shared_ids:,} ids = {self.student_ids_shared:.1%} of the student's, "
-            f"{self.teacher_ids_shared:.1%} of the teacher's; they cover {self.student_tokens_shared:.1%} of the "
-            f"student's response tokens, {self.teacher_tokens_shared:.1%} of the teacher's",
-            "where the teacher's next token goes among the student's is what the student reads next: "
-            f"{self.first_piece_right:.1%} by first piece, {self.byte_prefix_right:.1%} by byte prefix",
-        ]
+        sizes = " · ".join(f"{size} {share:.1%}" for size, share in list(self.sizes.items())[:SIZES_SHOWN])
+        return Grid.of_facts(
+            ("spans", f"{self.num_spans:,}"),
+            ("student's tokens per span", f"{self.student_tokens_per_span:.2f}"),
+            ("teacher's tokens per span", f"{self.teacher_tokens_per_span:.2f}"),
+            ("characters covered", f"{self.covered:.2%} of the responses"),
+            ("merged by max_spans", f"{self.merged_spans:,}" if self.merged_spans else ""),
+            ("without a shared boundary", f"{self.without_spans:,} examples"),
+            ("student:teacher tokens of a span", sizes),
+            (
+                "shared vocabulary",
+                f"{self.shared_ids:,} ids = {self.student_ids_shared:.1%} of the student's, "
+                f"{self.teacher_ids_shared:.1%} of the teacher's",
+            ),
+            (
+                "response tokens they cover",
+                f"{self.student_tokens_shared:.1%} student, {self.teacher_tokens_shared:.1%} teacher",
+            ),
+            (
+                "the teacher's next token maps to the student's",
+                f"{self.first_piece_right:.1%} by first piece, {self.byte_prefix_right:.1%} by byte prefix",
+            ),
+            title=f"{self.student} (student) ~ {self.teacher} (teacher)",
+        )
 
 
 @dataclass(frozen=True)
-class AlignSummary:
+class AlignSummary(Told):
     """What was made, in numbers.
 
     Attributes:
@@ -158,24 +172,29 @@ class AlignSummary:
         """For machines."""
         return asdict(self)
 
-    def lines(self) -> list[str]:
+    def ending(self) -> Ending:
         """For people."""
         train = self.num_examples - self.num_dev
-        lines = [f"{self.shards}: {self.num_examples:,} examples ({train:,} train, {self.num_dev:,} dev)"]
-        lines += [f"columns of {file}: {words}" for words, file in self.columns.items()]
-        if self.left_out:
-            lines.append(f"left out or mended: {_listed(self.left_out)}")
-        if self.windows.get("texts"):
-            texts, windows, overlap = (self.windows[name] for name in ("texts", "windows", "overlap"))
-            lines.append(f"{texts:,} long texts are {windows:,} windows, with up to {overlap} tokens of overlap")
+        title = f"{self.shards}: {self.num_examples:,} examples ({train:,} train, {self.num_dev:,} dev)"
+        left_out = _listed(self.left_out) if self.left_out else ""
+        texts, windows, overlap = (self.windows.get(name, 0) for name in ("texts", "windows", "overlap"))
+        cut = f"{texts:,} into {windows:,} windows, with up to {overlap} tokens of overlap" if texts else ""
+        read = Grid.of_facts(
+            *((f"columns of {file}", words) for words, file in self.columns.items()),
+            ("left out or mended", left_out),
+            ("long texts", cut),
+        )
         if self.units_missing:
-            lines.append(f"{self.units_missing} of {self.units} units are still missing; run the same for those")
-            return lines
-        lines += [line for side in self.sides for line in (side.line, *side.warnings)]
-        lines += [line for pair in self.pairs for line in pair.lines]
-        if self.is_done_before:
-            return [*lines, "nothing was left to do"]
-        return [*lines, f"{self.tokens_per_second:,.0f} tokens/s (all sides) · {clock(self.seconds)}"]
+            missing = f"{self.units_missing} of {self.units} units are still missing; run the same for those"
+            return Ending(title, (read,), (missing,))
+        sides = Grid.of_columns(SIDE_COLUMNS, [side.cells for side in self.sides])
+        speed = f"{self.tokens_per_second:,.0f} tokens/s (all sides) · {clock(self.seconds)}"
+        return Ending(
+            title,
+            (read, sides, *(pair.grid for pair in self.pairs)),
+            (*(line for side in self.sides for line in side.warnings), NOTHING_LEFT if self.is_done_before else speed),
+            next=f"sra-data cache-teacher {shlex.quote(self.shards)}",
+        )
 
 
 def _listed(counts: dict[str, int]) -> str:

@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from sra_data.endings import Grid
 from sra_data.errors import ShardError
 from sra_data.models.output_head import OutputHead
 from sra_data.shards.schema import TeacherRow
@@ -216,14 +217,14 @@ def refuse_unfaithful(found: Mapping[str, Any], *, hidden_dtype: str, dtype: tor
         )
 
 
-def describe(found: Mapping[str, Any]) -> list[str]:
-    """A measurement in words, one line a number: cache, live against live, another example's cache."""
+def describe(found: Mapping[str, Any]) -> tuple[Grid, ...]:
+    """A measurement as a table, a row a number: cache, live against live, another example's cache; none without one."""
     if not found.get("cache"):
-        return []
-    head = f"faithfulness on {found['examples']} examples: cache (live against live; another example's cache)"
-    rows = [
-        f"  {name.replace('_', ' ')}: {value:.3g} ({found['control'][name]:.3g}; {found['shuffled'][name]:.3g})"
+        return ()
+    rows = tuple(
+        (name.replace("_", " "), f"{value:.3g}", f"{found['control'][name]:.3g}", f"{found['shuffled'][name]:.3g}")
         for name, value in found["cache"].items()
         if name in found["control"] and name in found["shuffled"]
-    ]
-    return [head, *rows]
+    )
+    head = ("measure", "cache", "live against live", "another example's cache")
+    return (Grid(rows, head, f"faithfulness on {found['examples']} examples"),)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import dataclass, field
 from typing import Any
 
+from sra_data.endings import Ending, Grid, Told
 from sra_data.options import recorded
 from sra_data.shards.store import Manifest, Plan, notes_of, state_of
 from sra_data.stages.cache.faithfulness import describe as describe_faithfulness
@@ -16,7 +18,7 @@ from sra_data.terminal import bytes_in_words
 
 
 @dataclass(frozen=True)
-class CacheSummary:
+class CacheSummary(Told):
     """What was done.
 
     Attributes:
@@ -54,23 +56,26 @@ class CacheSummary:
     faithfulness: dict[str, Any] = field(default_factory=dict)
     reach: list[dict[str, Any]] = field(default_factory=list)
 
-    def lines(self) -> list[str]:
+    def ending(self) -> Ending:
         """It in words."""
         row = "span" if self.granularity == "span" else "position"
-        examples = f"{self.num_examples:,} examples, {self.num_positions:,} {row}s"
-        lines = [
-            f"{self.shards}/{self.section}: {examples} of {self.teacher}",
-            f"{bytes_in_words(self.num_bytes)} on disk, {self.bytes_per_position:,.0f} bytes a {row}",
-            f"units: {self.num_done} done now, {self.num_missing} missing, of {self.num_units}",
-        ]
-        if self.num_failed or self.num_splits:
-            lines.append(
-                f"examples with NaN or infinity: {self.num_failed} · batches split for memory: {self.num_splits}"
-            )
-        if self.root is None:
-            lines.append("unfinished: run the same command again for the missing units")
-        lines += describe_environments(self.environments)
-        return lines + describe_faithfulness(self.faithfulness) + [reach_from(one).line for one in self.reach]
+        failed = f"{self.num_failed} examples" if self.num_failed or self.num_splits else ""
+        facts = Grid.of_facts(
+            (f"{row}s", f"{self.num_positions:,}"),
+            ("on disk", f"{bytes_in_words(self.num_bytes)}, {self.bytes_per_position:,.0f} bytes a {row}"),
+            ("units", f"{self.num_done} done now, {self.num_missing} missing, of {self.num_units}"),
+            ("with NaN or infinity", failed),
+            ("batches split for memory", f"{self.num_splits}" if failed else ""),
+        )
+        shards = shlex.quote(self.shards)
+        is_whole = self.root is not None
+        unfinished = () if is_whole else ("unfinished: run the same command again for the missing units",)
+        return Ending(
+            f"{self.shards}/{self.section}: {self.num_examples:,} examples of {self.teacher}",
+            (facts, *describe_faithfulness(self.faithfulness)),
+            (*unfinished, *describe_environments(self.environments), *(reach_from(one).line for one in self.reach)),
+            next=f"sra-train run {shards}" if is_whole else f"sra-data cache-teacher {shards}",
+        )
 
 
 def summarise(run: CacheRun, plan: Plan, *, num_done: int) -> CacheSummary:

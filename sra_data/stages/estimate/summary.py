@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import dataclass
 
+from sra_data.endings import Ending, Grid, Told
 from sra_data.terminal import bytes_in_words, clock
 
 
@@ -43,7 +45,7 @@ class Sample:
 
 
 @dataclass(frozen=True)
-class EstimateSummary:
+class EstimateSummary(Told):
     """Bytes, hours and the verdict.
 
     Attributes:
@@ -88,31 +90,34 @@ class EstimateSummary:
     online_passes: int
     cheaper: str
 
-    def lines(self) -> list[str]:
+    def ending(self) -> Ending:
         """It in words."""
         bytes_in_all, free = bytes_in_words(self.num_bytes), bytes_in_words(self.disk_free)
         verdict = "enough" if self.fits else "NOT enough: cache-teacher would refuse to start"
-        return [
-            f"{self.shards}: {self.num_examples:,} examples, {self.num_positions:,} {self.row}s to cache",
-            f"teacher {self.teacher}: {self.num_layers} layers, hidden size {self.hidden_size:,}, "
-            f"vocabulary {self.vocabulary_size:,}",
-            f"{self.bytes_per_position:,.0f} bytes a {self.row} before compression, at most {bytes_in_all} in all with "
-            f"head and embeddings; the disk has {free} free: {verdict}",
-            *self._table(),
-            *self._timed(),
-            *self._verdict(),
-        ]
-
-    def _table(self) -> list[str]:
-        width = max(len(alternative.flags or "as chosen") for alternative in self.alternatives)
-        lines = [f"  {'':{width}}  {'bytes/row':>14}  {'at most':>9}  {'of chosen':>9}"]
-        for alternative in self.alternatives:
-            share = alternative.num_bytes / max(self.num_bytes, 1)
-            lines.append(
-                f"  {alternative.flags or 'as chosen':{width}}  {alternative.bytes_per_position:14,.0f}  "
-                f"{bytes_in_words(alternative.num_bytes):>9}  {share:9.0%}"
+        facts = Grid.of_facts(
+            (
+                f"teacher {self.teacher}",
+                f"{self.num_layers} layers, hidden size {self.hidden_size:,}, vocabulary {self.vocabulary_size:,}",
+            ),
+            (f"bytes a {self.row}", f"{self.bytes_per_position:,.0f} before compression"),
+            ("in all", f"at most {bytes_in_all} with head and embeddings"),
+            ("the disk has", f"{free} free: {verdict}"),
+        )
+        rows = tuple(
+            (
+                alternative.flags or "as chosen",
+                f"{alternative.bytes_per_position:,.0f}",
+                bytes_in_words(alternative.num_bytes),
+                f"{alternative.num_bytes / max(self.num_bytes, 1):.0%}",
             )
-        return lines
+            for alternative in self.alternatives
+        )
+        return Ending(
+            f"{self.shards}: {self.num_examples:,} examples, {self.num_positions:,} {self.row}s to cache",
+            (facts, Grid(rows, ("options", "bytes/row", "at most", "of chosen"))),
+            (*self._timed(), *self._verdict()),
+            next=f"sra-data cache-teacher {shlex.quote(self.shards)}" if self.fits else None,
+        )
 
     def _timed(self) -> list[str]:
         if self.sample is None or self.cache_hours is None or self.expected_bytes is None:

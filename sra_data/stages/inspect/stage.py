@@ -10,8 +10,8 @@ from pathlib import Path
 
 from rich.console import Console
 
-from sra_data.errors import ShardError
-from sra_data.shards.store import Index, ShardSet
+from sra_data.errors import ConfigError, ShardError
+from sra_data.shards.store import Index, PairReader, ShardSet
 from sra_data.stages.inspect.example import Inspection, ReadSide, make_inspection
 from sra_data.stages.inspect.html import page
 from sra_data.stages.inspect.text import print_inspection
@@ -29,6 +29,7 @@ class InspectOptions:
         student: Which side is the student's, likewise.
         alignment: Which alignment of the two, where there are several.
         html: File to write the page to, or None.
+        around: Neighbours on each side that the page has too.
     """
 
     example: str
@@ -37,23 +38,38 @@ class InspectOptions:
     student: str | None = None
     alignment: str | None = None
     html: str | None = None
+    around: int = 5
 
 
 def inspect(options: InspectOptions, reporter: Reporter) -> Inspection:
     """Find an example in the shards; write the page if one is asked for.
 
     Raises:
+        ConfigError: A number of neighbours below 0.
         ShardError: No shards, no such example, side or alignment, or a page that cannot be written.
     """
+    if options.around < 0:
+        raise ConfigError(f"--around {options.around}: must be at least 0")
     with ShardSet.open(options.shards) as shards:
         pair = shards.choose_pair(teacher=options.teacher, student=options.student, name=options.alignment)
         row = find_row(options.example, shards.corpus.index)
-        example = shards.corpus.read([row])[0]
-        student, teacher = (
-            ReadSide.of(name, shards.side(name).read([row])[0], example) for name in (pair.student, pair.teacher)
-        )
-        spans = pair.read([row])[0]
-    inspection = make_inspection(
+        inspection = _look_at(row, shards, pair)
+        if options.html:
+            rows = range(max(row - options.around, 0), min(row + options.around + 1, len(shards.corpus.index)))
+            around = [_look_at(other, shards, pair) for other in rows if other != row]
+            save_html(page(inspection, around), Path(options.html))
+            reporter.line(f"wrote {options.html}")
+    return inspection
+
+
+def _look_at(row: int, shards: ShardSet, pair: PairReader) -> Inspection:
+    """One row as both sides of the pair read it."""
+    example = shards.corpus.read([row])[0]
+    student, teacher = (
+        ReadSide.of(name, shards.side(name).read([row])[0], example) for name in (pair.student, pair.teacher)
+    )
+    spans = pair.read([row])[0]
+    return make_inspection(
         row=row,
         example=example,
         student=student,
@@ -62,10 +78,6 @@ def inspect(options: InspectOptions, reporter: Reporter) -> Inspection:
         spans=spans,
         status=pair.in_roles(spans.status),
     )
-    if options.html:
-        save_html(inspection, Path(options.html))
-        reporter.line(f"wrote {options.html}")
-    return inspection
 
 
 def find_row(example: str, index: Index) -> int:
@@ -89,13 +101,13 @@ def show(inspection: Inspection, console: Console) -> None:
     print_inspection(inspection, console)
 
 
-def save_html(inspection: Inspection, path: Path) -> None:
+def save_html(text: str, path: Path) -> None:
     """Write the page.
 
     Raises:
         ShardError: The file cannot be written.
     """
     try:
-        path.write_text(page(inspection), encoding="utf-8")
+        path.write_text(text, encoding="utf-8")
     except OSError as error:
         raise ShardError(f"{path}: cannot be written ({error.strerror}); name another file for --html") from error

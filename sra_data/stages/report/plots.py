@@ -12,8 +12,8 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, MaxNLocator, PercentFormatter
 from numpy.typing import NDArray
 
+from sra_data.pages.chart import COLOUR, Chart, logarithmic, percent, short_bytes, steps
 from sra_data.stages.align.counts import LARGEST_SHOWN
-from sra_data.stages.report.chart import COLOUR, Chart, logarithmic, percent, short_bytes, steps
 from sra_data.stages.report.facts import AlignmentFacts, PagesFacts, ReportFacts, SideFacts
 from sra_data.stages.report.sample import SHARES, TAIL_EDGES, PagesSample
 

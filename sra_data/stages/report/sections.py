@@ -1,18 +1,15 @@
-"""The sections of a report's page: corpus, sides, each alignment, each teacher's pages, and what was skipped.
-
-Everything that came from the user (names, ids, reasons, paths) is escaped.
-"""
+"""The sections of a report's page: corpus, sides, each alignment, each teacher's pages, and what was skipped."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from html import escape
 from pathlib import Path
 
+from sra_data.pages.chart import Chart, percent
+from sra_data.pages.render import Table
 from sra_data.shards.schema import OK
 from sra_data.shards.store import options_of
-from sra_data.stages.report.chart import Chart, percent
 from sra_data.stages.report.facts import AlignmentFacts, PagesFacts, ReportFacts, SideFacts
 from sra_data.stages.report.plots import MEASURES, facts_by_place
 from sra_data.terminal import bytes_in_words
@@ -23,78 +20,80 @@ KINDS = {"cache": "cache", "control": "teacher again", "shuffled": "another exam
 
 @dataclass(frozen=True)
 class Section:
-    """A section: its id, its title and what a link to it says, and what stands under the charts and over them."""
+    """A section of the page.
+
+    Attributes:
+        id: what links to it name; `link` what they say.
+        title: over it.
+        words: sentences under the title.
+        over: tables over the charts, `under` those under them.
+        charts: in their order.
+    """
 
     id: str
     title: str
     link: str
-    over: str
-    under: str
-
-    def html(self, charts: Sequence[Chart]) -> str:
-        """With its charts in their place."""
-        figures = "\n".join(_figure(chart) for chart in charts if chart.section == self.id)
-        grid = f'<div class="charts">\n{figures}\n</div>\n' if figures else ""
-        return f'<section id="{self.id}">\n<h2>{escape(self.title)}</h2>\n{self.over}{grid}{self.under}</section>'
+    words: tuple[str, ...] = ()
+    over: tuple[Table, ...] = ()
+    under: tuple[Table, ...] = ()
+    charts: tuple[Chart, ...] = ()
 
 
-def sections_of(facts: ReportFacts) -> Iterator[Section]:
+def sections_of(facts: ReportFacts, charts: Sequence[Chart]) -> Iterator[Section]:
     """All there are, in the order of the page."""
-    yield Section("corpus", "Corpus", "Corpus", _corpus(facts), "")
+
+    def drawn(section: str) -> tuple[Chart, ...]:
+        return tuple(chart for chart in charts if chart.section == section)
+
+    yield Section("corpus", "Corpus", "Corpus", (_source(facts),), (_corpus(facts),))
     if facts.sides:
-        yield Section("sides", "Sides", "Sides", "", _sides(facts.sides))
+        yield Section("sides", "Sides", "Sides", under=_sides(facts.sides), charts=drawn("sides"))
     for place, alignment in facts_by_place("alignment", facts.alignments):
         which = f": {alignment.student} learns from {alignment.teacher}{_by(alignment)}" if place.title else ""
-        under = table(("alignment", "value"), _alignment_rows(alignment))
-        yield Section(place.section, f"Alignment{which}", place.title or "Alignment", "", under)
+        under = (Table(("alignment", "value"), list(_alignment_rows(alignment))),)
+        link = place.title or "Alignment"
+        yield Section(place.section, f"Alignment{which}", link, under=under, charts=drawn(place.section))
     for place, pages in facts_by_place("pages", facts.pages):
         which = f": {pages.name}" if place.title else ""
         title = f"The teacher’s pages{which}"
-        yield Section(place.section, title, place.title or title, _pages_note(pages), _pages(pages))
-    yield Section("skips", "Skips", "Skips", "", _skips(facts))
-
-
-# --------------------------------------------------------------------------- pieces
-
-
-def _figure(chart: Chart) -> str:
-    title, caption = escape(chart.title), escape(chart.caption)
-    return f"<figure>\n<h3>{title}</h3>\n{chart.svg()}\n<figcaption>{caption}</figcaption>\n</figure>"
-
-
-def table(head: Sequence[str], rows: Iterable[Sequence[str]], *, caption: str = "") -> str:
-    """A table; the first column is words, the others are numbers."""
-    sides = ['<th scope="col">'] + ['<th scope="col" class="n">'] * (len(head) - 1)
-    cells = ["<td>"] + ['<td class="n">'] * (len(head) - 1)
-    top = "".join(f"{side}{escape(name)}</th>" for side, name in zip(sides, head, strict=True))
-    body = "\n".join(
-        "<tr>" + "".join(f"{cell}{escape(value)}</td>" for cell, value in zip(cells, row, strict=True)) + "</tr>"
-        for row in rows
-    )
-    said = f"<caption>{escape(caption)}</caption>" if caption else ""
-    return f'<div class="card"><table>{said}<thead><tr>{top}</tr></thead>\n<tbody>\n{body}\n</tbody></table></div>\n'
+        yield Section(
+            place.section,
+            title,
+            place.title or title,
+            (_pages_note(pages),),
+            under=tuple(_pages(pages)),
+            charts=drawn(place.section),
+        )
+    if rows := list(_skip_rows(facts)):
+        yield Section("skips", "Skips", "Skips", over=(Table(("reason", "where", "examples", "share"), rows),))
+    else:
+        yield Section("skips", "Skips", "Skips", ("Nothing was skipped, cut or left out.",))
 
 
 # --------------------------------------------------------------------------- corpus and sides
 
 
-def _corpus(facts: ReportFacts) -> str:
+def _source(facts: ReportFacts) -> str:
+    return f"Source: {'; '.join(facts.corpus.facts.get('source') or ['not recorded'])}."
+
+
+def _corpus(facts: ReportFacts) -> Table:
     rows = [
         (split, f"{examples:,}", bytes_in_words(size), f"{size / max(examples, 1):,.0f}")
         for split, (examples, size) in sorted(facts.corpus.splits.items(), reverse=True)
     ]
-    sources = "; ".join(facts.corpus.facts.get("source") or ["not recorded"])
-    return f"<p>Source: {escape(sources)}.</p>\n" + table(("split", "examples", "responses", "mean bytes"), rows)
+    return Table(("split", "examples", "responses", "mean bytes"), rows)
 
 
-def _sides(sides: Sequence[SideFacts]) -> str:
+def _sides(sides: Sequence[SideFacts]) -> tuple[Table, Table]:
     rows = [
         (side.name, split, f"{examples:,}", f"{tokens:,}", f"{positions:,}", f"{tokens / max(examples, 1):,.0f}")
         for side in sides
         for split, (examples, tokens, positions) in sorted(side.splits.items(), reverse=True)
     ]
     head = ("side", "split", "examples", "tokens", "positions", "mean length")
-    return table(head, rows) + table(("side", "tokenizer", "tokens at most", "here it"), map(_side_row, sides))
+    about = Table(("side", "tokenizer", "tokens at most", "here it"), [_side_row(side) for side in sides])
+    return Table(head, rows), about
 
 
 def _side_row(side: SideFacts) -> tuple[str, str, str, str]:
@@ -142,19 +141,20 @@ def _alignment_rows(alignment: AlignmentFacts) -> Iterator[tuple[str, str]]:
 
 def _pages_note(pages: PagesFacts) -> str:
     sample = pages.sample
-    spans = f" Spans are those of {escape(pages.alignment)}." if pages.alignment and sample.concentrated else ""
+    spans = f" Spans are those of {pages.alignment}." if pages.alignment and sample.concentrated else ""
     return (
-        f"<p>Charts of attention, tails and losses are drawn from {sample.num_examples:,} examples "
-        f"({sample.num_positions:,} of {pages.num_positions:,} {pages.row}s), spread evenly over the corpus."
-        f"{spans}</p>\n"
+        f"Charts of attention, tails and losses are drawn from {sample.num_examples:,} examples "
+        f"({sample.num_positions:,} of {pages.num_positions:,} {pages.row}s), spread evenly over the corpus.{spans}"
     )
 
 
-def _pages(pages: PagesFacts) -> str:
+def _pages(pages: PagesFacts) -> Iterator[Table]:
+    yield Table(("pages", "value"), list(_pages_rows(pages)))
+    yield from _faithfulness(pages)
     hardest = sorted(pages.sample.losses.items(), key=lambda item: (-item[1][1], item[0]))[:HARDEST]
     rows = [(name, split, f"{loss:.3f}") for name, (split, loss) in hardest]
-    hard = table(("example", "split", "nats per token"), rows, caption="Where the teacher’s loss is highest")
-    return table(("pages", "value"), _pages_rows(pages)) + _faithfulness(pages) + (hard if rows else "")
+    if rows:
+        yield Table(("example", "split", "nats per token"), rows, "Where the teacher’s loss is highest")
 
 
 def _pages_rows(pages: PagesFacts) -> Iterator[tuple[str, str]]:
@@ -175,26 +175,19 @@ def _pages_rows(pages: PagesFacts) -> Iterator[tuple[str, str]]:
     yield "examples with NaN or infinity", f"{len(facts.get('failed_examples', [])):,}"
 
 
-def _faithfulness(pages: PagesFacts) -> str:
+def _faithfulness(pages: PagesFacts) -> Iterator[Table]:
     found = pages.facts.get("faithfulness", {})
     if not found.get("cache"):
-        return ""
+        return
     rows = [
         (MEASURES.get(name, name.replace("_", " ")), *(f"{found[kind].get(name, float('nan')):.3g}" for kind in KINDS))
         for name in found["cache"]
     ]
     caption = f"Faithfulness on {found['examples']:,} examples, each against the live teacher"
-    return table(("measure", *KINDS.values()), rows, caption=caption)
+    yield Table(("measure", *KINDS.values()), rows, caption)
 
 
 # --------------------------------------------------------------------------- skips
-
-
-def _skips(facts: ReportFacts) -> str:
-    rows = list(_skip_rows(facts))
-    if not rows:
-        return "<p>Nothing was skipped, cut or left out.</p>\n"
-    return table(("reason", "where", "examples", "share"), rows)
 
 
 def _skip_rows(facts: ReportFacts) -> Iterator[tuple[str, str, str, str]]:

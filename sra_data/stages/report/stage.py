@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from sra_data.endings import Ending, Grid, Told
 from sra_data.errors import ConfigError, ShardError
 from sra_data.shards.store import ShardSet
 from sra_data.stages.report.facts import gather
@@ -33,7 +34,7 @@ class ReportOptions:
 
 
 @dataclass(frozen=True)
-class ReportSummary:
+class ReportSummary(Told):
     """What was drawn.
 
     Attributes:
@@ -47,11 +48,12 @@ class ReportSummary:
     num_sampled: int
     missing: tuple[str, ...]
 
-    def lines(self) -> list[str]:
+    def ending(self) -> Ending:
         """It in words."""
         folder = Path(self.pictures[0]).parent if self.pictures else None
-        beside = "" if folder is None else f" · {len(self.pictures)} pictures in {folder}"
-        return [f"{self.page}{beside}", *self.missing]
+        beside = "" if folder is None else f"{len(self.pictures)} in {folder}"
+        facts = Grid.of_facts(("page", self.page), ("pictures", beside))
+        return Ending("", (facts,), self.missing, next="sra-data inspect 0 --html example.html")
 
 
 def report(options: ReportOptions, reporter: Reporter) -> ReportSummary:

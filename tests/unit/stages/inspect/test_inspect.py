@@ -2,6 +2,7 @@
 
 import io
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 
 import numpy as np
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 from rich.cells import cell_len
 from rich.console import Console
 
-from sra_data.errors import ShardError
+from sra_data.errors import ConfigError, ShardError
 from sra_data.shards.schema import CLOSES, OPEN, SPECIAL, ExampleRow, SideRow
 from sra_data.shards.store import PairSpans
 from sra_data.stages.align.options import AlignOptions
@@ -228,11 +229,7 @@ class Page(HTMLParser):
 def test_the_page_stands_alone_and_escapes_everything():
     html = page_of(example(text='<i>:\n<b>&" 東京 😀!', id="<script>alert(1)</script>"))
     page = Page()
-    page.feed(
-        html.replace('<meta charset="utf-8">', "")
-        .replace("<!doctype html>", "")
-        .replace('<meta name="viewport" content="width=device-width, initial-scale=1">', "")
-    )
+    page.feed(re.sub(r"<meta [^>]*>|<!doctype html>", "", html))
     assert not page.links
     assert "http" not in html
     assert {"script", "b", "i", "img", "link"}.isdisjoint(page.tags)
@@ -258,9 +255,13 @@ def test_shards_are_found_by_row_and_by_id_in_chats_too(tmp_path):
         "Bye.",
     ]
     page = tmp_path / "page.html"
-    found = inspect(InspectOptions("zero", out, html=str(page), student="pieces"), Reporter())
+    found = inspect(InspectOptions("zero", out, html=str(page), student="pieces", around=0), Reporter())
     assert found.row == 1
     assert page.read_text("utf-8") == page_of(found)
+    inspect(InspectOptions("zero", out, html=str(page), student="pieces"), Reporter())
+    assert page.read_text("utf-8") == page_of(found, [inspect(InspectOptions("1", out), Reporter())])
+    with pytest.raises(ConfigError, match="--around -1: must be at least 0"):
+        inspect(InspectOptions("1", out, around=-1), Reporter())
     assert plain_lines(found, 100)[:1] == ["row 1 · id zero · train"]
     assert found.as_dict()["turns"][0][0]["number"] == 0
     with pytest.raises(ShardError, match="example 9: no such id, and no row number below 2; give one of these"):
@@ -269,6 +270,61 @@ def test_shards_are_found_by_row_and_by_id_in_chats_too(tmp_path):
         inspect(InspectOptions("1", out, student="gpt2"), Reporter())
     with pytest.raises(ShardError, match=r"cannot be written \(.*\); name another file for --html"):
         inspect(InspectOptions("1", out, html=str(tmp_path / "no" / "page.html")), Reporter())
+
+
+def test_a_page_has_the_neighbours_a_link_away_and_shows_the_one_that_was_asked_for():
+    some = [replace(example(), row=row, id=f"id-{row}") for row in (4, 5, 6)]
+    html = page_of(some[1], [some[2], some[0]])
+    articles = re.findall(r'<article id="(row-\d)" class="(example(?: asked)?)">', html)
+    assert articles == [("row-4", "example"), ("row-5", "example asked"), ("row-6", "example")]
+    steps = [re.findall(r'rel="(\w+)" href="#(row-\d)"', part) for part in html.split("<article ")[1:]]
+    assert steps == [[("next", "row-5")], [("prev", "row-4"), ("next", "row-6")], [("prev", "row-5")]]
+    # shown is the one that is asked for, until the address names another
+    for rule in (
+        ".example { display: none; }",
+        ".example.asked, .example:target { display: block; }",
+        "main:has(.example:target) .example.asked:not(:target) { display: none; }",
+    ):
+        assert rule in html
+    assert "<nav" not in page_of(some[0])
+
+
+def test_every_line_of_a_page_says_whose_row_is_whose():
+    """There are as many labels as there may be lines, of the height of a line each; what is too many is cut off."""
+    html = page_of(example())
+    boxes = html.count('<div class="span ')
+    assert boxes == 5
+    assert html.count("<span>student</span><span>teacher</span>") == boxes
+    style = html.partition("</style>")[0]
+    for rule in (
+        "height: var(--row); line-height: var(--row); }",
+        "margin-bottom: var(--between); }",
+        "overflow: hidden",
+    ):
+        assert rule in style
+    assert re.search(r"\.row \{ display: flex; height: var\(--row\)", style)
+    assert re.search(r"\.flow \{.*gap: var\(--between\) 4px", style)
+
+
+def test_many_tokens_in_no_span_wrap_as_a_text_does():
+    many = 41
+    whole = [[0, many]]
+    values = {"ids": list(range(many)), "ends": list(range(1, many + 1)), "response_ranges": [[0, many]]}
+    teacher = {**values, "response_spans": whole, "label_spans": whole}
+    inspection = example(
+        text="x" * 45, student=SKIPPED, teacher=teacher, spans=([], []), status="skipped:student_overlong"
+    )
+    html = page_of(inspection)
+    assert html.count('<div class="span gap"') == 6
+    assert html.count('class="piece"') == many
+
+
+def test_a_pointer_is_told_which_token_and_which_span():
+    html = page_of(example())
+    assert 'title="span 0: 2 student tokens, 1 teacher tokens"' in html
+    assert "student&#39;s token 2 · span 0: 2 student tokens, 1 teacher tokens" in html
+    assert 'title="in no span"' in html
+    assert html.count('tabindex="0"') == html.count('<div class="span ')
 
 
 def test_a_skipped_example_says_so():

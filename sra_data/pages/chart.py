@@ -1,4 +1,4 @@
-"""One chart of a report: drawn once for the page (SVG in the page's own colours and font) and once as a PNG.
+"""One chart of a page: drawn once for the page (SVG in the page's own colours and font) and once as a PNG.
 
 An SVG names colours by CSS variables, so that it follows the reader's light or dark scheme. Matplotlib draws with the
 light scheme's colours; their codes are unlike any other, and are replaced by the variables' names.
@@ -8,29 +8,25 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from markupsafe import Markup
 from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, NullFormatter
 from numpy.typing import NDArray
 
-# name of the CSS variable -> (light, dark)
-PALETTE = {
-    "ink": ("#1f2431", "#e7e7e3"),
-    "soft": ("#666d79", "#a0a6b1"),
-    "line": ("#dedfd9", "#363b46"),
-    "card": ("#fffffe", "#1e2129"),
-    "one": ("#1d7a8a", "#4fb8c8"),
-    "two": ("#cf5560", "#f0828b"),
-    "three": ("#b98119", "#e2b354"),
-}
+from sra_data.pages.palette import PALETTE
+from sra_data.terminal import printable
+
 COLOUR = {name: light for name, (light, _) in PALETTE.items()}
 SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 SETTINGS: Any = {
@@ -63,6 +59,14 @@ SETTINGS: Any = {
 }
 
 
+@contextmanager
+def drawing() -> Iterator[None]:
+    """Matplotlib as charts are drawn; what its font lacks (names are in any script) is the reader's font's to have."""
+    with rc_context(SETTINGS), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph .* missing from font")
+        yield
+
+
 @dataclass(frozen=True)
 class Chart:
     """One chart.
@@ -83,18 +87,19 @@ class Chart:
     draw: Callable[[Axes], None]
     height: float = 3.1
 
-    def svg(self) -> str:
-        """As an element of a page, in its colours and font."""
+    def svg(self) -> Markup:
+        """As an element of a page, in its colours and font; what it is told is escaped."""
         buffer = io.StringIO()
-        with rc_context(SETTINGS):
+        with drawing():
             nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
             self._figure(title=None).savefig(buffer, format="svg", transparent=True, metadata=nothing)
-        return for_a_page(buffer.getvalue(), label=self.title, prefix=re.sub(r"[^\w-]", "-", self.name))
+        svg = for_a_page(buffer.getvalue(), label=self.title, prefix=re.sub(r"[^\w-]", "-", self.name))
+        return Markup(printable(svg))
 
     def save_png(self, folder: Path) -> Path:
         """As a picture, in the light scheme."""
         path = folder / f"{self.name}.png"
-        with rc_context(SETTINGS):
+        with drawing():
             self._figure(title=self.title).savefig(path, dpi=160)
         return path
 
