@@ -38,7 +38,7 @@ def defaults_from(context: typer.Context, file: str | None) -> str | None:
         with open(file, encoding="utf-8") as stream:
             sections = yaml.safe_load(stream)
     except (OSError, yaml.YAMLError, ValueError, RecursionError) as error:
-        raise ConfigError(f"{file}: cannot be read as YAML ({' '.join(str(error).split())})") from None
+        raise ConfigError(f"--config {file}: cannot be read as YAML ({' '.join(str(error).split())})") from None
     section = _section(sections, command, file, commands=_commands(context))
     if not isinstance(section, dict):
         raise ConfigError(

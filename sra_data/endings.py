@@ -87,7 +87,7 @@ class Ending:
         for remark in self.remarks:
             console.print(_text(remark), width=width)
         if self.next is not None:
-            console.print(Text(), Text("next  ", "bold") + _text(self.next), sep="\n", width=width)
+            console.print(Text(), Text.assemble(("next  ", "bold"), printable(self.next)), sep="\n", width=width)
 
 
 class Told(ABC):

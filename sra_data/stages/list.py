@@ -139,7 +139,7 @@ class Listing:
                 console.print(_text(step), overflow="fold")
         if (following := self.following()) is not None:
             console.print()
-            console.print(Text("next  ", style="bold") + _text(following))
+            console.print(Text.assemble(("next  ", "bold"), printable(following)))
 
     def _next_steps(self) -> list[str]:
         """What to do, each once, and for which folders."""

@@ -45,15 +45,20 @@ def load_config(
     for name, value in {**(beneath or {}), **(chosen.settings if chosen else {})}.items():
         put(values, name, value)
     written = read_yaml(Path(file)) if file is not None else {}
-    lay_over(values, {name: value for name, value in written.items() if name not in not_from_file})
-    for name, value in (overrides or {}).items():
-        put(values, name, parse_value(value) if isinstance(value, str) else value)
-    if chosen is not None:
-        refuse_another_method(chosen, values["method"])
+    # A section under which nothing is written, or all of it commented out, is that of the defaults.
+    lay_over(
+        values, {name: value for name, value in written.items() if name not in not_from_file and value is not None}
+    )
     try:
+        for name, value in (overrides or {}).items():
+            put(values, name, parse_value(value) if isinstance(value, str) else value)
+        if chosen is not None:
+            refuse_another_method(chosen, values["method"])
         return TrainConfig.model_validate(values)
     except ValidationError as error:
         raise ConfigError(f"{where}: {first_complaint(error, values)}") from None
+    except ConfigError as error:
+        raise error if file is None else ConfigError(f"{where}: {error}") from None
 
 
 def lay_over(values: dict[str, Any], upper: Mapping[str, Any]) -> None:
@@ -132,15 +137,19 @@ def parse_value(text: str) -> Any:
 
 
 def put(values: dict[str, Any], name: str, value: Any) -> None:
-    """Set the dotted `name` in nested dictionaries; a bare ``method: sra`` opens up to ``{name: sra}``."""
+    """Set the dotted `name` in nested dictionaries; a bare ``method: sra`` opens up to ``{name: sra}``.
+
+    Raises:
+        ConfigError: If what stands on the way is no section.
+    """
     *parents, last = name.split(".")
     for parent in parents:
         inner = values.get(parent)
         if isinstance(inner, str) and parent == "method":
             inner = {"name": inner}
-        if not isinstance(inner, dict):
-            inner = {}
-        values[parent] = inner = dict(inner)
+        if not isinstance(inner, dict | bool | None):
+            raise ConfigError(f"{name}: {parent}={inner!r} holds no keys; see `sra-train run --print-config`")
+        values[parent] = inner = dict(inner) if isinstance(inner, dict) else {}
         values = inner
     if value is True and isinstance(values.get(last), dict):
         return  # a bare switch (`--lora`) turns on what the file has already spelled out

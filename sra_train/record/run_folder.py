@@ -26,6 +26,8 @@ from sra_train.record.provenance import ShardFacts, git_state, recorded_versions
 
 RUN_FILE = "run.json"
 CONFIG_FILE = "config.yaml"
+METRICS_FILES = ("metrics.jsonl", "metrics.csv")
+FOLDERS = ("checkpoints", "model", "plots")
 UNFINISHED = f"{RUN_FILE}.tmp"  # all that a run has written which was killed at once
 REFUSED = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)  # what a disk says that takes nothing more
 
@@ -75,6 +77,20 @@ def refuse_unreadable(folder: Path) -> None:
         raise TrainingError(f"{folder}: {error.strerror}; give another --output-dir") from None
 
 
+def refuse_misshapen(folder: Path) -> None:
+    """Refuse a run's folder with a file where a folder is to be, or the other way round, before anything is written.
+
+    Raises:
+        TrainingError: Naming it.
+    """
+    for name in FOLDERS:
+        if (folder / name).exists() and not (folder / name).is_dir():
+            raise TrainingError(f"{folder / name}: no folder; move it away, or give another --output-dir")
+    for name in (CONFIG_FILE, *METRICS_FILES):
+        if (folder / name).exists() and not (folder / name).is_file():
+            raise TrainingError(f"{folder / name}: no file; move it away, or give another --output-dir")
+
+
 @contextmanager
 def claimed(folder: Path, identity: Mapping[str, Any]) -> Iterator[dict[str, Any] | None]:
     """Have a run's folder to oneself, and say in one line what the disk refuses meanwhile; the identity recorded there.
@@ -87,6 +103,7 @@ def claimed(folder: Path, identity: Mapping[str, Any]) -> Iterator[dict[str, Any
     """
     refuse_unreadable(folder)
     refuse_foreign_folder(folder, identity)
+    refuse_misshapen(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         handle = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)

@@ -19,6 +19,7 @@ Damage = Callable[[Path], object]
 AGAIN = f"{RUN} SHARDS --set checkpoints.every_steps=2"
 STEP = "checkpoints/step-*"
 STATE = f"{STEP}/state.json"
+WRITTEN_AGAIN = ("out/run.json", "out/config.yaml")  # by a run that goes on, before it reads its tensors
 
 
 def run_folder(damage: Damage, *, step: int = 6) -> Prepare:
@@ -151,7 +152,7 @@ DAMAGED: dict[str, tuple[Damage, tuple[str, ...]]] = {
     "a state without hashes": (forged(lambda value: value.pop("xxh3")), ("state.json", "xxh3")),
     "steps below none": (forged(lambda value: value["progress"].update(step=-1)), ("state.json", "step")),
     "steps in words": (forged(lambda value: value["progress"].update(step="six")), ("state.json", "step")),
-    "steps beyond the run": (forged(lambda value: value["progress"].update(step=600)), ("step",)),
+    "steps beyond the run": (forged(lambda value: value["progress"].update(step=600)), ("state.json", "600")),
     "seconds that are a list": (forged(lambda value: value["progress"].update(seconds=[])), ("state.json", "seconds")),
     "a best step that has no checkpoint": (forged(lambda value: value["progress"].update(best_step=3)), ("step-",)),
     "a key that there is not": (forged(lambda value: value["progress"].update(mood="good")), ("state.json", "mood")),
@@ -177,7 +178,10 @@ DAMAGED: dict[str, tuple[Damage, tuple[str, ...]]] = {
     "a table of a run that is a folder": (folder_at("metrics.csv"), ("metrics.csv",)),
     "a configuration that is a folder": (folder_at("config.yaml"), ("config.yaml",)),
     "a model that is a file": (_beside("model", b"no folder"), ("model",)),
-    "a place to write in that is a file": (_beside("checkpoints/.writing-step-00000006", b""), ("checkpoints",)),
+    "a place to write in that is a file": (
+        _beside("checkpoints/.writing-step-00000006", b""),
+        ("out", "Not a directory"),
+    ),
 }
 
 # Of a run that is in the middle: what the next step reads.
@@ -214,7 +218,7 @@ def _rehashed(out: Path) -> None:
 
 OTHERS: dict[str, tuple[str, tuple[str, ...]]] = {
     "another rate": (f"{AGAIN} --learning-rate 0.1", ("holds another run", "training.learning_rate")),
-    "another method": (f"{AGAIN} --method sft", ("holds another run", "method.name: sra then, sft now")),
+    "another method": (f"{AGAIN} --method sft", ("holds another run", "method.alpha: 0.5 then, absent now")),
     "another student": (f"{AGAIN} --set student.init=random", ("holds another run", "student.init")),
     "another seed": (f"{AGAIN} --seed 7", ("holds another run", "training.seed: 42 then, 7 now")),
     "adapters": (f"{AGAIN} --lora", ("holds another run", "student.lora")),
@@ -223,9 +227,12 @@ OTHERS: dict[str, tuple[str, tuple[str, ...]]] = {
 }
 
 CASES: list[Case] = [
-    *(Case(f"runs: {wrong}", AGAIN, ("out", *says), run_folder(damage)) for wrong, (damage, says) in DAMAGED.items()),
     *(
-        Case(f"runs: in the middle, {wrong}", AGAIN, says, run_folder(damage, step=4))
+        Case(f"runs: {wrong}", AGAIN, ("out", *says), run_folder(damage), leaves=WRITTEN_AGAIN)
+        for wrong, (damage, says) in DAMAGED.items()
+    ),
+    *(
+        Case(f"runs: in the middle, {wrong}", AGAIN, says, run_folder(damage, step=4), leaves=WRITTEN_AGAIN)
         for wrong, (damage, says) in MIDWAY.items()
     ),
     *(

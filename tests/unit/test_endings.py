@@ -80,8 +80,9 @@ def test_a_table_without_room_is_shown_row_by_row() -> None:
 @pytest.mark.parametrize("width", WIDTHS)
 def test_colours_are_the_terminals_own(width: int) -> None:
     """Bold is readable on dark and light ground; a colour by its numbers is not."""
-    codes = re.findall(r"\x1b\[([\d;]*)m", shown(ENDING, width, colours=True))
-    assert set(codes) <= {"1", "0"}
+    said = shown(ENDING, width, colours=True)
+    assert set(re.findall(r"\x1b\[([\d;]*)m", said)) <= {"1", "0"}
+    assert "\x1b[1mnext  \x1b[0msra-train run shards" in said  # what is to be copied is plain
 
 
 def test_a_log_has_a_line_for_each_fact_row_and_remark() -> None:
@@ -113,7 +114,8 @@ def test_a_command_ends_with_what_comes_next(is_terminal: bool, monkeypatch: pyt
     monkeypatch.setattr("sys.stdout", out)
     terminal.finish(Summary(), as_json=False)
     start = "next  " if is_terminal else "next: "
-    assert f"{start}sra-train run shards --output-dir" in out.getvalue()
+    said = re.sub(r"\x1b\[[\d;]*m", "", out.getvalue())
+    assert f"{start}sra-train run shards --output-dir" in said
 
 
 @pytest.mark.parametrize("width", WIDTHS)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -41,19 +42,22 @@ class ReportSummary(Told):
         page: the page; `pictures` the PNG files.
         num_sampled: examples whose teacher's pages were read, of all teachers together.
         missing: what is not there yet, a sentence each.
+        shards: the folder.
     """
 
     page: str
     pictures: tuple[str, ...]
     num_sampled: int
     missing: tuple[str, ...]
+    shards: str = "shards"
 
     def ending(self) -> Ending:
         """It in words."""
         folder = Path(self.pictures[0]).parent if self.pictures else None
         beside = "" if folder is None else f"{len(self.pictures)} in {folder}"
         facts = Grid.of_facts(("page", self.page), ("pictures", beside))
-        return Ending("", (facts,), self.missing, next="sra-data inspect 0 --html example.html")
+        following = f"sra-data inspect 0 --shards {shlex.quote(self.shards)} --html example.html"
+        return Ending("", (facts,), self.missing, next=following)
 
 
 def report(options: ReportOptions, reporter: Reporter) -> ReportSummary:
@@ -79,4 +83,4 @@ def report(options: ReportOptions, reporter: Reporter) -> ReportSummary:
     except OSError as error:
         raise ShardError(f"{out}: cannot be written ({error.strerror}); name another file with --out") from error
     num_sampled = sum(pages.sample.num_examples for pages in facts.pages)
-    return ReportSummary(str(out), pictures, num_sampled, tuple(facts.missing))
+    return ReportSummary(str(out), pictures, num_sampled, tuple(facts.missing), options.shards)

@@ -1,5 +1,7 @@
 """Numbers and names of a configuration that are none."""
 
+from pathlib import Path
+
 import pytest
 
 from sra_data.errors import ConfigError
@@ -46,3 +48,27 @@ def test_flags_of_generation_are_named_as_flags(flags: dict[str, object], messag
     with pytest.raises(ConfigError, match=message) as caught:
         generation_of(**flags)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("key", ["epochs", "learning_rate", "max_steps", "seed", "warmup"])
+@pytest.mark.parametrize("value", [True, False])
+def test_yes_and_no_are_no_numbers(key: str, value: bool) -> None:
+    with pytest.raises(ConfigError, match=rf"training\.{key}={value}: a number is wanted"):
+        load_config(overrides={f"training.{key}": value})
+
+
+@pytest.mark.parametrize("written", ["[epochs, 3]", "fast", "3"])
+def test_a_flag_does_not_hide_a_section_that_is_none(written: str, tmp_path: Path) -> None:
+    file = tmp_path / "train.yaml"
+    file.write_text(f"training: {written}\n")
+    with pytest.raises(ConfigError, match=r"training=.* holds no keys"):
+        load_config(file, {"training.batch_size": 4})
+    with pytest.raises(ConfigError, match="training="):
+        load_config(file)
+
+
+def test_a_section_of_nothing_is_that_of_the_defaults(tmp_path: Path) -> None:
+    file = tmp_path / "train.yaml"
+    file.write_text("training:\n  # epochs: 3\nmethod:\noutput_dir:\n")
+    assert load_config(file) == load_config()
+    assert load_config(file, {"training.epochs": 4}).training.epochs == 4
