@@ -104,7 +104,7 @@ class GroupRecord(BaseModel):
 
     params: list[str]
     lr: float
-    peak: float
+    peak: float | None = None  # of a group that a schedule knows
     weight_decay: float
     betas: list[float] = Field(min_length=2, max_length=2)
 

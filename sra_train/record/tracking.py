@@ -148,7 +148,12 @@ def refuse_missing_trackers(options: TrackingConfig) -> None:
 def start_trackers(
     accelerator: Accelerator, options: TrackingConfig, *, folder: Path, config: Mapping[str, Any]
 ) -> list[GeneralTracker]:
-    """The trackers asked for, told the configuration; none but on the first process."""
+    """The trackers asked for, told the configuration; none but on the first process.
+
+    Raises:
+        ConfigError: If a tracker's library is not installed.
+    """
+    refuse_missing_trackers(options)
     if not options.trackers or not accelerator.is_main_process:
         return []
     from accelerate.tracking import LOGGER_TYPE_TO_CLASS
