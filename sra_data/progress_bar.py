@@ -37,13 +37,12 @@ class WorkBar(Progress):
             get_time=get_time,
         )
         self.work = self.add_task(description, total=total)
-        self.before = 0.0
 
-    def show(self, done: float, before: float, words: str) -> None:
-        """Move the bar to `done`, of which `before` was done by an earlier call, and say `words` beneath it."""
-        if before != self.before:
-            self.reset(self.work, completed=before)  # type: ignore[arg-type]  # rich adds floats to it
-            self.before = before
+    def show(self, done: float, words: str) -> None:
+        """Move the bar to `done` and say `words` beneath it.
+
+        The time left is estimated from the steps between calls: what was done before the first is no part of it.
+        """
         self.update(self.work, completed=done)
         self.words.plain = words
 

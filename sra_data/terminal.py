@@ -147,10 +147,10 @@ class RichReporter(Reporter):
                 description,
                 total,
                 unit,
-                show=lambda task: bar.show(task.done, task.before, printable(task.words())),
+                show=lambda task: bar.show(task.done, printable(task.words())),
             )
             yield task
-            bar.show(task.done, task.before, task.end())
+            bar.show(task.done, task.end())
 
 
 def make_reporter(*, quiet: bool) -> Reporter:

@@ -78,7 +78,7 @@ def test_the_bar_keeps_its_place_at_every_width(width: int, total: int | None) -
     bar = WorkBar(
         "bits per byte of /some/folder/of/models/student-1", total, Console(width=width), get_time=lambda: 0.0
     )
-    bar.show((total or 2) / 2, 0, LONG)
+    bar.show((total or 2) / 2, LONG)
     above, beneath = drawn(bar, width)
     assert cell_len(above) == width
     assert cell_len(beneath) <= width
@@ -94,7 +94,7 @@ def test_a_bar_after_a_resume_promises_by_this_calls_rate_alone() -> None:
     bar = WorkBar("train", 1950, Console(width=80), get_time=lambda: now[0])
     for step in range(1, 11):
         now[0] += 2
-        bar.show(1000 + step, 1000, "")
+        bar.show(1000 + step, "")
     assert "52 %" in drawn(bar, 80)[0]
     assert "0:31:20" in drawn(bar, 80)[0]  # 940 steps of two seconds
 
@@ -104,7 +104,7 @@ def test_a_bar_of_slow_steps_promises_too() -> None:
     bar = WorkBar("train", 10, Console(width=80), get_time=lambda: now[0])
     for step in (1, 2, 3):
         now[0] += 120
-        bar.show(step, 0, "")
+        bar.show(step, "")
     assert "0:14:00" in drawn(bar, 80)[0]
 
 
@@ -112,7 +112,7 @@ def test_a_bars_colours_are_the_terminals_own() -> None:
     console = Console(file=io.StringIO(), force_terminal=True, color_system="truecolor", theme=Theme(terminal.STYLES))
     for done in (3, 10):
         bar = WorkBar("train", 10, console, get_time=lambda: 0.0)
-        bar.show(done, 0, "words")
+        bar.show(done, "words")
         console.print(bar)
     assert isinstance(console.file, io.StringIO)
     codes = set(re.findall(r"\x1b\[([\d;]*)m", console.file.getvalue()))
