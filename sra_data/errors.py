@@ -36,3 +36,15 @@ class TrainingError(SRAError):
 
 class DivergedError(TrainingError):
     """A run whose loss or gradients are no longer finite."""
+
+
+class DamagedError(TrainingError):
+    """A checkpoint that is not whole; the one before it may be.
+
+    Attributes:
+        what: the message without its remedy.
+    """
+
+    def __init__(self, what: str, remedy: str) -> None:
+        super().__init__(f"{what}; {remedy}")
+        self.what = what

@@ -55,7 +55,7 @@ def run(
     student: Annotated[
         str | None, typer.Option(help="Hub id or folder (default: the one the shards were aligned for).")
     ] = None,
-    output_dir: Annotated[str | None, typer.Option(help="Folder of the run; an existing one is resumed.")] = None,
+    output_dir: Annotated[str | None, typer.Option(help="Folder of the run; what is there is resumed.")] = None,
     epochs: Annotated[int | None, typer.Option(help="Passes over the training split (default: 10).")] = None,
     max_steps: Annotated[int | None, typer.Option(help="End after so many steps.")] = None,
     batch_size: Annotated[int | None, typer.Option(help="Examples of a step over all processes (default: 16).")] = None,
@@ -65,6 +65,10 @@ def run(
     precision: Annotated[Precision | None, typer.Option(help="Of the computation (default: auto).")] = None,
     seed: Annotated[int | None, typer.Option(help="Of the order and the projectors (default: 42).")] = None,
     lora: Annotated[bool | None, typer.Option("--lora/--no-lora", help="Train low-rank adapters (peft).")] = None,
+    deterministic: Annotated[
+        bool | None,
+        typer.Option("--deterministic/--no-deterministic", help="The same bits every time, on a GPU too; slower."),
+    ] = None,
     push_to_hub: Annotated[str | None, typer.Option(help="owner/name to push the finished model to.")] = None,
     settings: Annotated[
         list[str] | None, typer.Option("--set", help="Any other key, dotted: --set method.temperature=1.")
@@ -92,6 +96,7 @@ def run(
         "training.precision": precision,
         "training.seed": seed,
         "student.lora": lora,
+        "training.deterministic": deterministic,
         "hub.push_to": push_to_hub,
     }
     given = {name: value for name, value in flags.items() if value is not None} | pairs(settings)

@@ -20,13 +20,14 @@ the method needs, a student with another tokenizer. No code path here can load a
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator
-from torch import nn
+from torch import Tensor, nn
 
-from sra_data.errors import ConfigError
+from sra_data.errors import ConfigError, DamagedError, TrainingError
 from sra_data.models.output_head import OutputHead
 from sra_data.shards.store import ShardSet
 from sra_data.terminal import Reporter
@@ -40,6 +41,7 @@ from sra_train.data.reader import RowReader
 from sra_train.data.staging import StagingPool
 from sra_train.data.stream import BatchMaker, Share
 from sra_train.data.table import RowTable
+from sra_train.determinism import deterministic, settings
 from sra_train.loop import Trainer
 from sra_train.measure.development import measure_development, wants_development
 from sra_train.measure.evaluation import generation_prompts
@@ -50,8 +52,11 @@ from sra_train.parallel import COMPUTE_DTYPES, distribute, make_accelerator, res
 from sra_train.record.card import model_card, teachers_in_words
 from sra_train.record.checkpoint import Checkpoints, Progress, load_full_state
 from sra_train.record.export import export_model, push
+from sra_train.record.fingerprint import starting_weights
+from sra_train.record.identity import TOTAL, WEIGHTS
 from sra_train.record.plots import draw_run
 from sra_train.record.provenance import ShardFacts, recorded_versions
+from sra_train.record.resuming import Resume, where_to_resume
 from sra_train.record.run_folder import claimed, default_output_dir, record_run, refuse_foreign_folder
 from sra_train.record.summary import RunSummary, last_numbers
 from sra_train.record.tracking import Metrics, finish, log_to, read_metrics, start_trackers
@@ -73,10 +78,11 @@ def run(config: TrainConfig, reporter: Reporter | None = None) -> RunSummary:
         KeyboardInterrupt: After Ctrl-C or SIGTERM; a checkpoint has been written.
     """
     config = resolve(config)
-    accelerator = make_accelerator(config.training)
-    shown = (reporter or Reporter()) if accelerator.is_main_process else Reporter()
-    with ShardSet.open(config.data.shards) as shards:
-        return Run(config, accelerator, shown, shards).carry_out()
+    with deterministic(config.training.deterministic):
+        accelerator = make_accelerator(config.training)
+        shown = (reporter or Reporter()) if accelerator.is_main_process else Reporter()
+        with ShardSet.open(config.data.shards) as shards:
+            return Run(config, accelerator, shown, shards).carry_out()
 
 
 def resolve(config: TrainConfig) -> TrainConfig:
@@ -141,14 +147,19 @@ class Run:
         reader = RowReader(self.sources, student.method.needs)
         identity = self.identity(self.sources.roots())
         if not self.accelerator.is_main_process:  # the first one claims it for all
-            refuse_foreign_folder(self.folder, identity)
-            return self.carry_out_there(student, reader, identity)
-        with claimed(self.folder, identity):
-            return self.carry_out_there(student, reader, identity)
+            known = refuse_foreign_folder(self.folder, identity)
+            return self.carry_out_there(student, reader, identity, known)
+        with claimed(self.folder, identity) as known:
+            return self.carry_out_there(student, reader, identity, known)
 
-    def carry_out_there(self, student: StudentModel, reader: RowReader, identity: Mapping[str, Any]) -> RunSummary:
-        """`carry_out`, once the folder is this run's alone."""
-        roots = self.sources.roots()
+    def carry_out_there(
+        self,
+        student: StudentModel,
+        reader: RowReader,
+        identity: Mapping[str, Any],
+        known: Mapping[str, Any] | None,
+    ) -> RunSummary:
+        """`carry_out`, once the folder is this run's alone; `known` is the identity it has on record."""
         checkpoints = Checkpoints(
             self.folder / "checkpoints",
             keep_last=self.config.checkpoints.keep_last,
@@ -158,30 +169,50 @@ class Run:
             checkpoints.tidy()
         self.accelerator.wait_for_everyone()
         # Refused, if it is another run's, before anything is written or moved to a device.
-        resume_at = checkpoints.steps()[-1] if checkpoints.steps() else None
-        if resume_at is not None:
-            checkpoints.read_state(resume_at)
+        resume = where_to_resume(checkpoints, known)
         self.accelerator.wait_for_everyone()  # all have looked before one writes
-        if self.accelerator.is_main_process:
-            record_run(self.folder, self.config, identity=identity, roots=roots, facts=self.facts)
-        training = self.config.training
+        self.begin(checkpoints, identity, resume)
         self.describe(student)
+        training = self.config.training
         model, optimizer = distribute(self.accelerator, student, training, self.groups_of)
         progress = Progress()
-        if resume_at is not None:
-            weights, moments, progress = checkpoints.read(resume_at)
-            if self.accelerator.is_main_process:
-                checkpoints.prune(progress.best_step)  # a kill may have come between writing and that
-            load_full_state(model, getattr(optimizer, "optimizer", optimizer), weights, moments)
-            if self.accelerator.scaler is not None and progress.scaler:
-                self.accelerator.scaler.load_state_dict(progress.scaler)
-            self.reporter.line(f"resumed from step {progress.step} of {self.total_steps} in {self.folder}")
+        if resume is not None:
+            progress = self.go_on(checkpoints, resume, model, optimizer)
         elif self.accelerator.is_main_process and training.strategy != "fsdp2" and not training.compile:
             # A part of a student says nothing, and a compiled one would be compiled for the length of every example.
             for line in lines_of_reach(student_inside(model), self.sources, self.accelerator.device):
                 self.reporter.line(line)
         progress = self.train(model, optimizer, reader, checkpoints, progress)
-        return self.finish(checkpoints, progress, roots)
+        return self.finish(checkpoints, progress)
+
+    def begin(self, checkpoints: Checkpoints, identity: Mapping[str, Any], resume: Resume | None) -> None:
+        """Write down what the run is made of, and say where it goes on; the first process works."""
+        if not self.accelerator.is_main_process:
+            return
+        for line in [] if resume is None else resume.lines(self.total_steps):
+            self.reporter.line(line)
+        for step in {} if resume is None else resume.damaged:
+            self.reporter.line(f"what is left of step {step} is kept as {checkpoints.set_aside(step)}")
+        record_run(
+            self.folder,
+            self.config,
+            identity=identity,
+            roots=self.sources.roots(),
+            facts=self.facts,
+            extended_at=[] if resume is None else resume.extended_at,
+            determinism=settings(),
+        )
+
+    def go_on(self, checkpoints: Checkpoints, resume: Resume, model: nn.Module, optimizer: Any) -> Progress:
+        """Put a checkpoint's state into model and optimizer; where the run stands then."""
+        weights, moments, kept = checkpoints.load(resume.step, resume.state)
+        if self.accelerator.is_main_process:
+            checkpoints.prune(kept.best_step)  # a kill may have come between writing and that
+        load_full_state(model, getattr(optimizer, "optimizer", optimizer), weights, moments)
+        if self.accelerator.scaler is not None and kept.scaler:
+            self.accelerator.scaler.load_state_dict(kept.scaler)
+        self.reporter.line(f"resumed from step {kept.step} of {self.total_steps} in {self.folder}")
+        return resume.progress(kept)
 
     # ------------------------------------------------------------------ before
 
@@ -198,6 +229,7 @@ class Run:
                 f"student {self.student_name}: {rows} embeddings for a tokenizer of {len(self.tokenizer)} ids; choose"
                 " the model that belongs to the tokenizer (the vocabulary is never resized)"
             )
+        self.began_with = starting_weights(model, self.student)
         method = self.build_method(shape, OutputHead.from_model(model))
         prepare_for_training(
             model, gradient_checkpointing=training.gradient_checkpointing, compile_body=training.compile
@@ -219,7 +251,8 @@ class Run:
             **{f"root.{name}": root for name, root in roots.items()},
             # in order: the first one's head carries the cross entropy, and projectors are numbered
             "data.teachers": [f"{one.name}:{one.weight:.12g}" for one in self.sources.teachers],
-            "total_steps": self.total_steps,
+            TOTAL: self.total_steps,
+            WEIGHTS: self.began_with,
             **self.config.identity(),
         }
 
@@ -280,6 +313,11 @@ class Run:
         maker = BatchMaker(read=reader, table=self.table, pool=pool)
         is_main = self.accelerator.is_main_process
         metrics = Metrics(self.folder, resume_step=progress.step) if is_main else None
+        if metrics is not None and metrics.num_damaged:
+            self.reporter.line(
+                f"{metrics.jsonl}: {metrics.num_damaged} damaged line(s) dropped; those behind step {progress.step} are"
+                " written again"
+            )
         trackers = start_trackers(
             self.accelerator,
             self.config.tracking,
@@ -309,10 +347,9 @@ class Run:
             evaluate=self.evaluation() if self.evaluates else None,
         )
         try:
-            return trainer.run()
+            with nullcontext() if metrics is None else metrics.closed_in_the_end():
+                return trainer.run()
         finally:
-            if metrics is not None:
-                metrics.close()
             finish(trackers)
 
     def evaluation(self) -> Any:
@@ -339,7 +376,7 @@ class Run:
 
     # ------------------------------------------------------------------ after
 
-    def finish(self, checkpoints: Checkpoints, progress: Progress, roots: Mapping[str, str]) -> RunSummary:
+    def finish(self, checkpoints: Checkpoints, progress: Progress) -> RunSummary:
         """Export the model, draw the plots, write the card; the first process works, the others wait."""
         wants_best = self.config.checkpoints.export == "best" and progress.best_step is not None
         exported = progress.best_step if wants_best and progress.best_step is not None else progress.step
@@ -350,9 +387,10 @@ class Run:
                 config=self.config,
                 student=self.student_name,
                 facts=self.facts,
-                roots=roots,
+                roots=self.sources.roots(),
                 versions=recorded_versions(),
                 records=records,
+                extended_at=progress.extended_at,
                 exported_step=exported,
                 total_steps=self.total_steps,
             )
@@ -361,7 +399,8 @@ class Run:
                 seed=self.config.training.seed,
                 student_name=self.student_name,
                 tokenizer=self.tokenizer,
-                weights=checkpoints.read_model(exported),
+                began_with=self.began_with,
+                weights=self.weights_of(checkpoints, exported, is_last=exported == progress.step),
                 card=card,
                 folder=self.folder / "model",
             )
@@ -382,3 +421,18 @@ class Run:
             seconds=progress.seconds,
             hub=hub,
         )
+
+    def weights_of(self, checkpoints: Checkpoints, step: int, *, is_last: bool) -> dict[str, Tensor]:
+        """The weights to be exported.
+
+        Raises:
+            TrainingError: If they are damaged.
+        """
+        try:
+            return checkpoints.read_model(step)
+        except DamagedError as error:
+            if is_last:
+                raise
+            raise TrainingError(
+                f"{error.what}: the best step cannot be exported; set checkpoints.export=last to have the last"
+            ) from None

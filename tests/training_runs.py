@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -39,8 +39,17 @@ def losses(out: Path) -> list[float]:
     return [record["loss"] for record in read_metrics(out / "metrics.jsonl") if record["kind"] == "step"]
 
 
+MEASURED = ("seconds", "tokens_per_second", "data_wait", "peak_memory_bytes")  # by clock and machine
+
+
+def numbers(out: Path) -> list[dict[str, object]]:
+    """Every line of metrics.jsonl without what depends on the clock and the machine."""
+    records = read_metrics(out / "metrics.jsonl")
+    return [{name: value for name, value in record.items() if name not in MEASURED} for record in records]
+
+
 def weights(out: Path) -> dict[str, torch.Tensor]:
-    last = sorted((out / "checkpoints").iterdir())[-1]
+    last = sorted((out / "checkpoints").glob("step-????????"))[-1]
     return load_file(last / "model.safetensors")
 
 
@@ -58,3 +67,34 @@ class Interrupting(Reporter):
                 signal.raise_signal(self.number)
 
         yield Task(description, total, unit, show=show)
+
+
+class Crashing(Interrupting):
+    """Ends without a checkpoint behind the given number of steps."""
+
+    @contextmanager
+    def task(self, description: str, total: float | None = None, unit: str = "items") -> Iterator[Task]:
+        def show(task: Task) -> None:
+            if description == "train" and task.done == self.after:
+                raise RuntimeError(f"crashed behind step {self.after}")
+
+        yield Task(description, total, unit, show=show)
+
+
+class Listening(Reporter):
+    """Keeps what is said, and does something behind every step."""
+
+    def __init__(self, behind_step: Callable[[int], object] = lambda step: None) -> None:
+        self.lines: list[str] = []
+        self.behind_step = behind_step
+
+    def line(self, text: str) -> None:
+        self.lines.append(text)
+
+    @contextmanager
+    def task(self, description: str, total: float | None = None, unit: str = "items") -> Iterator[Task]:
+        yield Task(description, total, unit, show=lambda task: self.behind_step(int(task.done)))
+
+    def said(self, words: str) -> list[str]:
+        """The lines that have these words."""
+        return [line for line in self.lines if words in line]

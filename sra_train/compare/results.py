@@ -12,12 +12,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sra_data.errors import SourceError
+from sra_data.errors import SourceError, TrainingError
 from sra_train.compare.bootstrap import Difference, paired_difference
 from sra_train.compare.plan import Point, RunKey
 from sra_train.compare.records import RUN, Scored, Trained
 from sra_train.config import YARDSTICK
-from sra_train.record.tracking import read_metrics
+from sra_train.record.tracking import read_lines
 
 NOT_A_LOSS = {"kind", "step", "epoch", "lr", "projector_lr", "grad_norm", "tokens", "spans", "tokens_per_second"} | {
     "seconds",
@@ -162,7 +162,10 @@ def run_result(key: RunKey, folder: Path, ended: Ended, ruler: Ruler) -> RunResu
     }
     if tested is None:
         return RunResult(status="diverged", reason=trained.reason, **common)  # type: ignore[arg-type]
-    records = read_metrics(folder / RUN / "metrics.jsonl")
+    path = folder / RUN / "metrics.jsonl"
+    records, num_damaged = read_lines(path)
+    if num_damaged:
+        raise TrainingError(f"{path}: {num_damaged} damaged line(s); delete {folder} and run the comparison again")
     steps = [record for record in records if record["kind"] == "step"]
     first = steps[0] if steps else {}
     return RunResult(

@@ -163,6 +163,9 @@ class TrainingConfig(Section):
     seed: int = Field(default=42, ge=0)
     precision: Precision = Field(default="auto", description="auto: bf16 where the GPU has it, else no")
     strategy: Literal["ddp", "fsdp2"] = Field(default="ddp", description="how several processes share the work")
+    deterministic: bool = Field(
+        default=False, description="the same run twice gives the same bits on a GPU too, more slowly"
+    )
     gradient_checkpointing: bool = False
     compile: bool = Field(default=False, description="torch.compile the student's body")
 
@@ -263,6 +266,7 @@ MAY_CHANGE = frozenset(
         "training.micro_batch_size",
         "training.micro_batch_tokens",
         "training.strategy",
+        "training.deterministic",
         "training.gradient_checkpointing",
         "training.compile",
     }

@@ -20,6 +20,7 @@ def model_card(
     roots: Mapping[str, str],
     versions: Mapping[str, str],
     records: Sequence[Mapping[str, Any]],
+    extended_at: Sequence[int],
     exported_step: int,
     total_steps: int,
 ) -> str:
@@ -32,6 +33,7 @@ def model_card(
         roots: Seals of the folders that were read.
         versions: Of the libraries.
         records: Lines of metrics.jsonl.
+        extended_at: Steps at which the finished run was given more.
         exported_step: The step whose weights these are.
         total_steps: Of the run.
     """
@@ -63,6 +65,7 @@ def model_card(
         f"| Training | {training.epochs} epochs, batch {training.batch_size}, learning rate {training.learning_rate:g},"
         f" {training.schedule}, warm-up {training.warmup:g}, weight decay {training.weight_decay:g},"
         f" precision {training.precision}, seed {training.seed} |",
+        *(f"| Given more steps | behind step {step}, where it had been finished |" for step in extended_at),
         f"| Adapters | {lora_in_words(config)} |",
         f"| Weights of | step {exported_step} of {total_steps} |",
         "",

@@ -10,6 +10,9 @@
 No pickle is written and none is read. The folder is written under a temporary name, every file and then the folder is
 flushed to disk, and only then renamed: a checkpoint exists completely or not at all.
 
+A checkpoint that is not whole is passed over for the one before (`resuming.py`), and keeps what is left of it under
+another name. Whatever else lies in the folder is nobody's business here: it is neither read nor removed.
+
 The data state is ONE integer, the number of steps done. The learning rate is a pure function of it, and so are the
 random numbers: each micro-batch seeds its generators from (seed, step, micro-batch, rank), see `loop.seed_step`. So
 scheduler and random state are saved exactly by being nothing but (seed, step).
@@ -19,10 +22,12 @@ Tensors are named by parameter, not by rank: a checkpoint of two processes conti
 
 from __future__ import annotations
 
+import errno
 import json
 import os
-import shutil
+import re
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -34,15 +39,19 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from sra_data.errors import ShardError, TrainingError
+from sra_data.errors import DamagedError, ShardError, TrainingError
 from sra_data.shards.durable import SEAL, read_document, sealed_bytes
 from sra_data.shards.metadata import Count, Strict, Xxh3, checked
-from sra_train.config import differences
+from sra_train.record.files import flush, remove
+from sra_train.record.identity import TOTAL, refuse_another
 
-CHECKPOINT_VERSION = 3
+CHECKPOINT_VERSION = 4
 PREFIX = "step-"
+OWN_NAME = re.compile(rf"{PREFIX}([0-9]{{8,18}})")
 STATE = "state.json"
 WRITING, REPLACED, DROPPED = ".writing-", ".replaced-", ".dropped-"  # what only a process at work has
+DAMAGED = "damaged-"
+NOT_WHOLE = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.EIO)  # of a file that should be there
 READ_SIZE = 1 << 22
 MODEL, OPTIMIZER = "model.safetensors", "optimizer.safetensors"
 LONGEST_SHOWN = 60
@@ -60,6 +69,7 @@ class Progress:
     evaluations_without_better: int = 0
     evaluated_step: int | None = None  # of the last evaluation; a stop may have come before one that was due
     stopped_early: bool = False
+    extended_at: list[int] = field(default_factory=list)  # steps at which the finished run was given more
     skipped_steps: int = 0  # fp16: steps left out because gradients overflowed
     scaler: dict[str, Any] = field(default_factory=dict)  # fp16: the loss scale and its counters
 
@@ -75,6 +85,7 @@ class ProgressRecord(Strict):
     evaluations_without_better: Count
     evaluated_step: Count | None
     stopped_early: bool
+    extended_at: list[Count]
     skipped_steps: Count
     scaler: dict[str, Any]
 
@@ -124,10 +135,17 @@ class Checkpoints:
 
     def steps(self) -> list[int]:
         """The checkpoints that exist, in order."""
-        if not self.folder.is_dir():
-            return []
-        steps = (path.name.removeprefix(PREFIX) for path in self.folder.glob(f"{PREFIX}*"))
-        return sorted(int(step) for step in steps if step.isdecimal())
+        return sorted(int(path.name.removeprefix(PREFIX)) for path in self.own())
+
+    def own(self, prefix: str = "") -> list[Path]:
+        """The folders whose names are those of checkpoints, behind `prefix`."""
+        found = [path for path in self.folder.glob(f"{prefix}{PREFIX}*") if path.is_dir()]
+        return [path for path in found if self.is_own_name(path.name.removeprefix(prefix))]
+
+    def is_own_name(self, name: str) -> bool:
+        """Whether `path` gives a checkpoint this name."""
+        found = OWN_NAME.fullmatch(name)
+        return found is not None and self.path(int(found[1])).name == name
 
     def write(self, *, model: Mapping[str, Tensor], optimizer: Mapping[str, Any], progress: Progress) -> Path:
         """Write one checkpoint (on one process) and drop those no longer kept.
@@ -157,20 +175,24 @@ class Checkpoints:
     ) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
         temporary = self.folder / f"{WRITING}{final.name}"
-        shutil.rmtree(temporary, ignore_errors=True)
-        temporary.mkdir()
-        tensors, plain = split_optimizer_state(optimizer["state"])
-        save_file(dict(model), temporary / MODEL)
-        save_file(tensors, temporary / OPTIMIZER)
-        state = {
-            "version": CHECKPOINT_VERSION,
-            "progress": asdict(progress),
-            "identity": self.identity,
-            "optimizer": {"values": plain, "param_groups": optimizer["param_groups"]},
-            "xxh3": {name: file_hash(temporary / name) for name in (MODEL, OPTIMIZER)},
-        }
-        (temporary / STATE).write_bytes(sealed_bytes(state))
-        publish(temporary, final)
+        remove(temporary)
+        try:
+            temporary.mkdir()
+            tensors, plain = split_optimizer_state(optimizer["state"])
+            save_file(dict(model), temporary / MODEL)
+            save_file(tensors, temporary / OPTIMIZER)
+            state = {
+                "version": CHECKPOINT_VERSION,
+                "progress": asdict(progress),
+                "identity": self.identity,
+                "optimizer": {"values": plain, "param_groups": optimizer["param_groups"]},
+                "xxh3": {name: file_hash(temporary / name) for name in (MODEL, OPTIMIZER)},
+            }
+            (temporary / STATE).write_bytes(sealed_bytes(state))
+            publish(temporary, final)
+        finally:
+            with suppress(OSError):  # what is half takes space that a full disk has not
+                remove(temporary)
 
     def prune(self, best_step: int | None) -> None:
         """Delete all but the last `keep_last` and the best; under another name, so that no half one is ever seen."""
@@ -179,26 +201,38 @@ class Checkpoints:
             if step != best_step:
                 dropped = self.folder / f"{DROPPED}{self.path(step).name}"
                 os.rename(self.path(step), dropped)
-                shutil.rmtree(dropped)
+                remove(dropped)
 
     def tidy(self) -> None:
         """Remove what a killed process has left half; only a process that has claimed the run's folder may.
 
         A checkpoint that was moved aside for one that never came gets its name back.
         """
-        for replaced in self.folder.glob(f"{REPLACED}*"):
+        for replaced in self.own(REPLACED):
             final = self.folder / replaced.name.removeprefix(REPLACED)
             if not final.exists():
                 os.rename(replaced, final)
         for prefix in (WRITING, REPLACED, DROPPED):
-            for path in self.folder.glob(f"{prefix}*"):
-                shutil.rmtree(path)
+            for path in self.own(prefix):
+                remove(path)
 
-    def read_state(self, step: int) -> dict[str, Any]:
-        """state.json of a checkpoint of THIS run.
+    def set_aside(self, step: int) -> Path:
+        """Take a damaged checkpoint's name, so that it is not counted among those that are kept; where it is now."""
+        aside = self.folder / f"{DAMAGED}{self.path(step).name}"
+        remove(aside)
+        os.rename(self.path(step), aside)
+        return aside
+
+    def read_state(self, step: int, *, of_any_length: bool = False) -> dict[str, Any]:
+        """state.json of a checkpoint of THIS run, or of the finished run that this one extends.
+
+        Args:
+            step: Whose.
+            of_any_length: Whether it may be one from the middle of the run that this one extends.
 
         Raises:
-            TrainingError: If it is another run's, of another version, or damaged.
+            DamagedError: If it is not whole.
+            TrainingError: If it is another run's, of another version, or may not be read.
         """
         path = self.path(step)
         remedy = f"delete {path} to go on from the checkpoint before"
@@ -212,41 +246,60 @@ class Checkpoints:
                     " choose a new --output-dir"
                 )
             if not document.is_whole:
-                raise TrainingError(f"{path / STATE}: damaged, its seal is not that of its content; {remedy}")
+                raise DamagedError(f"{path / STATE}: damaged, its seal is not that of its content", remedy)
             checked(StateRecord, document.value, where=path / STATE, remedy=remedy)
         except ShardError as error:
-            raise TrainingError(str(error)) from None
+            refuse_unreadable(error.__cause__, path / STATE)
+            raise DamagedError(str(error).removesuffix(f"; {remedy}"), remedy) from None
         state = document.value
-        changed = differences(state["identity"], self.identity)
-        if changed:
+        what = f"{path}: a checkpoint of another run"
+        is_shorter = refuse_another(state["identity"], self.identity, what=what, other="a new --output-dir")
+        if is_shorter and not of_any_length and not is_finished(state["progress"], state["identity"]):
             raise TrainingError(
-                f"{path}: a checkpoint of another run: {'; '.join(changed)}; give the old values or a new --output-dir"
+                f"{path}: of a run of {state['identity'][TOTAL]} steps, which is not finished; finish it with the old"
+                " values, then give it more"
             )
         return state
 
-    def read(self, step: int) -> tuple[dict[str, Tensor], dict[str, Any], Progress]:
-        """(model state, optimizer state, progress) as `write` was given them.
-
-        Raises:
-            TrainingError: If the checkpoint is another run's or damaged.
-        """
-        state = self.read_state(step)
+    def read_whole_state(self, step: int, *, of_any_length: bool = False) -> dict[str, Any]:
+        """`read_state`, once the two files beside it have their checksums too; raises as it does."""
+        state = self.read_state(step, of_any_length=of_any_length)
         path = self.path(step)
         for name, expected in state["xxh3"].items():
             if file_hash(path / name) != expected:
-                raise TrainingError(
-                    f"{path / name}: damaged, its checksum is not the recorded {expected};"
-                    f" delete {path} to go on from the checkpoint before"
+                raise DamagedError(
+                    f"{path / name}: damaged, its checksum is not the recorded {expected}",
+                    f"delete {path} to go on from the checkpoint before",
                 )
+        return state
+
+    def load(self, step: int, state: Mapping[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any], Progress]:
+        """(model state, optimizer state, progress) as `write` was given them; `state` as `read_whole_state` gives it.
+
+        Raises:
+            DamagedError: If a file is no safetensors.
+        """
+        path = self.path(step)
         optimizer = {
             "state": join_optimizer_state(load_tensors(path / OPTIMIZER), state["optimizer"]["values"]),
             "param_groups": state["optimizer"]["param_groups"],
         }
         return load_tensors(path / MODEL), optimizer, Progress(**state["progress"])
 
+    def read(self, step: int) -> tuple[dict[str, Tensor], dict[str, Any], Progress]:
+        """`load`, of a checkpoint that is whole; raises as `read_whole_state` does."""
+        return self.load(step, self.read_whole_state(step))
+
     def read_model(self, step: int) -> dict[str, Tensor]:
-        """The weights and projectors of one checkpoint."""
-        return self.read(step)[0]
+        """The weights and projectors of one checkpoint, from before an extension too."""
+        self.read_whole_state(step, of_any_length=True)
+        return load_tensors(self.path(step) / MODEL)
+
+
+def is_finished(progress: Mapping[str, Any], identity: Mapping[str, Any]) -> bool:
+    """Whether a run of that identity has nothing left to do."""
+    total = identity.get(TOTAL)
+    return bool(progress["stopped_early"]) or (isinstance(total, int) and progress["step"] >= total)
 
 
 def publish(temporary: Path, final: Path) -> None:
@@ -255,41 +308,48 @@ def publish(temporary: Path, final: Path) -> None:
         flush(path)
     flush(temporary)
     replaced = final.parent / f"{REPLACED}{final.name}"
-    shutil.rmtree(replaced, ignore_errors=True)
+    remove(replaced)
     if final.exists():  # the same step again, after an interruption right behind it
         os.rename(final, replaced)
     os.rename(temporary, final)
     flush(final.parent)
-    shutil.rmtree(replaced, ignore_errors=True)
+    with suppress(OSError):
+        remove(replaced)
 
 
-def flush(path: Path) -> None:
-    """fsync a file or a folder."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+def refuse_unreadable(error: BaseException | None, path: Path) -> None:
+    """What the system will not let be read is not damaged.
+
+    Raises:
+        TrainingError: If that is what `error` says.
+    """
+    if isinstance(error, OSError) and error.errno not in NOT_WHOLE:
+        raise TrainingError(
+            f"{path}: cannot be read ({error.strerror}); make it readable and run the same command again"
+        ) from None
 
 
 def load_tensors(path: Path) -> dict[str, Tensor]:
     """A safetensors file.
 
     Raises:
-        TrainingError: If it is none.
+        DamagedError: If it is none.
     """
     try:
         return load_file(path)
     except (OSError, SafetensorError) as error:
         said = " ".join(str(error).split())
-        raise TrainingError(f"{path}: damaged ({said}); delete its folder to go on from the one before") from None
+        raise DamagedError(
+            f"{path}: damaged ({said})", f"delete {path.parent} to go on from the checkpoint before"
+        ) from None
 
 
 def file_hash(path: Path) -> str:
     """xxh3 of a file's bytes: safetensors itself gives a flipped bit back without a word.
 
     Raises:
-        TrainingError: If the file is missing.
+        DamagedError: If the file is missing.
+        TrainingError: If it may not be read.
     """
     digest = xxhash.xxh3_64()
     try:
@@ -297,8 +357,9 @@ def file_hash(path: Path) -> str:
             while block := file.read(READ_SIZE):
                 digest.update(block)
     except OSError as error:
-        raise TrainingError(
-            f"{path}: {error.strerror}; delete its folder to go on from the checkpoint before"
+        refuse_unreadable(error, path)
+        raise DamagedError(
+            f"{path}: {error.strerror}", f"delete {path.parent} to go on from the checkpoint before"
         ) from None
     return digest.hexdigest()
 

@@ -2,14 +2,13 @@
 
 ``<output_dir>/model`` holds what `AutoModelForCausalLM.from_pretrained` loads: full weights (a LoRA student's adapters
 merged in, or the adapter alone where asked for). Projectors are no part of it; they stay in the checkpoints. The
-folder appears whole or not at all.
+folder appears whole or not at all, and takes the place of an older one in one step.
 """
 
 from __future__ import annotations
 
-import os
-import shutil
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,8 @@ from torch import Tensor
 
 from sra_data.errors import TrainingError
 from sra_train.config import StudentConfig
-from sra_train.record.checkpoint import flush
+from sra_train.record.files import flush, remove, replace_folder
+from sra_train.record.fingerprint import starting_weights
 from sra_train.student import load_student, quiet_transformers
 
 
@@ -28,6 +28,7 @@ def export_model(
     seed: int,
     student_name: str,
     tokenizer: Any,
+    began_with: str,
     weights: Mapping[str, Tensor],
     card: str,
     folder: Path,
@@ -41,14 +42,20 @@ def export_model(
         seed: Of the run: what is new and frozen is made again from it.
         student_name: Hub id or folder the student came from.
         tokenizer: The student's, as loaded.
+        began_with: The fingerprint of the weights the run began with.
         weights: The checkpoint's, by the names of `StudentModel`.
         card: README.md.
         folder: Becomes the model's folder; an older one is replaced.
 
     Raises:
-        TrainingError: If the folder cannot be written.
+        TrainingError: If the student is no longer the one the run began with, or the folder cannot be written.
     """
     model: Any = load_student(student_name, options, seed=seed)
+    if starting_weights(model, options) != began_with:
+        raise TrainingError(
+            f"student {student_name}: its weights have changed since the run began, nothing is exported; bring the old"
+            " ones back and run the same command again"
+        )
     own = {name.removeprefix("model."): tensor for name, tensor in weights.items() if name.startswith("model.")}
     unknown = model.load_state_dict(own, strict=False).unexpected_keys
     assert not unknown, f"the checkpoint has weights the student has not: {unknown[:3]}"
@@ -59,7 +66,7 @@ def export_model(
     model.eval()
     temporary = folder.with_name(f".writing-{folder.name}")
     try:
-        shutil.rmtree(temporary, ignore_errors=True)
+        remove(temporary)
         temporary.mkdir(parents=True)
         with quiet_transformers():
             model.save_pretrained(temporary)
@@ -73,18 +80,10 @@ def export_model(
         raise TrainingError(
             f"{folder}: cannot be written ({reason}); free space and run the same command again"
         ) from None
+    finally:
+        with suppress(OSError):  # nothing half stays
+            remove(temporary)
     return folder
-
-
-def replace_folder(new: Path, folder: Path) -> None:
-    """Put `new` in the place of `folder`, which may exist."""
-    old = folder.with_name(f".replaced-{folder.name}")
-    shutil.rmtree(old, ignore_errors=True)
-    if folder.exists():
-        os.rename(folder, old)
-    os.rename(new, folder)
-    flush(folder.parent)
-    shutil.rmtree(old, ignore_errors=True)
 
 
 def push(folder: Path, *, name: str, private: bool) -> str:

@@ -12,14 +12,16 @@ import fcntl
 import json
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from sra_data.errors import TrainingError
-from sra_train.config import TrainConfig, differences
+from sra_train.config import TrainConfig
+from sra_train.record.files import write_text
+from sra_train.record.identity import refuse_another
 from sra_train.record.provenance import ShardFacts, git_state, recorded_versions
 
 RUN_FILE = "run.json"
@@ -34,8 +36,10 @@ def default_output_dir(config: TrainConfig, student: str) -> str:
     return f"runs/{config.method.name}-{name}"
 
 
-def refuse_foreign_folder(folder: Path, identity: Mapping[str, Any]) -> None:
-    """Make sure that `folder` is free or this run's.
+def refuse_foreign_folder(folder: Path, identity: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Make sure that `folder` is free or this run's; the identity recorded there, None where it is free.
+
+    A shorter run than this one, otherwise the same, is let through: `resuming.py` knows whether it is finished.
 
     Raises:
         TrainingError: If it belongs to another run or holds something else.
@@ -48,20 +52,19 @@ def refuse_foreign_folder(folder: Path, identity: Mapping[str, Any]) -> None:
                 raise TypeError("identity is no object")
         except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
             raise TrainingError(f"{path}: damaged ({error}); give another --output-dir or delete the folder") from None
-        changed = differences(known, json.loads(json.dumps(identity)))
-        if changed:
-            raise TrainingError(
-                f"{folder}: holds another run: {'; '.join(changed)}; give the old values or another --output-dir"
-            )
-    elif folder.is_file():
+        wanted = json.loads(json.dumps(identity))
+        refuse_another(known, wanted, what=f"{folder}: holds another run", other="another --output-dir")
+        return known
+    if folder.is_file():
         raise TrainingError(f"{folder}: a file; give another --output-dir")
-    elif folder.is_dir() and any(path.name != UNFINISHED for path in folder.iterdir()):
+    if folder.is_dir() and any(path.name != UNFINISHED for path in folder.iterdir()):
         raise TrainingError(f"{folder}: not empty and not the folder of a run; give another --output-dir")
+    return None
 
 
 @contextmanager
-def claimed(folder: Path, identity: Mapping[str, Any]) -> Iterator[None]:
-    """Have a run's folder to oneself, and say in one line what the disk refuses meanwhile.
+def claimed(folder: Path, identity: Mapping[str, Any]) -> Iterator[dict[str, Any] | None]:
+    """Have a run's folder to oneself, and say in one line what the disk refuses meanwhile; the identity recorded there.
 
     The claim is a lock on the folder: it leaves no file, and ends with the process, however that ends. Where a file
     system has no locks nothing is claimed.
@@ -85,8 +88,7 @@ def claimed(folder: Path, identity: Mapping[str, Any]) -> Iterator[None]:
         except OSError as error:
             if error.errno not in (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS):
                 raise
-        refuse_foreign_folder(folder, identity)  # it may have become one while nobody had claimed it
-        yield
+        yield refuse_foreign_folder(folder, identity)  # it may have become one while nobody had claimed it
     except OSError as error:
         if error.errno in REFUSED or str(error.filename).startswith(str(folder)):
             raise TrainingError(
@@ -99,9 +101,25 @@ def claimed(folder: Path, identity: Mapping[str, Any]) -> Iterator[None]:
 
 
 def record_run(
-    folder: Path, config: TrainConfig, *, identity: Mapping[str, Any], roots: Mapping[str, str], facts: ShardFacts
+    folder: Path,
+    config: TrainConfig,
+    *,
+    identity: Mapping[str, Any],
+    roots: Mapping[str, str],
+    facts: ShardFacts,
+    extended_at: Sequence[int] = (),
+    determinism: Mapping[str, Any] | None = None,
 ) -> None:
     """Create the folder and write what the run is made of; a resumed run writes it again.
+
+    Args:
+        folder: Of the run.
+        config: Resolved.
+        identity: Of the run.
+        roots: Seals of the folders that are read.
+        facts: Of the shards.
+        extended_at: Steps at which the finished run was given more: the rates before them are those of a shorter run.
+        determinism: Settings that make operations repeat themselves, as this process has them.
 
     Raises:
         TrainingError: If the folder cannot be written.
@@ -112,6 +130,8 @@ def record_run(
         "facts": asdict(facts),
         "versions": recorded_versions(),
         "git": git_state(Path.cwd()),
+        "extended_at": list(extended_at),
+        "determinism": determinism,
     }
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -119,11 +139,3 @@ def record_run(
         write_text(folder / CONFIG_FILE, config.to_yaml())
     except OSError as error:
         raise TrainingError(f"{folder}: cannot be written ({error.strerror}); give another --output-dir") from None
-
-
-def write_text(path: Path, text: str) -> None:
-    """Replace a text file in one move."""
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.unlink(missing_ok=True)  # in a folder from somebody else it may be a link to another file
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)

@@ -2,7 +2,8 @@
 
 One JSON object a line, in the order things happened: ``{"kind": "step", "step": 12, "loss": ...}`` for a step,
 ``"evaluation"`` for a development measurement. A resumed run first drops the lines behind its checkpoint, so the file
-reads as if nothing had happened. metrics.csv is the same as one table, written anew at every checkpoint.
+reads as if nothing had happened. A line that is none (a disk that lost some bytes) is left out and costs itself alone.
+metrics.csv is the same as one table, written anew when a call ends.
 
 TensorBoard, Weights & Biases and trackio go through accelerate's trackers and only where their library is installed.
 """
@@ -11,18 +12,20 @@ from __future__ import annotations
 
 import csv
 import importlib.util
+import io
 import json
 import math
-import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator
 from accelerate.tracking import GeneralTracker
 
-from sra_data.errors import ConfigError, TrainingError
+from sra_data.errors import ConfigError
 from sra_train.config import TrackingConfig, flatten
+from sra_train.record.files import write_text
 
 LIBRARIES = {"tensorboard": ("tensorboard", "tensorboardX"), "wandb": ("wandb",), "trackio": ("trackio",)}
 Value = float | int | str | None
@@ -34,13 +37,17 @@ class Metrics:
     Args:
         folder: Of the run.
         resume_step: Steps done according to the checkpoint; later lines are dropped.
+
+    Attributes:
+        num_damaged: lines that could not be read, and are dropped.
     """
 
     def __init__(self, folder: Path, *, resume_step: int) -> None:
         self.jsonl = folder / "metrics.jsonl"
         self.csv = folder / "metrics.csv"
-        kept = [record for record in read_metrics(self.jsonl) if record["step"] <= resume_step]
-        rewrite(self.jsonl, "".join(json_line(record) for record in kept))
+        records, self.num_damaged = read_lines(self.jsonl)
+        kept = [record for record in records if record["step"] <= resume_step]
+        write_text(self.jsonl, "".join(json_line(record) for record in kept))
         self._file = self.jsonl.open("a", encoding="utf-8", buffering=1)  # a line at a time reaches the disk
 
     def write(self, kind: str, step: int, values: Mapping[str, Value]) -> None:
@@ -51,39 +58,55 @@ class Metrics:
         """The whole of metrics.jsonl as one table; a cell is empty where a line has no such value."""
         records = read_metrics(self.jsonl)
         columns = list(dict.fromkeys(name for record in records for name in record))
-        temporary = self.csv.with_suffix(".csv.tmp")
-        with temporary.open("w", encoding="utf-8", newline="") as file:
-            writer = csv.DictWriter(file, columns or ["kind", "step"])
-            writer.writeheader()
-            writer.writerows(records)
-        os.replace(temporary, self.csv)
+        table = io.StringIO(newline="")
+        writer = csv.DictWriter(table, columns or ["kind", "step"])
+        writer.writeheader()
+        writer.writerows(records)
+        write_text(self.csv, table.getvalue())
 
     def close(self) -> None:
         """Write the table a last time."""
         self._file.close()
         self.write_csv()
 
+    @contextmanager
+    def closed_in_the_end(self) -> Iterator[None]:
+        """Close behind the block; where that ends with an error, a full disk say, this is the one to be heard."""
+        try:
+            yield
+        except BaseException:
+            with suppress(OSError):
+                self.close()
+            raise
+        self.close()
+
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """All lines of a metrics.jsonl; a last line cut off by a crash is left out.
+    """All lines of a metrics.jsonl that `Metrics` wrote; what is damaged is left out."""
+    return read_lines(path)[0]
 
-    Raises:
-        TrainingError: If a line is none that `Metrics` wrote.
+
+def read_lines(path: Path) -> tuple[list[dict[str, Any]], int]:
+    """(the lines of a metrics.jsonl that `Metrics` wrote, how many others there are).
+
+    A last line that a crash has cut off is neither.
     """
     if not path.is_file():
-        return []
-    records = []
+        return [], 0
+    lines = [line for line in path.read_bytes().split(b"\n")[:-1] if line]
+    records = [record for line in lines if (record := parse_line(line)) is not None]
+    return records, len(lines) - len(records)
+
+
+def parse_line(line: bytes) -> dict[str, Any] | None:
+    """One line; None where it is none that `Metrics` wrote."""
     try:
-        for line in path.read_text(encoding="utf-8").split("\n")[:-1]:
-            record = json.loads(line) if line else None
-            if record is not None:
-                int(record["step"]), str(record["kind"])
-                records.append(record)
-    except (KeyError, RecursionError, TypeError, ValueError) as error:
-        raise TrainingError(
-            f"{path}: damaged behind line {len(records)} ({' '.join(str(error).split())}); delete it and run again"
-        ) from None
-    return records
+        record = json.loads(line.decode("utf-8"))
+    except (RecursionError, ValueError):
+        return None
+    if not isinstance(record, dict) or type(record.get("step")) is not int or not isinstance(record.get("kind"), str):
+        return None
+    return record if all(value is None or type(value) in (int, float, str) for value in record.values()) else None
 
 
 def json_line(record: Mapping[str, Value]) -> str:
@@ -92,14 +115,6 @@ def json_line(record: Mapping[str, Value]) -> str:
         name: None if isinstance(value, float) and not math.isfinite(value) else value for name, value in record.items()
     }
     return json.dumps(finite, ensure_ascii=False, allow_nan=False) + "\n"
-
-
-def rewrite(path: Path, text: str) -> None:
-    """Replace a text file in one move."""
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.unlink(missing_ok=True)  # in a folder from somebody else it may be a link to another file
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
 
 
 def start_trackers(

@@ -5,19 +5,16 @@ from __future__ import annotations
 import json
 import shutil
 import signal
-from collections.abc import Iterator
-from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 
 import pytest
 import torch
 
-from sra_data.terminal import Task
 from sra_train.config import load_config
 from sra_train.record.tracking import read_metrics
 from tests.synthetic_shards import ALIGNMENT, STUDENT, TEACHERS
-from tests.training_runs import Interrupting, losses, train, weights
+from tests.training_runs import Crashing, Interrupting, losses, train, weights
 
 TEACHER = TEACHERS[0]
 
@@ -148,18 +145,6 @@ def test_an_evaluation_made_good_is_not_repeated_after_a_crash(made, tmp_path) -
     train(made, tmp_path / "pieces", **settings)
     assert [step for step, _ in evaluations(tmp_path / "pieces")] == [2, 4, 6, 8, 10]
     assert evaluations(tmp_path / "pieces") == evaluations(tmp_path / "whole")
-
-
-class Crashing(Interrupting):
-    """Ends without a checkpoint behind the given number of steps."""
-
-    @contextmanager
-    def task(self, description: str, total: float | None = None, unit: str = "items") -> Iterator[Task]:
-        def show(task: Task) -> None:
-            if description == "train" and task.done == self.after:
-                raise RuntimeError(f"crashed behind step {self.after}")
-
-        yield Task(description, total, unit, show=show)
 
 
 def evaluations(folder: Path) -> list[tuple[int, float]]:

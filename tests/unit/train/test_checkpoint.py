@@ -1,5 +1,6 @@
 """Checkpoints: whole or not there, read back bit for bit, refused by another run; no pickle anywhere."""
 
+import errno
 import json
 import os
 from pathlib import Path
@@ -8,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from sra_data.errors import TrainingError
+from sra_data.errors import DamagedError, TrainingError
 from sra_data.shards.durable import write_sealed
 from sra_train.record import checkpoint
 from sra_train.record.checkpoint import Checkpoints, Progress, full_state, load_full_state
@@ -85,12 +86,14 @@ def test_a_crash_while_writing_leaves_what_was_there(tmp_path, monkeypatch, call
     write(kept, 1)
 
     def crash(*arguments: object, **named: object) -> None:
+        (kept.folder / ".writing-step-00000002" / "model.safetensors").write_bytes(b"half")
         raise OSError("no space left")
 
     monkeypatch.setattr(checkpoint, call, crash)
     with pytest.raises(TrainingError, match=r"step-00000002: cannot be written \(no space left\); free space"):
         write(kept, 2)
-    assert kept.steps() == [1]
+    assert [path.name for path in kept.folder.iterdir()] == ["step-00000001"]  # and nothing half
+    kept.read(1)
     monkeypatch.undo()
     write(kept, 2)
     assert kept.steps() == [1, 2]
@@ -188,13 +191,82 @@ def test_a_checkpoint_that_is_dropped_is_never_half_there(tmp_path, monkeypatch)
         if path.name.startswith(".dropped"):
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(checkpoint.shutil, "rmtree", crash)
+    monkeypatch.setattr(checkpoint, "remove", crash)
     with pytest.raises(KeyboardInterrupt):
         write(kept, 2)
     monkeypatch.undo()
     assert kept.steps() == [2]
     kept.tidy()
     assert [path.name for path in kept.folder.iterdir()] == ["step-00000002"]
+
+
+FOREIGN = (
+    "step-00000002.bak", "step-00000002 (copy)", "step-2", "step-000000003", "step-", "step-x", "step-²", "notes",
+    ".writing-notes", ".replaced-", ".dropped-step-00000002.bak", "damaged-step-00000001",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("make", [lambda path: path.mkdir(), lambda path: path.write_text("mine")])
+def test_what_is_no_checkpoint_is_neither_read_nor_removed(tmp_path, make) -> None:
+    kept = store(tmp_path, keep_last=1)
+    kept.folder.mkdir()
+    for name in FOREIGN:
+        make(kept.folder / name)
+    for step in (1, 2, 3):
+        write(kept, step)
+        kept.tidy()
+    assert kept.steps() == [3]
+    assert {path.name for path in kept.folder.iterdir()} == {*FOREIGN, "step-00000003"}
+
+
+def test_a_file_of_a_checkpoints_name_is_none_and_makes_way_for_one(tmp_path) -> None:
+    kept = store(tmp_path)
+    kept.folder.mkdir()
+    kept.path(4).write_text("a file")
+    assert kept.steps() == []
+    write(kept, 4)
+    kept.read(4)
+    assert [path.name for path in kept.folder.iterdir()] == ["step-00000004"]
+
+
+def test_a_damaged_checkpoint_set_aside_no_longer_counts(tmp_path) -> None:
+    kept = store(tmp_path, keep_last=1)
+    for _ in range(2):  # the second time there is one of the same name
+        write(kept, 2)
+        assert kept.set_aside(2) == kept.folder / "damaged-step-00000002"
+        assert kept.steps() == []
+
+
+@pytest.mark.parametrize("name", ["state.json", "optimizer.safetensors"])
+def test_what_may_not_be_read_is_not_called_damaged(tmp_path, monkeypatch, name) -> None:
+    path = write(store(tmp_path), 1) / name
+    opened = Path.open
+
+    def refuse(self: Path, *arguments: object, **named: object) -> object:
+        if self == path:
+            raise PermissionError(errno.EACCES, "Permission denied", str(self))
+        return opened(self, *arguments, **named)
+
+    monkeypatch.setattr(Path, "open", refuse)
+    with pytest.raises(TrainingError, match=rf"{name}: cannot be read \(Permission denied\); make it") as caught:
+        store(tmp_path).read(1)
+    assert not isinstance(caught.value, DamagedError)
+
+
+def test_a_checkpoint_of_the_shorter_run_that_is_extended_is_read_where_that_is_finished(tmp_path) -> None:
+    short, long = ({"total_steps": total, "training.epochs": total} for total in (2, 4))
+    write(store(tmp_path, **short), 1)
+    write(store(tmp_path, **short), 2)
+    kept = store(tmp_path, **long)
+    assert kept.read(2)[2].step == 2
+    with pytest.raises(TrainingError, match="of a run of 2 steps, which is not finished"):
+        kept.read(1)
+    assert kept.read_model(1).keys() == kept.read_model(2).keys()  # the best may be one from its middle
+    write(kept, 4)
+    with pytest.raises(TrainingError, match=r"training\.epochs: 4 then, 2 now"):
+        store(tmp_path, **short).read(4)
+    with pytest.raises(TrainingError, match=r"training\.batch_size: 4 then, 8 now"):
+        store(tmp_path, **long | {"training.batch_size": 8}).read(2)
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]"])
@@ -210,7 +282,7 @@ def test_a_missing_file_and_another_version_are_refused(tmp_path) -> None:
     before = (path / "state.json").read_bytes()
     for other in (write_sealed, write_plain):  # those of the first version had no seal
         other(path / "state.json", json.loads(before) | {"version": 99})
-        with pytest.raises(TrainingError, match="checkpoint version 99, this build reads 3"):
+        with pytest.raises(TrainingError, match="checkpoint version 99, this build reads 4"):
             store(tmp_path).read(1)
     (path / "state.json").write_bytes(before)
     (path / "model.safetensors").unlink()

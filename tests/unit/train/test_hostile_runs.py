@@ -131,11 +131,34 @@ def test_a_damaged_record_of_a_run_is_one_line(tmp_path: Path, content: str) -> 
     assert "run.json: damaged (" in one_line(refuse_foreign_folder, tmp_path, {"seed": 0})
 
 
-@pytest.mark.parametrize("line", ["{", "[]", "5", '{"kind": "step"}', '{"step": "x", "kind": "step"}', "[" * 100_000])
-def test_a_damaged_line_of_metrics_is_one_line(tmp_path: Path, line: str) -> None:
+LINES = {
+    "cut": b'{"kind": "step", "st',
+    "no object": b"[]",
+    "a number": b"5",
+    "without its step": b'{"kind": "step"}',
+    "a step that is no number": b'{"step": "x", "kind": "step"}',
+    "a step of half": b'{"step": 1.5, "kind": "step"}',
+    "a truth for a step": b'{"step": true, "kind": "step"}',
+    "without its kind": b'{"step": 2}',
+    "a value that is a list": b'{"step": 2, "kind": "step", "loss": [1]}',
+    "nested": b"[" * 100_000,
+    "5,000 digits": b'{"step": 2, "kind": "step", "loss": ' + b"1" * 5_000 + b"}",
+    "not UTF-8": b'{"step": 2, "kind": "step", "name": "\xff\xfe"}',
+    "NUL bytes": b"\0" * 64,
+    "NUL bytes in front": b'\0\0{"step": 2, "kind": "step"}',
+}
+
+
+@pytest.mark.parametrize("line", LINES)
+def test_a_damaged_line_of_metrics_costs_itself_alone(tmp_path: Path, line: str) -> None:
     path = tmp_path / "metrics.jsonl"
-    path.write_text(f'{{"kind": "step", "step": 1}}\n{line}\n')
-    assert "metrics.jsonl: damaged behind line 1" in one_line(read_metrics, path)
+    path.write_bytes(b'{"kind": "step", "step": 1}\n' + LINES[line] + b'\n{"kind": "step", "step": 3}\n')
+    assert [record["step"] for record in read_metrics(path)] == [1, 3]
+    metrics = Metrics(tmp_path, resume_step=3)
+    assert metrics.num_damaged == 1
+    metrics.close()
+    assert path.read_bytes() == b'{"kind": "step", "step": 1}\n{"kind": "step", "step": 3}\n'
+    assert (tmp_path / "metrics.csv").read_text().splitlines() == ["kind,step", "step,1", "step,3"]
 
 
 def test_nothing_is_written_through_a_link(tmp_path: Path) -> None:
