@@ -312,7 +312,8 @@ class Run:
         pool = StagingPool(pinned=self.accelerator.device.type == "cuda")
         maker = BatchMaker(read=reader, table=self.table, pool=pool)
         is_main = self.accelerator.is_main_process
-        metrics = Metrics(self.folder, resume_step=progress.step) if is_main else None
+        is_evaluated = progress.evaluated_step == progress.step
+        metrics = Metrics(self.folder, resume_step=progress.step, is_evaluated=is_evaluated) if is_main else None
         if metrics is not None and metrics.num_damaged:
             self.reporter.line(
                 f"{metrics.jsonl}: {metrics.num_damaged} damaged line(s) dropped; those behind step {progress.step} are"

@@ -27,6 +27,8 @@ from sra_data.errors import ConfigError
 from sra_train.config import TrackingConfig, flatten
 from sra_train.record.files import write_text
 
+LARGEST = 1 << 53  # of a count that is drawn: a float holds it
+LONGEST_NAME = 200
 LIBRARIES = {"tensorboard": ("tensorboard", "tensorboardX"), "wandb": ("wandb",), "trackio": ("trackio",)}
 Value = float | int | str | None
 
@@ -37,16 +39,18 @@ class Metrics:
     Args:
         folder: Of the run.
         resume_step: Steps done according to the checkpoint; later lines are dropped.
+        is_evaluated: Whether the checkpoint knows of an evaluation after them; one of which it does not comes again.
 
     Attributes:
         num_damaged: lines that could not be read, and are dropped.
     """
 
-    def __init__(self, folder: Path, *, resume_step: int) -> None:
+    def __init__(self, folder: Path, *, resume_step: int, is_evaluated: bool = True) -> None:
         self.jsonl = folder / "metrics.jsonl"
         self.csv = folder / "metrics.csv"
         records, self.num_damaged = read_lines(self.jsonl)
-        kept = [record for record in records if record["step"] <= resume_step]
+        end = (resume_step, is_evaluated)
+        kept = [record for record in records if (record["step"], record["kind"] == "evaluation") <= end]
         write_text(self.jsonl, "".join(json_line(record) for record in kept))
         self._file = self.jsonl.open("a", encoding="utf-8", buffering=1)  # a line at a time reaches the disk
 
@@ -106,7 +110,18 @@ def parse_line(line: bytes) -> dict[str, Any] | None:
         return None
     if not isinstance(record, dict) or type(record.get("step")) is not int or not isinstance(record.get("kind"), str):
         return None
-    return record if all(value is None or type(value) in (int, float, str) for value in record.values()) else None
+    fits = all(is_own_name(name) and (name == "kind" or is_number(value)) for name, value in record.items())
+    return record if fits else None
+
+
+def is_own_name(name: str) -> bool:
+    """Whether a quantity may be called so: a picture's file will be, in a folder that may be from somebody else."""
+    return name.isprintable() and "/" not in name and 0 < len(name) <= LONGEST_NAME
+
+
+def is_number(value: object) -> bool:
+    """Whether it is a number of a table, or the null that stands for one that is none."""
+    return value is None or type(value) is float or (type(value) is int and abs(value) <= LARGEST)
 
 
 def json_line(record: Mapping[str, Value]) -> str:

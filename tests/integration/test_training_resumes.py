@@ -190,6 +190,25 @@ def test_a_line_that_is_damaged_while_training_stops_nothing(still, tmp_path) ->
     assert len((tmp_path / "out" / "metrics.csv").read_text().splitlines()) == 1 + 5 + 1 - 1
 
 
+def test_a_kill_between_an_evaluation_made_good_and_its_checkpoint_writes_it_once(
+    made: SyntheticShards, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole, out = tmp_path / "whole", tmp_path / "out"
+    train(made, whole)
+    with pytest.raises(KeyboardInterrupt):
+        train(made, out, Interrupting(5))  # where an evaluation is due
+
+    def killed(*arguments: object, **named: object) -> None:
+        raise RuntimeError("killed")
+
+    monkeypatch.setattr(checkpoint.Checkpoints, "write", killed)
+    with pytest.raises(RuntimeError, match="killed"):
+        train(made, out)
+    monkeypatch.undo()
+    train(made, out)
+    assert numbers(out) == numbers(whole)
+
+
 # --------------------------------------------------------------------------- a full disk
 
 

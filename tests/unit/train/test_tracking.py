@@ -30,6 +30,13 @@ def test_a_resume_drops_what_came_behind_its_checkpoint(tmp_path) -> None:
     ]
 
 
+def test_an_evaluation_the_checkpoint_does_not_know_of_comes_again(tmp_path) -> None:
+    write_steps(tmp_path, [1, 2])
+    for is_evaluated, kinds in ((True, ["step", "step", "evaluation"]), (False, ["step", "step"])):
+        Metrics(tmp_path, resume_step=2, is_evaluated=is_evaluated).close()
+        assert [record["kind"] for record in read_metrics(tmp_path / "metrics.jsonl")] == kinds
+
+
 def test_a_line_cut_off_by_a_crash_is_left_out(tmp_path) -> None:
     write_steps(tmp_path, [1, 2])
     with (tmp_path / "metrics.jsonl").open("a") as file:
