@@ -55,7 +55,7 @@ from sra_train.record.export import export_model, push
 from sra_train.record.fingerprint import starting_weights
 from sra_train.record.identity import TOTAL, WEIGHTS
 from sra_train.record.plots import draw_run
-from sra_train.record.provenance import ShardFacts, recorded_versions
+from sra_train.record.provenance import ShardFacts, commit_of, recorded_versions
 from sra_train.record.resuming import Resume, where_to_resume
 from sra_train.record.run_folder import claimed, default_output_dir, record_run, refuse_foreign_folder
 from sra_train.record.summary import RunSummary, last_numbers
@@ -199,6 +199,11 @@ class Run:
             identity=identity,
             roots=self.sources.roots(),
             facts=self.facts,
+            student={
+                "name": self.student_name,
+                "commit": commit_of(self.student_name, self.student.revision),
+                "weights": self.began_with,
+            },
             extended_at=[] if resume is None else resume.extended_at,
             determinism=settings(),
         )

@@ -82,6 +82,7 @@ def common_settings(config: TrainConfig) -> dict[str, Any]:
     chosen = config.data.teachers
     return found | {
         "student.name": config.student.name,
+        "student.revision": config.student.revision,
         "data.teachers": [f"{one.name}:{one.weight}" for one in chosen],
         "evaluation.metric": config.evaluation.metric,
         "evaluation.every_steps": config.evaluation.every_steps,

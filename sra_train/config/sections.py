@@ -258,7 +258,8 @@ class TrainConfig(Section):
 
 MAY_CHANGE = frozenset(
     {
-        "student.name",  # a folder may move; the tokenizer and the weights' names and shapes are compared instead
+        "student.name",  # a folder may move; the tokenizer and the weights themselves are compared instead
+        "student.revision",
         "student.side",  # the roots of the folders that are read say more
         "student.alignment",
         "student.attention",

@@ -53,6 +53,6 @@ def remedy(known: Mapping[str, Any], wanted: Mapping[str, Any]) -> str:
     if WEIGHTS not in known:  # by a build that did not record them
         return "finish it with the build that began it"
     return (
-        "the student's starting weights are others: give the model it began with (a folder as it was, a Hub id with"
-        " its student.revision)"
+        "the student's starting weights are others: give the model it began with (a folder as it was; a Hub id with"
+        " student.revision, its commit is in run.json)"
     )

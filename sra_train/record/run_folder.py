@@ -107,6 +107,7 @@ def record_run(
     identity: Mapping[str, Any],
     roots: Mapping[str, str],
     facts: ShardFacts,
+    student: Mapping[str, str | None],
     extended_at: Sequence[int] = (),
     determinism: Mapping[str, Any] | None = None,
 ) -> None:
@@ -118,6 +119,7 @@ def record_run(
         identity: Of the run.
         roots: Seals of the folders that are read.
         facts: Of the shards.
+        student: Its name, its commit where it is of the Hub, the fingerprint of its starting weights.
         extended_at: Steps at which the finished run was given more: the rates before them are those of a shorter run.
         determinism: Settings that make operations repeat themselves, as this process has them.
 
@@ -128,6 +130,7 @@ def record_run(
         "identity": identity,
         "roots": roots,
         "facts": asdict(facts),
+        "student": dict(student),
         "versions": recorded_versions(),
         "git": git_state(Path.cwd()),
         "extended_at": list(extended_at),

@@ -60,6 +60,27 @@ def test_a_run_does_not_go_on_over_another_base_of_the_same_shape(still, tmp_pat
     assert equal(weights(out), weights(tmp_path / "whole"))
 
 
+def test_a_hub_id_that_has_moved_on_is_another_base_until_its_revision_is_named(still, tmp_path, monkeypatch) -> None:
+    import huggingface_hub
+
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    commits = [name * 40 for name in "ab"]
+    cache = tmp_path / "hub" / "models--org--base"
+    for commit in commits:
+        shutil.copytree(still.student, cache / "snapshots" / commit)
+    other_weights(cache / "snapshots" / commits[1])
+    (cache / "refs").mkdir()
+    (cache / "refs" / "main").write_text(commits[0])
+    settings = {"student__name": "org/base", "student__lora": {"r": 4}, "training__epochs": 1}
+    with pytest.raises(KeyboardInterrupt):
+        train(still, tmp_path / "out", Interrupting(2), **settings)
+    assert json.loads((tmp_path / "out" / "run.json").read_text())["student"]["commit"] == commits[0]
+    (cache / "refs" / "main").write_text(commits[1])
+    with pytest.raises(TrainingError, match=r"a Hub id with student\.revision, its commit is in run\.json"):
+        train(still, tmp_path / "out", **settings)
+    assert train(still, tmp_path / "out", student__revision=commits[0], **settings).steps == 5
+
+
 def test_a_base_that_changes_while_training_is_not_exported(still, tmp_path) -> None:
     base, out = shutil.copytree(still.student, tmp_path / "base"), tmp_path / "out"
     settings = {"student__name": str(base), "student__lora": {"r": 4}, "training__epochs": 1}

@@ -62,5 +62,5 @@ def test_the_file_that_says_whose_the_folder_is_comes_first(tmp_path: Path, monk
     written: list[str] = []
     monkeypatch.setattr(run_folder, "write_text", lambda path, text: written.append(path.name))
     facts = ShardFacts(**{field.name: {} for field in fields(ShardFacts)})
-    run_folder.record_run(tmp_path, load_config(), identity=IDENTITY, roots={}, facts=facts)
+    run_folder.record_run(tmp_path, load_config(), identity=IDENTITY, roots={}, facts=facts, student={})
     assert written == ["run.json", "config.yaml"]
