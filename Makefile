@@ -3,6 +3,8 @@
 #   make compare    every method, two students, several seeds: up to 90 minutes on two cores
 #   make test       what CI runs
 #   make test-all   the long tests too
+#   make docs       the documentation as a site, in site/
+#   make release-check  wheel, documentation, links, licences: what must hold before a release
 #   make crash      500 kills, 2,000 flipped bits, 1,000 malformed documents, full disks and more
 PYTHON ?= python3
 VENV ?= .venv
@@ -14,7 +16,9 @@ READY := $(VENV)/.ready
 # The comparison's corpus: a folder with train, dev and test.jsonl; the built-in one where it is not there.
 COMPARE_DATA ?= ../shared/data/dolly
 
-.PHONY: help demo compare test test-all crash lint types layers bench clean
+DOCS_READY := $(VENV)/.docs-ready
+
+.PHONY: help demo compare test test-all crash lint types layers bench docs release-check clean
 help:
 	@sed -n 's/^#   //p' Makefile
 
@@ -27,6 +31,10 @@ $(READY): pyproject.toml constraints.txt
 	  $(if $(TORCH_INDEX_URL),--index-url $(TORCH_INDEX_URL)) torch
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --editable '.[dev]'
 	@touch $(READY)
+
+$(DOCS_READY): $(READY)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --editable '.[docs]'
+	@touch $(DOCS_READY)
 
 demo: $(READY)
 	@$(BIN)/python pipelines/demo/run.py --output demo-output
@@ -56,5 +64,12 @@ layers: $(READY)
 bench: $(READY)
 	@for script in align cache read train; do $(BIN)/python benchmarks/$$script.py || exit 1; done
 
+docs: $(DOCS_READY)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
+	@echo "open site/index.html"
+
+release-check: $(DOCS_READY)
+	@$(BIN)/python -m tests.release
+
 clean:
-	rm -rf $(VENV) build dist *.egg-info demo-output compare-output
+	rm -rf $(VENV) build dist *.egg-info demo-output compare-output site

@@ -12,7 +12,7 @@ import pytest
 REPOSITORY = Path(__file__).resolve().parents[2]
 README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
 MAPPED_FOLDERS = ("sra_data", "sra_train", "pipelines", "tests", "benchmarks", "docs")
-MADE_BY_RUNNING = {"compare-output", "demo-output", "shards", "runs", "comparisons", "build", "dist"}
+MADE_BY_RUNNING = {"compare-output", "demo-output", "shards", "runs", "comparisons", "build", "dist", "site"}
 
 
 def file_map() -> set[str]:
