@@ -55,6 +55,13 @@ def find_file(name: str, file: str, revision: str | None = None) -> Path | None:
     return None if found is None else Path(found)
 
 
+def commit_of(name: str, revision: str | None) -> str | None:
+    """The commit of a model of the Hub that a revision means now; None for a folder."""
+    found = None if is_folder(name) else find_file(name, CONFIG, revision)
+    # In the Hub's cache the folder of a snapshot is named after its commit.
+    return found.parent.name if found is not None and found.parent.parent.name == "snapshots" else None
+
+
 def read_object(path: Path, *, who: str, largest: int = LARGEST_JSON) -> dict[str, Any]:
     """The object in a JSON file of a model's folder.
 

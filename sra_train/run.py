@@ -29,6 +29,7 @@ from torch import Tensor, nn
 
 from sra_data.cards import licence_of
 from sra_data.errors import ConfigError, DamagedError, TrainingError
+from sra_data.model_files import commit_of
 from sra_data.models.output_head import OutputHead
 from sra_data.shards.store import ShardSet
 from sra_data.terminal import Reporter
@@ -59,7 +60,7 @@ from sra_train.record.export import export_model, push
 from sra_train.record.fingerprint import starting_weights
 from sra_train.record.identity import TOTAL, WEIGHTS
 from sra_train.record.plots import draw_run
-from sra_train.record.provenance import ShardFacts, commit_of, recorded_versions
+from sra_train.record.provenance import ShardFacts, recorded_versions
 from sra_train.record.resuming import Resume, where_to_resume
 from sra_train.record.run_folder import claimed, default_output_dir, record_run, refuse_foreign_folder
 from sra_train.record.summary import RunSummary, last_numbers

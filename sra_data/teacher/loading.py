@@ -19,7 +19,7 @@ from torch import nn
 
 from sra_data.corpus.loading import split_revision
 from sra_data.errors import ModelError
-from sra_data.model_files import refuse_absurd_config
+from sra_data.model_files import commit_of, refuse_absurd_config
 from sra_data.models.checkpoint import refuse_unlike
 from sra_data.models.declared import (
     base_of_adapter,
@@ -186,7 +186,7 @@ def identify(spec: TeacherSpec) -> TeacherIdentity:
     folder, adapter = (None, None) if spec.adapter is None else adapter_folder(spec.adapter)
     with _naming(name):
         refuse_config(name, config)
-        commit = getattr(config, "_commit_hash", None)
+        commit = commit_of(name, spec.revision)
         digest = fingerprint(name, config, commit, folder, runs_code=spec.trust_remote_code)
     return TeacherIdentity(name, commit, config, digest, adapter)
 

@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 
-from sra_data.model_files import CONFIG, find_file
 from sra_train.data.sources import Sources
 
 LIBRARIES = ("torch", "transformers", "accelerate", "safetensors", "numpy", "pyarrow", "peft")
@@ -82,13 +81,6 @@ def recorded_versions() -> dict[str, str]:
         found["cuda"] = str(torch.version.cuda)
         found["device"] = torch.cuda.get_device_name()
     return found
-
-
-def commit_of(model: str, revision: str | None) -> str | None:
-    """The commit of a model of the Hub that a revision means now; None for a folder."""
-    found = None if Path(model).is_dir() else find_file(model, CONFIG, revision)
-    # In the Hub's cache the folder of a snapshot is named after its commit.
-    return found.parent.name if found is not None and found.parent.parent.name == "snapshots" else None
 
 
 def git_state(folder: Path) -> dict[str, Any] | None:

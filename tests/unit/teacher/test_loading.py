@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import importlib.util
+import shutil
 from pathlib import Path
 from typing import Any
 
+import huggingface_hub
 import pytest
 import torch
 
@@ -112,6 +114,25 @@ def test_what_is_left_open_is_settled_once(tmp_path: Path) -> None:
     assert settled(TeacherSpec(str(tmp_path / "a@b"))).name == str(
         tmp_path / "a@b"
     )  # an existing folder is never split
+
+
+def test_a_teacher_of_the_hub_is_its_commit_and_another_one_another_teacher(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of one that has moved on the old pages would be taken for its own: only the commit tells, the name does not."""
+    cache = tmp_path / "models--org--teacher"
+    for commit in ("1" * 40, "2" * 40):
+        shutil.copytree(folder, cache / "snapshots" / commit)
+    (cache / "refs").mkdir()
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
+    found = []
+    for commit in ("1" * 40, "2" * 40):
+        (cache / "refs" / "main").write_text(commit)
+        found.append(identify(TeacherSpec("org/teacher")))
+    assert [one.revision for one in found] == ["1" * 40, "2" * 40]
+    assert found[0].fingerprint != found[1].fingerprint
+    assert identify(TeacherSpec("org/teacher", revision="1" * 40)).fingerprint == found[0].fingerprint
+    assert load(TeacherSpec("org/teacher", device="cpu")).fingerprint == found[1].fingerprint
 
 
 def test_a_teacher_is_identified_without_its_weights_in_memory(folder: Path) -> None:
