@@ -158,6 +158,7 @@ def test_only_what_surely_is_a_hub_data_set_is_called_one(source: str, found: st
         ("---\nlicense: other\nlicense_name: own\n---\n", {"license": "other", "license_name": "own"}),
         ('---\nlicense: other\nlicense_link: "a\\nb"\n---\n', {"license": "other"}),
         ("---\nlicense: [mit, apache-2.0]\n---\n", {}),
+        ("---\nlicense: mit\nlicense_name: [a, b]\n---\n", {"license": "mit"}),
         ("---\nlicense: 'free | for <all>'\n---\n", {}),
         ("---\nlicense: {a: b}\nself: 1\n---\n", {}),
         ("---\n{{{\n---\n", {}),
