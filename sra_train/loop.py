@@ -332,7 +332,8 @@ class Trainer:
         best = self.progress.best_metric
         metric = self.config.evaluation.metric
         higher_is_better = metric.startswith("rouge")
-        is_better = best is None or (value > best if higher_is_better else value < best)
+        is_number = not math.isnan(value)  # none is better than what is none, and it would stay the best
+        is_better = is_number and (best is None or (value > best if higher_is_better else value < best))
         if is_better:
             self.progress.best_metric, self.progress.best_step = value, self.progress.step
             self.progress.evaluations_without_better = 0
