@@ -189,7 +189,8 @@ def teachers_of(run: RunRecord) -> list[str]:
 def provenance_of(run: RunRecord) -> Iterator[tuple[str, str]]:
     """What a run is made of, name and value."""
     facts, git = run.of("facts"), run.of("git")
-    yield "data", str(facts.get("data", "not recorded"))
+    sources = facts.get("sources")
+    yield "data", ", ".join(map(str, sources)) if isinstance(sources, list) and sources else "not recorded"
     yield "student's side", str(facts.get("side", "not recorded"))
     yield "its tokenizer", str(facts.get("tokenizer", "not recorded"))
     for name, root in run.of("roots").items():

@@ -29,7 +29,7 @@ def write_run(folder: Path, *, steps: int = 120, falls_by: float = 0.01, **setti
             "side": "s-1",
             "tokenizer": "t" * 8,
             "teachers": [{"model": f"org/{NASTY}", "weight": 1.0}],
-            "data": "d",
+            "sources": ["a corpus.jsonl"],
         },
         "versions": {"python": "3.11.7", "torch": "2.13.0"},
         "git": {"commit": "cd" * 20, "has_changes": True},

@@ -27,6 +27,7 @@ def test_the_numbers_are_those_of_the_records(tmp_path: Path) -> None:
     assert numbers["model"] == ""
     assert numbers["taught by"] == f"org/{NASTY}"
     made_of = dict(provenance_of(run))
+    assert made_of["data"] == "a corpus.jsonl"
     assert made_of["root of corpus"] == "ab" * 32
     assert made_of["git"] == f"{'cd' * 20} with changes"
 
@@ -69,7 +70,7 @@ def test_side_by_side_every_row_has_a_cell_for_every_run(tmp_path: Path) -> None
         (lambda run: (run / "run.json").write_text("{"), r"damaged \(.*\); start the run again"),
         (lambda run: (run / "config.yaml").unlink(), r"damaged \(.*\); start the run again"),
         (lambda run: (run / "metrics.jsonl").unlink(), "has no step yet; wait for the first, or name another run"),
-        (lambda run: (run / "metrics.jsonl").write_text("{}\n"), "damaged behind line 0"),
+        (lambda run: (run / "metrics.jsonl").write_text("{}\n"), "has no step yet"),
     ],
 )
 def test_a_folder_that_is_no_whole_run_is_one_line(spoil, message: str, tmp_path: Path) -> None:
