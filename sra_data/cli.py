@@ -39,10 +39,10 @@ def defaults_from(context: typer.Context, file: str | None) -> str | None:
     command = str(context.info_name)
     try:
         with open(file, encoding="utf-8") as stream:
-            sections = yaml.safe_load(stream) or {}
+            sections = yaml.safe_load(stream)
     except (OSError, yaml.YAMLError, ValueError, RecursionError) as error:
-        raise ConfigError(f"{file}: cannot be read as YAML ({' '.join(str(error).split())})") from None
-    section = (sections.get(command) or {}) if isinstance(sections, dict) else {}
+        raise ConfigError(f"--config {file}: cannot be read as YAML ({' '.join(str(error).split())})") from None
+    section = _section(sections, command, file, commands=_commands(context))
     if not isinstance(section, dict):
         raise ConfigError(
             f"{file}: {command} is a {type(section).__name__}, not its options by name; write name: value"
@@ -56,6 +56,29 @@ def defaults_from(context: typer.Context, file: str | None) -> str | None:
         section[name] = section[name] if isinstance(section[name], list) else [section[name]]
     context.default_map = {**(context.default_map or {}), **section}
     return file
+
+
+def _commands(context: typer.Context) -> list[str]:
+    """The program's commands."""
+    group = None if context.parent is None else context.parent.command
+    return sorted(getattr(group, "commands", {}))
+
+
+def _section(sections: object, command: str, file: str, *, commands: list[str]) -> object:
+    """What a file says for a command; nothing where it has no section for it.
+
+    Raises:
+        ConfigError: If the file is none of sections, or has one for a command that there is not.
+    """
+    if sections is None:
+        return {}
+    if not isinstance(sections, dict):
+        kind = type(sections).__name__
+        raise ConfigError(f"{file}: a mapping from commands to their options is wanted, this is a {kind}; see --help")
+    unknown = next((str(name) for name in sections if commands and name not in commands), None)
+    if unknown is not None:
+        raise ConfigError(f"{file}: {unknown} is no command; sections are called {', '.join(commands)}")
+    return sections.get(command) or {}
 
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of words.")]
@@ -132,8 +155,8 @@ def align(
             out=out,
             dev_data=dev_data,
             dev_share=dev_share,
-            teacher_max_length=teacher_max_length or max_length,
-            student_max_length=student_max_length or max_length,
+            teacher_max_length=max_length if teacher_max_length is None else teacher_max_length,
+            student_max_length=max_length if student_max_length is None else student_max_length,
             overlong=overlong,
             boundaries=boundaries,
             max_spans=max_spans,

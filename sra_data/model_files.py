@@ -32,9 +32,17 @@ USE_ANOTHER = "use a config.json as `save_pretrained` writes it"
 LONGEST_SHOWN = 40
 
 
+def is_folder(name: str) -> bool:
+    """Whether a model's name is that of a folder here: a name that no file system takes, or none at all, is not."""
+    try:
+        return name != "" and Path(name).is_dir()
+    except OSError:  # a name too long, a folder that may not be looked into
+        return False
+
+
 def find_file(name: str, file: str, revision: str | None = None) -> Path | None:
     """A file of a model's folder or Hub id; None where there is none, or the Hub is not to be reached."""
-    if Path(name).is_dir():
+    if is_folder(name):
         path = Path(name) / file
         return path if path.is_file() else None
     from transformers.utils import cached_file
@@ -77,8 +85,10 @@ def refuse_absurd_config(name: str, revision: str | None, *, who: str, trust_rem
         trust_remote_code: whether names of code on the Hub are let through.
 
     Raises:
-        ModelError: Naming the key and its value.
+        ModelError: Naming the key and its value; or if the model has no name at all.
     """
+    if not name.strip():
+        raise ModelError(f"{who.strip()} {name!r}: a model without a name; give a Hub id or a folder".lstrip())
     path = find_file(name, CONFIG, revision)
     if path is None:
         return

@@ -24,6 +24,7 @@ SECONDS_BETWEEN_LINES = 5.0
 UNPRINTABLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 # In an address: user and password, before the host or (where that was taken for a revision) alone; no port.
 PASSWORD = re.compile(r"(?<=://)[^/@\s:]*:(?!\d+(?:[/\s]|$))[^/@\s'\"]+")
+LONGEST_LINE = 900  # characters of an error; the remedy stands at its end
 INTERRUPTED = 130  # the exit code of what a signal has ended
 
 
@@ -136,6 +137,14 @@ def make_reporter(*, quiet: bool) -> Reporter:
     return RichReporter() if sys.stderr.isatty() else PlainReporter()
 
 
+def one_line(text: str) -> str:
+    """A text as one line to be read: what is too long, a value mostly, is left out of its middle."""
+    line = " ".join(text.split())
+    if len(line) <= LONGEST_LINE:
+        return line
+    return f"{line[: LONGEST_LINE // 2]} … {line[-LONGEST_LINE // 3 :]}"
+
+
 def print_version(asked: bool) -> None:
     """Print the version and stop: the callback of ``--version``."""
     if asked:
@@ -215,7 +224,7 @@ def run(app: Callable[[], object], *, how_to_go_on: str) -> None:
     try:
         app()
     except SRAError as error:
-        print(f"error: {printable(' '.join(str(error).split()))}", file=sys.stderr, flush=True)
+        print(f"error: {printable(one_line(str(error)))}", file=sys.stderr, flush=True)
         sys.exit(1)
     except KeyboardInterrupt:
         print(f"interrupted; {how_to_go_on}", file=sys.stderr, flush=True)

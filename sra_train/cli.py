@@ -129,10 +129,10 @@ def evaluate(
     json: Json = False,
 ) -> None:
     """Bits per byte (and Rouge-L) of any models on any text."""
-    from sra_train.config import GenerationConfig
+    from sra_train.config import generation_of
     from sra_train.measure import evaluation
 
-    protocol = GenerationConfig(seeds=whole_numbers(seeds), max_new_tokens=max_new_tokens)
+    protocol = generation_of(seeds=whole_numbers(seeds), max_new_tokens=max_new_tokens)
     summary = evaluation.evaluate(
         evaluation.EvaluateOptions(
             models=tuple(models),

@@ -43,7 +43,7 @@ from sra_train.data.table import RowTable
 from sra_train.loop import Trainer
 from sra_train.measure.development import measure_development, wants_development
 from sra_train.measure.evaluation import generation_prompts
-from sra_train.measure.generation import measure_generation
+from sra_train.measure.generation import Prompt, measure_generation
 from sra_train.measure.reach import lines_of_reach
 from sra_train.methods.base import Method, method_type
 from sra_train.parallel import COMPUTE_DTYPES, distribute, make_accelerator, resolve_precision, student_inside
@@ -54,7 +54,7 @@ from sra_train.record.plots import draw_run
 from sra_train.record.provenance import ShardFacts, recorded_versions
 from sra_train.record.run_folder import claimed, default_output_dir, record_run, refuse_foreign_folder
 from sra_train.record.summary import RunSummary, last_numbers
-from sra_train.record.tracking import Metrics, finish, log_to, read_metrics, start_trackers
+from sra_train.record.tracking import Metrics, finish, log_to, read_metrics, refuse_missing_trackers, start_trackers
 from sra_train.student import (
     StudentModel,
     load_student,
@@ -114,6 +114,7 @@ class Run:
         self.total_steps = min(steps, config.training.max_steps or steps)
         self.evaluates = wants_development(config.evaluation, self.table, shards=str(shards.path))
         self.refuse_what_does_not_fit()
+        self.prompts = self.generation_prompts()
 
     def refuse_what_does_not_fit(self) -> None:
         """Combinations of options that cannot be carried out.
@@ -133,10 +134,12 @@ class Run:
                 f"evaluation.metric={config.evaluation.metric}: nothing is generated;"
                 " name sets in evaluation.generation.sets"
             )
+        refuse_missing_trackers(config.tracking)
 
     def carry_out(self) -> RunSummary:
         """Prepare, train, export."""
         student = self.build_student()
+        self.groups_of(student)  # refused, if nothing is left to train, before a folder is made
         # Refused, if the pages lack a column, before a folder is made.
         reader = RowReader(self.sources, student.method.needs)
         identity = self.identity(self.sources.roots())
@@ -265,6 +268,17 @@ class Run:
         )
         return Share(self.accelerator.process_index, self.accelerator.num_processes, budget)
 
+    def generation_prompts(self) -> dict[str, list[Prompt]]:
+        """What is asked while training, by set; empty where nothing is generated.
+
+        Raises:
+            SourceError: If a set cannot be read.
+        """
+        generation = self.config.evaluation.generation
+        if not self.evaluates or generation is None or not generation.sets:
+            return {}
+        return generation_prompts(generation, self.student_name, self.student)
+
     # ------------------------------------------------------------------ during
 
     def train(
@@ -317,10 +331,9 @@ class Run:
 
     def evaluation(self) -> Any:
         """What is measured between steps."""
-        generation = self.config.evaluation.generation
-        if generation is None or not generation.sets:
+        generation, prompts = self.config.evaluation.generation, self.prompts
+        if generation is None or not prompts:
             return measure_development
-        prompts = generation_prompts(generation, self.student_name, self.student)
 
         def evaluate(trainer: Trainer) -> dict[str, float] | None:
             found = measure_development(trainer)

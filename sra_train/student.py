@@ -26,7 +26,7 @@ import torch
 from torch import Tensor, nn
 
 from sra_data.errors import ConfigError, ModelError
-from sra_data.model_files import refuse_absurd_config
+from sra_data.model_files import is_folder, refuse_absurd_config
 from sra_data.models.attention import LastQueryAttention
 from sra_data.models.checkpoint import refuse_unlike
 from sra_data.models.declared import base_of_adapter, in_one_line, refuse_beyond, stored_in
@@ -266,7 +266,7 @@ def quiet_transformers() -> Iterator[None]:
 def loading_problem(name: str, error: Exception) -> str:
     """Why a model did not load, and what to do, in one line."""
     folder = Path(name)
-    if folder.is_dir() and (folder / "config.json").is_file() and not list(folder.glob("*.safetensors*")):
+    if is_folder(name) and (folder / "config.json").is_file() and not list(folder.glob("*.safetensors*")):
         return "the folder has a config.json but no safetensors weights; add them or set student.init=random"
     text = " ".join(str(error).split())
     return f"cannot be loaded ({text[:200]}); give a Hub id or a folder with config.json and *.safetensors"
@@ -313,7 +313,11 @@ def add_lora(model: nn.Module, options: LoraConfig) -> nn.Module:
     with warnings.catch_warnings():
         # peft reads a property that transformers renamed; nothing a user could mend
         warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*", category=FutureWarning)
-        return peft.get_peft_model(model, config)
+        try:
+            return peft.get_peft_model(model, config)
+        except ValueError as error:  # layers of a kind that has no adapter
+            reason = " ".join(str(error).split(". ")[0].split())
+            raise ConfigError(f"student.lora.target_modules={list(names)}: {reason}; name linear layers") from None
 
 
 def query_and_value_names(model: nn.Module) -> tuple[str, ...]:

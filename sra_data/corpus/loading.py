@@ -4,14 +4,13 @@ import hashlib
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 from transformers import AutoConfig, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
 from sra_data.errors import SRAError, TokenizerError
-from sra_data.model_files import refuse_absurd_config
+from sra_data.model_files import is_folder, refuse_absurd_config
 
 _NO_LIMIT = 10**30  # keeps transformers from warning about long texts; cutting is our own business
 RUST_PANIC = "PanicException"  # of the tokenizers library, over values it never expected; no `Exception`
@@ -25,7 +24,7 @@ def split_revision(name: str) -> tuple[str, str | None]:
     A folder that exists under the whole name stays one, "@" and all.
     """
     stem, at, revision = name.rpartition("@")
-    if not at or not stem or not revision or Path(name).exists():
+    if not at or not stem or not revision or is_folder(name):
         return name, None
     return stem, revision
 
@@ -58,7 +57,7 @@ def opening_tokenizer(name: str, revision: str | None) -> Iterator[None]:
             raise
         at = f" at revision {revision}" if revision else ""
         reason = _first_sentence(error)
-        if Path(name).is_dir():
+        if is_folder(name):
             raise TokenizerError(
                 f"{name}: the folder holds no tokenizer that transformers can open ({reason}); "
                 "name a folder written by save_pretrained, with its tokenizer.json"

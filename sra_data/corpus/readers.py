@@ -153,12 +153,20 @@ class _ArrayReader:
             self._pass_over(" \t\r\n" + self.separators)
             self.separators = ","
             if self.buffer.startswith("]", self.at):
+                self._refuse_more()
                 return
             if self.at == len(self.buffer):
                 self._fail("the array is not closed")
             value, stop = self._parse_one()
             yield _object_record(value, self.offset, self.line)
             self._advance(stop)
+
+    def _refuse_more(self) -> None:
+        """Behind the array's end there is nothing but space: what else stood there would be lost in silence."""
+        self._advance(self.at + 1)
+        self._pass_over(" \t\r\n")
+        if self.at < len(self.buffer):
+            self._fail("more behind the end of the array")
 
     def _parse_one(self) -> tuple[Any, int]:
         size = CHARACTERS_PER_READ
@@ -217,6 +225,9 @@ def read_csv(path: Path, offset: int, line: int) -> Iterator[Record]:
     header, first_offset, first_line = _csv_header(path, stamp(path), delimiter)
     if header is None:
         return
+    twice = next((name for name in header if name and header.count(name) > 1), None)
+    if twice is not None:
+        raise SourceError(f"{path}:1: two columns are called {twice!r}; rename one of them")
     offset, line = (offset, line) if offset else (first_offset, first_line)
     with open_data(path, offset) as file, naming(path):
         lines = _CountedLines(path, file, offset, line)

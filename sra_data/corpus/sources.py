@@ -220,7 +220,15 @@ def open_source(
 
 def find_files(spec: str) -> tuple[list[Path], list[str | None]]:
     """The data files `spec` stands for, and the split each file's name gives (only inside a folder)."""
-    path = Path(spec).expanduser()
+    if not spec.strip():
+        raise SourceError("--data: a name without a letter; give a file, a folder, a glob, a Hub data set or builtin")
+    try:
+        return _find_files(spec, Path(spec).expanduser())
+    except OSError as error:  # a name too long, a folder that may not be looked into
+        raise SourceError(f"--data {spec}: {error.strerror or error}; give another file or folder") from error
+
+
+def _find_files(spec: str, path: Path) -> tuple[list[Path], list[str | None]]:
     if path.is_dir():
         files = [file for file in sorted(path.rglob("*")) if _is_data(file, below=path)]
         if not files:

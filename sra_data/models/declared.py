@@ -32,6 +32,7 @@ from sra_data.model_files import (
     USE_ANOTHER,
     WEIGHTS_NAME,
     find_file,
+    is_folder,
     is_weights_name,
     read_object,
 )
@@ -47,14 +48,22 @@ MOST_NEW_MODULES = 1 << 16  # of a model without a checkpoint
 LARGEST_RANK = 1 << 16
 LARGEST_SIZES = {"num_hidden_layers": 100_000, "hidden_size": 1 << 20, "vocab_size": (1 << 31) - 1}
 LONGEST_REASON = 200
+WHOLE_NUMBERS = frozenset({"BOOL", "U8", "I8", "U16", "I16", "U32", "I32", "U64", "I64"})  # as their headers say
 
 
 @dataclass(frozen=True)
 class Stored:
-    """What a checkpoint's files hold: tensors (None where only the loading tells) and bytes."""
+    """What a checkpoint's files hold.
+
+    Attributes:
+        num_tensors: None where only the loading tells.
+        num_bytes: of all files.
+        codes: a weight that is kept in whole numbers, as a quantization does; None where there is none.
+    """
 
     num_tensors: int | None
     num_bytes: int
+    codes: str | None = None
 
 
 @contextmanager
@@ -122,24 +131,33 @@ def _parts(index: Path, name: str, revision: str | None, *, who: str, allow_pick
 
 def _sum(paths: list[Path], *, who: str) -> Stored:
     num_tensors: int | None = 0
+    codes: str | None = None
     for path in paths:
         if path.suffix == ".safetensors":
-            count = len(shapes_in(path, who=who))
-            num_tensors = None if num_tensors is None else num_tensors + count
+            found = tensors_in(path, who=who)
+            num_tensors = None if num_tensors is None else num_tensors + len(found)
+            whole = (name for name, (_, dtype) in found.items() if name.endswith(".weight") and dtype in WHOLE_NUMBERS)
+            codes = codes or next(whole, None)
         else:
             num_tensors = None
-    return Stored(num_tensors, sum(path.stat().st_size for path in paths))
+    return Stored(num_tensors, sum(path.stat().st_size for path in paths), codes)
 
 
 def shapes_in(path: Path, *, who: str) -> dict[str, list[int]]:
-    """Shapes of a safetensors file's tensors, by name; nothing but its header is read.
+    """Shapes of a safetensors file's tensors, by name; raises as `tensors_in` does."""
+    return {name: shape for name, (shape, _) in tensors_in(path, who=who).items()}
+
+
+def tensors_in(path: Path, *, who: str) -> dict[str, tuple[list[int], str]]:
+    """Shapes and dtypes of a safetensors file's tensors, by name; nothing but its header is read.
 
     Raises:
         ModelError: If it is cut, or its header is none.
     """
     try:
         with safe_open(path, framework="pt") as tensors:
-            return {name: tensors.get_slice(name).get_shape() for name in tensors.keys()}  # noqa: SIM118
+            slices = {name: tensors.get_slice(name) for name in tensors.keys()}  # noqa: SIM118
+            return {name: (one.get_shape(), one.get_dtype()) for name, one in slices.items()}
     except (OSError, SafetensorError) as error:
         reason = " ".join(str(error).split())[:LONGEST_REASON]
         raise ModelError(
@@ -177,6 +195,11 @@ def refuse_beyond(config: Any, stored: Stored | None, *, who: str, trust_remote_
     from transformers.initialization import no_init_weights
 
     refuse_sizes(config, who=who)
+    if stored is not None and stored.codes is not None and getattr(config, "quantization_config", None) is None:
+        raise ModelError(
+            f"{who}: its checkpoint keeps {stored.codes} in whole numbers, its {CONFIG} names no quantization that "
+            f"says what they mean; use the {CONFIG} that belongs to the checkpoint"
+        )
     limit = _Limit.of(config, stored, who=who)
     with (
         in_one_line(lambda error: f"{who}: no model can be built of its {CONFIG} ({reason_of(error)}); {USE_ANOTHER}"),
@@ -299,7 +322,7 @@ def base_of_adapter(name: str, revision: str | None, *, who: str, allow_pickle: 
     if path is None:
         return name
     refuse_adapter_files(path.parent, who=who, allow_pickle=allow_pickle)
-    if Path(name).is_dir() and (Path(name) / CONFIG).is_file():
+    if is_folder(name) and (Path(name) / CONFIG).is_file():
         return name
     base = read_object(path, who=who).get("base_model_name_or_path")
     if not isinstance(base, str) or not base:

@@ -140,7 +140,7 @@ def check_output_head(model: nn.Module, head: OutputHead) -> None:
     """Prove on a short probe that `head` over the body's last states gives the model's own logits.
 
     Raises:
-        ModelError: If it does not: the family does something to its logits that is not known here.
+        ModelError: If it does not: the family does something to its logits that is not known here; or if they are none.
     """
     causal = unwrap(model)
     was_training = causal.training
@@ -152,6 +152,11 @@ def check_output_head(model: nn.Module, head: OutputHead) -> None:
         found = head.logits(hidden).float()
     finally:
         causal.train(was_training)
+    if not torch.isfinite(expected).all():
+        raise ModelError(
+            f"model class {type(causal).__name__}: its logits are NaN or infinite for five common ids: its weights "
+            "are, or they overflow in this dtype; use a whole checkpoint, or fp32"
+        )
     tolerance = 1e-4 if hidden.dtype == torch.float32 else 4e-2
     difference = float((expected - found).abs().max())
     if found.shape != expected.shape or not difference <= tolerance * max(1.0, float(expected.abs().max())):

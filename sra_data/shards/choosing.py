@@ -14,11 +14,12 @@ from pathlib import Path
 from typing import Any
 
 from sra_data.errors import ShardError
+from sra_data.model_files import is_folder
 
 
 def model_name(name: str) -> str:
     """How a model is named in a manifest: a local folder by its whole path, a Hub id as it is."""
-    return str(Path(name).resolve()) if Path(name).is_dir() else name
+    return str(Path(name).resolve()) if is_folder(name) else name
 
 
 def names_of_model(name: str, revision: str | None) -> tuple[str, ...]:

@@ -11,6 +11,7 @@ publishes it.
 from __future__ import annotations
 
 import os
+import stat
 import struct
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -63,6 +64,8 @@ def footer_hash(path: Path) -> str:
         OSError: If the file cannot be read.
         ValueError: If it cannot end with a footer.
     """
+    if not stat.S_ISREG(path.stat().st_mode):  # a pipe would be waited for
+        raise ValueError("no regular file")
     with path.open("rb") as file:
         size = file.seek(0, os.SEEK_END)
         if size < FOOTER_END:

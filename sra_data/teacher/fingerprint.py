@@ -17,6 +17,7 @@ import xxhash
 
 from sra_data.corpus.loading import split_revision
 from sra_data.errors import ModelError
+from sra_data.model_files import is_folder
 
 VOLATILE_CONFIG = ("_name_or_path", "transformers_version", "dtype", "torch_dtype", "_commit_hash", "use_cache")
 # Where an adapter was made, not what it does.
@@ -42,7 +43,7 @@ def fingerprint(name: str, config: Any, commit: str | None, adapter: Path | None
         # transformers writes into it where the code was found, which changes nothing.
         settings["auto_map"] = {key: _class_of(value) for key, value in settings["auto_map"].items()}
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode())
-    is_local = Path(name).is_dir()
+    is_local = is_folder(name)
     digest.update(json.dumps(weight_files(Path(name)) if is_local else [name, commit]).encode())
     if adapter is not None:
         digest.update(json.dumps([adapter_settings(adapter), weight_files(adapter)], sort_keys=True).encode())
@@ -85,7 +86,7 @@ def adapter_folder(adapter: str) -> tuple[Path, str]:
     Raises:
         ModelError: If it is not to be had.
     """
-    if Path(adapter).is_dir():
+    if is_folder(adapter):
         return Path(adapter), adapter
     from transformers.utils import cached_file
 
@@ -112,7 +113,7 @@ def _borrowed_code(name: str, config: Any) -> Iterator[tuple[str, str]]:
     classes = getattr(config, "auto_map", None) or {}
     for value in sorted({str(classes[kind]) for kind in RUN_CLASSES if kind in classes}):
         place, found, inside = value.partition("--")
-        if found and place != name and not Path(place).is_dir():
+        if found and place != name and not is_folder(place):
             file = f"{inside.partition('.')[0]}.py"
             revision = getattr(config, "code_revision", None)
             try:
@@ -126,7 +127,7 @@ def _class_of(value: Any) -> Any:
     if not isinstance(value, str):
         return value
     place, found, inside = value.partition("--")
-    return inside if found and Path(place).is_dir() else value
+    return inside if found and is_folder(place) else value
 
 
 def _content(path: Path) -> str:

@@ -30,6 +30,7 @@ from sra_data.models.declared import (
     shapes_in,
     stored_in,
 )
+from sra_data.models.devices import usable_device
 from sra_data.models.output_head import OutputHead, check_output_head
 from sra_data.models.softcap import use_softcapped_sdpa
 from sra_data.options import refuse_unknown
@@ -127,9 +128,10 @@ def settled(spec: TeacherSpec) -> TeacherSpec:
     """The same teacher with nothing left open: its revision apart from its name, a device and a dtype.
 
     Raises:
-        ConfigError: If a value is none of those there are.
+        ConfigError: If a value is none of those there are, or this machine has no such device.
     """
     refuse_unknown(spec)
+    usable_device(spec.device)
     name, revision = (name_of(spec), spec.revision) if spec.revision else split_revision(name_of(spec))
     return replace(spec, name=name, revision=revision, device=str(device_of(spec)), dtype=dtype_of(spec))
 

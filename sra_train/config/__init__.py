@@ -3,7 +3,7 @@
 `to_yaml` writes what `load_config` reads.
 """
 
-from sra_train.config.files import load_config, pairs
+from sra_train.config.files import generation_of, load_config, pairs
 from sra_train.config.presets import ABLATIONS, PRESETS, YARDSTICK, Preset, ablation_called
 from sra_train.config.sections import (
     CheckpointConfig,
@@ -42,6 +42,7 @@ __all__ = [
     "ablation_called",
     "differences",
     "flatten",
+    "generation_of",
     "load_config",
     "pairs",
 ]

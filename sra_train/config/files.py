@@ -16,7 +16,7 @@ from pydantic import BaseModel, ValidationError
 
 from sra_data.errors import ConfigError
 from sra_train.config.presets import Preset, preset_called
-from sra_train.config.sections import TrainConfig, options_type
+from sra_train.config.sections import GenerationConfig, TrainConfig, options_type
 
 
 def load_config(
@@ -45,15 +45,20 @@ def load_config(
     for name, value in {**(beneath or {}), **(chosen.settings if chosen else {})}.items():
         put(values, name, value)
     written = read_yaml(Path(file)) if file is not None else {}
-    lay_over(values, {name: value for name, value in written.items() if name not in not_from_file})
-    for name, value in (overrides or {}).items():
-        put(values, name, parse_value(value) if isinstance(value, str) else value)
-    if chosen is not None:
-        refuse_another_method(chosen, values["method"])
+    # A section under which nothing is written, or all of it commented out, is that of the defaults.
+    lay_over(
+        values, {name: value for name, value in written.items() if name not in not_from_file and value is not None}
+    )
     try:
+        for name, value in (overrides or {}).items():
+            put(values, name, parse_value(value) if isinstance(value, str) else value)
+        if chosen is not None:
+            refuse_another_method(chosen, values["method"])
         return TrainConfig.model_validate(values)
     except ValidationError as error:
         raise ConfigError(f"{where}: {first_complaint(error, values)}") from None
+    except ConfigError as error:
+        raise error if file is None else ConfigError(f"{where}: {error}") from None
 
 
 def lay_over(values: dict[str, Any], upper: Mapping[str, Any]) -> None:
@@ -114,6 +119,8 @@ def pairs(settings: Iterable[str] | None) -> dict[str, Any]:
         name, sign, value = setting.partition("=")
         if not sign:
             raise ConfigError(f"--set {setting}: no '=' in it; write --set key=value, say --set method.temperature=1")
+        if not name.strip():
+            raise ConfigError(f"--set {setting}: no key before its '='; write --set key=value")
         found[name.strip()] = value
     return found
 
@@ -130,15 +137,19 @@ def parse_value(text: str) -> Any:
 
 
 def put(values: dict[str, Any], name: str, value: Any) -> None:
-    """Set the dotted `name` in nested dictionaries; a bare ``method: sra`` opens up to ``{name: sra}``."""
+    """Set the dotted `name` in nested dictionaries; a bare ``method: sra`` opens up to ``{name: sra}``.
+
+    Raises:
+        ConfigError: If what stands on the way is no section.
+    """
     *parents, last = name.split(".")
     for parent in parents:
         inner = values.get(parent)
         if isinstance(inner, str) and parent == "method":
             inner = {"name": inner}
-        if not isinstance(inner, dict):
-            inner = {}
-        values[parent] = inner = dict(inner)
+        if not isinstance(inner, dict | bool | None):
+            raise ConfigError(f"{name}: {parent}={inner!r} holds no keys; see `sra-train run --print-config`")
+        values[parent] = inner = dict(inner) if isinstance(inner, dict) else {}
         values = inner
     if value is True and isinstance(values.get(last), dict):
         return  # a bare switch (`--lora`) turns on what the file has already spelled out
@@ -157,9 +168,27 @@ def first_complaint(error: ValidationError, values: Mapping[str, Any]) -> str:
         near = difflib.get_close_matches(loc[-1], known, n=1, cutoff=0.5)
         remedy = f"did you mean {near[0]}?" if near else f"known here: {', '.join(known)}"
         return f"{name}: unknown key; {remedy}{more}"
-    reason = first["msg"].removeprefix("Value error, ")
-    reason = reason[0].lower() + reason[1:]
-    return f"{name}={first['input']!r}: {reason}; see `sra-train run --print-config`{more}"
+    return f"{name}={first['input']!r}: {_reason(first)}; see `sra-train run --print-config`{more}"
+
+
+def _reason(complaint: Mapping[str, Any]) -> str:
+    """Why a value does not fit, as the rest of a sentence."""
+    reason: str = complaint["msg"].removeprefix("Value error, ")
+    return reason[0].lower() + reason[1:]
+
+
+def generation_of(**flags: Any) -> GenerationConfig:
+    """How answers are drawn, from options of a command line.
+
+    Raises:
+        ConfigError: If a value does not fit; named as on the command line.
+    """
+    try:
+        return GenerationConfig(**flags)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_context=False)[0]
+        flag = f"--{str(first['loc'][0]).replace('_', '-')}"
+        raise ConfigError(f"{flag} {first['input']}: {_reason(first)}; write another number") from None
 
 
 def known_keys(path: list[str], values: Mapping[str, Any]) -> list[str]:

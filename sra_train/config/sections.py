@@ -7,7 +7,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import BaseModel, Field, SerializeAsAny, field_validator, model_serializer
@@ -122,7 +122,9 @@ class MethodConfig(Section):
             return value
         options = dict(value)
         name = options.pop("name", "sra")
-        return {"name": name, "options": options_type(name)(**options)}
+        if not isinstance(name, str):
+            raise ConfigError(f"method.name={name!r}: a method's name is text; see `sra-train run --print-config`")
+        return {"name": name, "options": options_type(name).model_validate(options)}
 
     @model_serializer(mode="plain")
     def flat(self) -> dict[str, Any]:
@@ -160,7 +162,7 @@ class TrainingConfig(Section):
     max_grad_norm: float | None = Field(
         default=1.0, gt=0, description="none: measured, not clipped, as SRA's research code has it"
     )
-    seed: int = Field(default=42, ge=0)
+    seed: int = Field(default=42, ge=0, lt=1 << 63)
     precision: Precision = Field(default="auto", description="auto: bf16 where the GPU has it, else no")
     strategy: Literal["ddp", "fsdp2"] = Field(default="ddp", description="how several processes share the work")
     gradient_checkpointing: bool = False
@@ -178,7 +180,7 @@ class GenerationConfig(Section):
 
     sets: dict[str, str] = Field(default_factory=dict, description="name -> data, as `sra-data align --data` takes it")
     every_epochs: int = Field(default=1, ge=1)
-    seeds: tuple[int, ...] = (10, 20, 30, 40, 50)
+    seeds: tuple[Annotated[int, Field(ge=0, lt=1 << 32)], ...] = Field(default=(10, 20, 30, 40, 50), min_length=1)
     temperature: float = Field(default=1.0, gt=0)
     top_p: float = Field(default=1.0, gt=0, le=1)
     max_prompt_tokens: int = Field(default=256, ge=1)

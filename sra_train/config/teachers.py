@@ -16,9 +16,11 @@ from sra_train.config.section import Section
 class TeacherChoice(Section):
     """A teacher of the run; written ``name`` or ``name:0.5`` (with its weight) too."""
 
-    name: str = Field(description="its folder in the shards, the start of that, or its Hub id or folder")
+    name: str = Field(min_length=1, description="its folder in the shards, the start of that, or its Hub id or folder")
     weight: float | None = Field(
-        default=None, description="share of what is distilled; by default an equal part of what the others leave"
+        default=None,
+        allow_inf_nan=True,  # refused in the words of `shared_weights`
+        description="share of what is distilled; by default an equal part of what the others leave",
     )
 
     @validate_model(mode="before")

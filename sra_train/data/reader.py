@@ -82,6 +82,7 @@ class _TeacherReader:
     def __init__(self, source: TeacherSource, needs: CacheNeeds) -> None:
         refuse_other_granularity(source, needs)
         refuse_missing_columns(source, needs)
+        refuse_other_width(source)
         self.source = source
         end_of_sequence = source.pair.vocabulary().end_of_sequence if needs.aligned else None
         nearest = source.pair.nearest() if needs.aligned == "edited" else None
@@ -130,6 +131,21 @@ def refuse_missing_columns(source: TeacherSource, needs: CacheNeeds) -> None:
         f"{source.pages.folder}: the method reads {', '.join(missing)}, which this cache does not hold (it has"
         f" {', '.join(sorted(there))}); delete the folder and run `{cache(source.pages)} {' '.join(flags)}`"
     )
+
+
+def refuse_other_width(source: TeacherSource) -> None:
+    """Refuse pages whose states are not as wide as their section says, for which projectors are made.
+
+    Raises:
+        ShardError: With both widths.
+    """
+    said = source.pages.facts["hidden_size"]
+    for column in source.pages.schema.columns:
+        if column.name.startswith("hidden.") and column.shape[-1] != said:
+            raise ShardError(
+                f"{source.pages.folder}: {column.name} is {column.shape[-1]} wide, the manifest says {said}; delete the"
+                f" folder and run `{cache(source.pages)}`"
+            )
 
 
 def refuse_other_granularity(source: TeacherSource, needs: CacheNeeds) -> None:

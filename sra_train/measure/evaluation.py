@@ -25,7 +25,9 @@ from sra_data.corpus.chat import PLAIN_CHAT_TEMPLATE, TEMPLATE_FAILURES, Rendere
 from sra_data.corpus.examples import Row
 from sra_data.corpus.sources import open_source
 from sra_data.corpus.tokenization import SideTokenizer, split_revision
-from sra_data.errors import ConfigError, SourceError, TokenizerError
+from sra_data.errors import ConfigError, ModelError, SourceError, TokenizerError
+from sra_data.models.decoder import input_embeddings
+from sra_data.models.devices import usable_device
 from sra_data.models.output_head import OutputHead
 from sra_data.shards.store import ShardSet
 from sra_data.terminal import Reporter
@@ -35,7 +37,7 @@ from sra_train.config import GenerationConfig, StudentConfig
 from sra_train.contract import LabelRows, map_tensors
 from sra_train.likelihood import token_nats_at
 from sra_train.measure.generation import Prompt, RougeScores, rouge_scores
-from sra_train.student import load_student
+from sra_train.student import load_student, quiet_transformers
 
 OK = "ok"
 
@@ -127,13 +129,7 @@ def check_options(options: EvaluateOptions) -> torch.device:
         count = getattr(options, name)
         if count is not None and count < 1:
             raise ConfigError(f"--{name.replace('_', '-')} {count}: not a positive number; write 1 or more")
-    wanted = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        torch.empty(0, device=wanted)
-    except (RuntimeError, AssertionError, ValueError) as error:
-        reason = " ".join(str(error).split())[:120]
-        raise ConfigError(f"--device {wanted}: cannot be used ({reason}); write cpu, or leave it out") from None
-    return torch.device(wanted)
+    return usable_device(options.device)
 
 
 def evaluate(options: EvaluateOptions, reporter: Reporter | None = None) -> EvaluationSummary:
@@ -177,6 +173,7 @@ def score_model(
     """One model's bits per byte and, if asked for, Rouge-L."""
     model = load_model(name, options).to(device).eval()
     ids, wanted = [encoded.ids[index] for index in kept], [encoded.wanted[index] for index in kept]
+    refuse_beyond_table(model, ids, name=name)
     with reporter.task(f"bits per byte of {name}", total=len(ids), unit="examples") as task:
         bits = float(example_bits(model, ids, wanted, batch_size=options.batch_size, advance=task.advance).sum())
     rouge = None
@@ -185,6 +182,19 @@ def score_model(
         reporter.line(f"Rouge-L of {name}: {len(prompts)} prompts, {len(options.generation.seeds)} seeds")
         rouge = rouge_scores(model, side.tokenizer, prompts, options.generation)
     return ModelScores(name, bits / num_bytes, bits, int(sum(one[1:].sum() for one in wanted)), rouge)
+
+
+def refuse_beyond_table(model: nn.Module, ids: Sequence[NDArray[np.integer]], *, name: str) -> None:
+    """Refuse a tokenizer that gives ids the model has no embedding for.
+
+    Raises:
+        ModelError: With both numbers.
+    """
+    rows, largest = input_embeddings(model).weight.shape[0], max(int(one.max(initial=0)) for one in ids)
+    if largest >= rows:
+        raise ModelError(
+            f"model {name}: {rows} embeddings, its tokenizer gives id {largest}; give the model its own tokenizer"
+        )
 
 
 def example_bits(
@@ -284,7 +294,9 @@ def tokenizer_to_export(side: SideTokenizer, options: StudentConfig) -> Any:
     """
     from transformers import AutoTokenizer
 
-    return AutoTokenizer.from_pretrained(side.name, revision=side.revision, trust_remote_code=options.trust_remote_code)
+    trusted = options.trust_remote_code
+    with quiet_transformers():
+        return AutoTokenizer.from_pretrained(side.name, revision=side.revision, trust_remote_code=trusted)
 
 
 def generation_prompts(options: GenerationConfig, name: str, student: StudentConfig) -> dict[str, list[Prompt]]:

@@ -29,7 +29,7 @@ from typing import Any
 
 import torch
 import xxhash
-from pydantic import Field
+from pydantic import BaseModel, ConfigDict, Field
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -84,11 +84,23 @@ class FileHashes(Strict):
     optimizer: Xxh3 = Field(alias="optimizer.safetensors")
 
 
+class GroupRecord(BaseModel):
+    """What the schedule and the step read of a group of parameters; the optimizer's own switches stand beside it."""
+
+    model_config = ConfigDict(strict=True, allow_inf_nan=False)
+
+    params: list[str]
+    lr: float
+    peak: float | None = None  # of a group that a schedule knows
+    weight_decay: float
+    betas: list[float] = Field(min_length=2, max_length=2)
+
+
 class OptimizerRecord(Strict):
     """The optimizer's plain values."""
 
     values: dict[str, dict[str, Any]]
-    param_groups: list[dict[str, Any]]
+    param_groups: list[GroupRecord]
 
 
 class StateRecord(Strict):
@@ -215,6 +227,8 @@ class Checkpoints:
         except ShardError as error:
             raise TrainingError(str(error)) from None
         state = document.value
+        if state["progress"]["step"] != step:
+            raise TrainingError(f"{path / STATE}: says it is of step {state['progress']['step']}; {remedy}")
         changed = differences(state["identity"], self.identity)
         if changed:
             raise TrainingError(
@@ -354,6 +368,27 @@ def own_names(model: nn.Module) -> list[str]:
     return trained + [name for name in inner.state_dict(keep_vars=True) if name not in every_parameter]
 
 
+def refuse_other_moments(model: nn.Module, moments: Mapping[str, Any]) -> None:
+    """Refuse an optimizer's state of other parameters, or of other shapes: torch would take it, and fail in a step.
+
+    Raises:
+        TrainingError: Naming the first parameter.
+    """
+    inner = model.module if isinstance(model, nn.parallel.DistributedDataParallel) else model
+    shapes = {name: tuple(one.shape) for name, one in inner.named_parameters() if one.requires_grad}
+    grouped = {name for group in moments["param_groups"] for name in group["params"]}
+    kinds = {kind for values in moments["state"].values() for kind in values}
+    for name in sorted({*grouped, *shapes, *moments["state"]}):
+        values = moments["state"].get(name, {})
+        found = {tuple(value.shape) for value in values.values() if isinstance(value, Tensor) and value.dim() > 0}
+        is_whole = name in shapes and name in grouped and (not values or kinds == set(values))
+        if not is_whole or found - {shapes[name]}:
+            raise TrainingError(
+                f"checkpoint: what the optimizer remembers of {name} is not of the model's tensor of that name; use the"
+                " student and the method the run began with, or a new --output-dir"
+            )
+
+
 def load_full_state(
     model: nn.Module,
     optimizer: torch.optim.Optimizer | None,
@@ -378,6 +413,8 @@ def load_full_state(
             f"checkpoint: its tensors are not the model's (for example {', '.join(different)});"
             " use the student and the method the run began with, or a new --output-dir"
         )
+    if moments is not None:
+        refuse_other_moments(model, moments)
     options = StateDictOptions(full_state_dict=True, strict=False)
     try:
         set_model_state_dict(model, dict(weights), options=options)

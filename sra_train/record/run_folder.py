@@ -24,6 +24,8 @@ from sra_train.record.provenance import ShardFacts, git_state, recorded_versions
 
 RUN_FILE = "run.json"
 CONFIG_FILE = "config.yaml"
+METRICS_FILES = ("metrics.jsonl", "metrics.csv")
+FOLDERS = ("checkpoints", "model", "plots")
 UNFINISHED = f"{RUN_FILE}.tmp"  # all that a run has written which was killed at once
 REFUSED = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)  # what a disk says that takes nothing more
 
@@ -59,6 +61,33 @@ def refuse_foreign_folder(folder: Path, identity: Mapping[str, Any]) -> None:
         raise TrainingError(f"{folder}: not empty and not the folder of a run; give another --output-dir")
 
 
+def refuse_unreadable(folder: Path) -> None:
+    """Refuse a folder that cannot be looked into, or can be none.
+
+    Raises:
+        TrainingError: With what the system says.
+    """
+    try:
+        if folder.is_dir():
+            next(folder.iterdir(), None)
+    except OSError as error:
+        raise TrainingError(f"{folder}: {error.strerror}; give another --output-dir") from None
+
+
+def refuse_misshapen(folder: Path) -> None:
+    """Refuse a run's folder with a file where a folder is to be, or the other way round, before anything is written.
+
+    Raises:
+        TrainingError: Naming it.
+    """
+    for name in FOLDERS:
+        if (folder / name).exists() and not (folder / name).is_dir():
+            raise TrainingError(f"{folder / name}: no folder; move it away, or give another --output-dir")
+    for name in (CONFIG_FILE, *METRICS_FILES):
+        if (folder / name).exists() and not (folder / name).is_file():
+            raise TrainingError(f"{folder / name}: no file; move it away, or give another --output-dir")
+
+
 @contextmanager
 def claimed(folder: Path, identity: Mapping[str, Any]) -> Iterator[None]:
     """Have a run's folder to oneself, and say in one line what the disk refuses meanwhile.
@@ -69,7 +98,9 @@ def claimed(folder: Path, identity: Mapping[str, Any]) -> Iterator[None]:
     Raises:
         TrainingError: If another process trains there, the folder is another run's, or it cannot be written.
     """
+    refuse_unreadable(folder)
     refuse_foreign_folder(folder, identity)
+    refuse_misshapen(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         handle = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)

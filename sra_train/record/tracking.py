@@ -102,10 +102,8 @@ def rewrite(path: Path, text: str) -> None:
     os.replace(temporary, path)
 
 
-def start_trackers(
-    accelerator: Accelerator, options: TrackingConfig, *, folder: Path, config: Mapping[str, Any]
-) -> list[GeneralTracker]:
-    """The trackers asked for, told the configuration; none but on the first process.
+def refuse_missing_trackers(options: TrackingConfig) -> None:
+    """Refuse trackers that are not there.
 
     Raises:
         ConfigError: If a tracker's library is not installed.
@@ -115,6 +113,17 @@ def start_trackers(
             raise ConfigError(
                 f"tracking.trackers={name}: the library is not installed; run `pip install {LIBRARIES[name][0]}`"
             )
+
+
+def start_trackers(
+    accelerator: Accelerator, options: TrackingConfig, *, folder: Path, config: Mapping[str, Any]
+) -> list[GeneralTracker]:
+    """The trackers asked for, told the configuration; none but on the first process.
+
+    Raises:
+        ConfigError: If a tracker's library is not installed.
+    """
+    refuse_missing_trackers(options)
     if not options.trackers or not accelerator.is_main_process:
         return []
     from accelerate.tracking import LOGGER_TYPE_TO_CLASS

@@ -9,7 +9,7 @@ import typer
 
 from sra_data import terminal
 from sra_data.errors import ShardError
-from sra_data.terminal import Task, printable, rate_in_words
+from sra_data.terminal import LONGEST_LINE, Task, one_line, printable, rate_in_words
 
 
 @pytest.fixture
@@ -112,3 +112,11 @@ def test_lines_errors_and_objects_are_printable(capsys: pytest.CaptureFixture[st
     out, err = capsys.readouterr()
     assert not any(character in out + err for character in "\x1b\x07\r\u202e\ud800")
     assert json.loads(out.splitlines()[1]) == {"name": STEERING}
+
+
+def test_an_error_is_a_line_to_be_read_whatever_the_value_it_is_about() -> None:
+    assert one_line(" what,\n  where ") == "what, where"
+    said = one_line(f"--units 0:{'9' * 5000}: not of the form a:b; write, say, 0:8")
+    assert len(said) <= LONGEST_LINE
+    assert said.startswith("--units 0:999")
+    assert said.endswith("write, say, 0:8")

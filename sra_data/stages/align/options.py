@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +12,7 @@ from sra_data.choices import Boundaries, OnInvalid, Overlong, VocabularyMatch
 from sra_data.corpus.sources import Source, open_source
 from sra_data.errors import ConfigError, ShardError
 from sra_data.stages.align.pairs import PairOptions
+from sra_data.stages.units import unit_range
 
 CHOICES = {
     "overlong": get_args(Overlong),
@@ -91,6 +91,8 @@ def check_options(options: AlignOptions) -> None:
         twice = next((value for value in values if values.count(value) > 1), None)
         if twice is not None:
             raise ConfigError(f"--{name[:-1]} {twice}: named twice; name it once")
+    if not options.out.strip():
+        raise ConfigError("--out: a folder without a name; name the one to write")
     if not 0.0 <= options.dev_share < 1.0:
         raise ConfigError(f"--dev-share {options.dev_share}: must be at least 0 and below 1")
     for name, least in (("teacher_max_length", 2), ("student_max_length", 2), ("max_spans", 1), ("num_workers", 1)):
@@ -108,8 +110,11 @@ def refuse_unwritable(folder: Path) -> None:
         ShardError: It cannot.
     """
     place = folder.absolute()
-    while not place.exists() and place.parent != place:
-        place = place.parent
+    try:
+        while not place.exists() and place.parent != place:
+            place = place.parent
+    except OSError as error:
+        raise ShardError(f"{folder}: {error.strerror}; name another folder with --out") from None
     if not place.is_dir():
         raise ShardError(f"{folder}: {place} is a file, not a folder; name another folder with --out")
     if not os.access(place, os.W_OK | os.X_OK):
@@ -132,8 +137,4 @@ def select_units(units: Sequence[Item], chosen: str | None) -> Sequence[Item]:
     """
     if chosen is None:
         return units
-    found = re.fullmatch(r"(\d*):(\d*)", chosen)
-    if not found:
-        raise ConfigError(f"--units {chosen}: not of the form a:b; write, say, 0:8")
-    start, stop = (int(number) if number else None for number in found.groups())
-    return units[start:stop]
+    return units[slice(*unit_range(chosen))]

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 
 from sra_data.errors import ConfigError
 from sra_data.options import option, refuse_unknown
+from sra_data.stages.units import unit_range
 from sra_data.teacher.spec import CaptureOptions, TeacherSpec, check_capture
 
 
@@ -51,6 +52,10 @@ def check_options(options: CacheOptions) -> None:
     check_capture(options.capture)
     if options.max_failed < 0:
         raise ConfigError(f"--max-failed {options.max_failed}: must be at least 0")
+    if options.num_workers < 1:
+        raise ConfigError(f"--workers {options.num_workers}: must be at least 1")
+    if options.units is not None:
+        unit_range(options.units)
     if options.batch_tokens is not None and options.batch_tokens < 1:
         raise ConfigError(f"--batch-tokens {options.batch_tokens}: must be at least 1")
     for name in ("student", "alignment"):

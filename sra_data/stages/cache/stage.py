@@ -45,6 +45,7 @@ from sra_data.stages.cache.summary import CacheSummary, facts_at_beginning, fact
 from sra_data.stages.cache.unit import refuse_failed
 from sra_data.stages.cache.units import do_units
 from sra_data.stages.sampling import sample_rows
+from sra_data.stages.units import unit_range
 from sra_data.teacher.provenance import environments_in, refuse_mixture
 from sra_data.terminal import Reporter
 
@@ -65,6 +66,8 @@ def cache_teacher(options: CacheOptions, reporter: Reporter) -> CacheSummary:
     check_options(options)
     with ShardSet.open(options.shards) as shards:
         run = CacheRun(options, shards, reporter)
+        num_units = len(run.units())
+        choose_units([], options.units, num_units)  # refused before anything is written
         run.refuse_other_inputs()
         if not run.had:
             run.admit()
@@ -81,7 +84,7 @@ def cache_teacher(options: CacheOptions, reporter: Reporter) -> CacheSummary:
             made_from=made_from,
             facts=facts_at_beginning(run),
         )
-        missing = choose_units(missing_units(run.folder, plan), options.units, len(plan.units))
+        missing = choose_units(missing_units(run.folder, plan), options.units, num_units)
         refuse_small_disk(run.folder, run.size_of(missing))
         write_files(run)
         num_made = do_units(run, missing)
@@ -98,10 +101,10 @@ def choose_units(missing: list[Unit], units: str | None, num_units: int) -> list
     """
     if units is None:
         return missing
-    start, colon, stop = units.partition(":")
-    if not colon or not start.isdigit() or not stop.isdigit() or not int(start) < int(stop) <= num_units:
+    start, stop = unit_range(units)
+    if start is None or stop is None or stop > num_units:
         raise ConfigError(f"--units {units}: give a:b with a < b, within the plan's 0:{num_units}")
-    return [unit for unit in missing if int(start) <= unit.part < int(stop)]
+    return [unit for unit in missing if start <= unit.part < stop]
 
 
 def write_files(run: CacheRun) -> None:
