@@ -3,6 +3,7 @@
 #   make compare    every method, two students, several seeds: up to 90 minutes on two cores
 #   make test       what CI runs
 #   make test-all   the long tests too
+#   make bad-inputs every wrong file, option, config and folder: one line each
 #   make crash      500 kills, 2,000 flipped bits, 1,000 malformed documents, full disks and more
 PYTHON ?= python3
 VENV ?= .venv
@@ -14,7 +15,7 @@ READY := $(VENV)/.ready
 # The comparison's corpus: a folder with train, dev and test.jsonl; the built-in one where it is not there.
 COMPARE_DATA ?= ../shared/data/dolly
 
-.PHONY: help demo compare test test-all crash lint types layers bench clean
+.PHONY: help demo compare test test-all bad-inputs crash lint types layers bench clean
 help:
 	@sed -n 's/^#   //p' Makefile
 
@@ -39,6 +40,9 @@ test: $(READY) lint types layers
 
 test-all: $(READY) lint types layers
 	$(BIN)/python -m pytest --cov --cov-report=term
+
+bad-inputs: $(READY)
+	@$(BIN)/python -m tests.bad_inputs.run
 
 crash: $(READY)
 	@$(BIN)/python -m tests.crash.run

@@ -74,7 +74,7 @@ def malform(world: World, wanted: int, rng: random.Random, say: Callable[[str], 
         kind = sorted(targets)[number % len(targets)]
         number += 1
         folder, path = rng.choice(targets[kind])
-        content = _changed_bytes(path, rng)
+        content = changed_bytes(path, rng)
         if content is None:
             continue
         try:
@@ -102,7 +102,7 @@ def _meet(folder: Path, path: Path, content: bytes) -> bool:
             _bind_checkpoint(path)
             return bool(refusal(read_checkpoints, folder)[1])
         with suppress(ShardError):
-            _bind(folder, path)
+            bind(folder, path)
         listing, said = refusal(list_shards, folder)
         lines = [said, refusal(read_shards, folder)[1], *problems(folder)]
         if listing is not None:
@@ -113,7 +113,7 @@ def _meet(folder: Path, path: Path, content: bytes) -> bool:
             one.write_bytes(old)
 
 
-def _bind(shards: Path, path: Path) -> None:
+def bind(shards: Path, path: Path) -> None:
     """Bind a folder's metadata as it is now into the manifest, as a forger would."""
     if path.name == "manifest.json":
         return
@@ -139,14 +139,14 @@ def _bind_checkpoint(path: Path) -> None:
 # --------------------------------------------------------------------------- documents
 
 
-def _changed_bytes(path: Path, rng: random.Random) -> bytes | None:
+def changed_bytes(path: Path, rng: random.Random) -> bytes | None:
     """A file's bytes with a changed document in them; None where it cannot be written at all."""
     before = path.read_bytes()
     if path.suffix != ".safetensors":
         value = json.loads(before)
         changed = _changed(value, rng)
         if path.name == "manifest.json":
-            _seal_facts(changed)
+            seal_facts(changed)
         with suppress(ValueError):  # a lone surrogate
             return _cut(_sealed(changed, is_flat=path.name not in ("manifest.json", "state.json")), rng)
         return None
@@ -200,7 +200,7 @@ def _cut(content: bytes, rng: random.Random) -> bytes:
     return content[: rng.randrange(len(content))] if rng.random() < 0.05 else content
 
 
-def _seal_facts(manifest: dict[str, Any]) -> None:
+def seal_facts(manifest: dict[str, Any]) -> None:
     """Give every section the digest of what it says now."""
     for group in ("corpus", "sides", "alignments", "teachers"):
         found = manifest.get(group)
