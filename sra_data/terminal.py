@@ -11,6 +11,7 @@ import os
 import re
 import signal
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -34,6 +35,7 @@ STYLES = {
     "progress.elapsed": "none",
     "progress.remaining": "none",
 }
+SECONDS_UNTIL_AGAIN = 0.05  # by then a finalizer has come to its end
 INTERRUPTED = 130  # the exit code of what a signal has ended
 
 
@@ -257,6 +259,7 @@ def run(app: Callable[[], object], *, how_to_go_on: str) -> None:
         raise KeyboardInterrupt
 
     signal.signal(signal.SIGTERM, interrupt)
+    hook, sys.unraisablehook = sys.unraisablehook, _not_lost
     try:
         app()
     except SRAError as error:
@@ -272,3 +275,15 @@ def run(app: Callable[[], object], *, how_to_go_on: str) -> None:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
+    finally:
+        sys.unraisablehook = hook
+
+
+def _not_lost(unraisable: sys.UnraisableHookArgs) -> None:
+    """An interruption that comes while a finalizer runs, where Python prints it and goes on: it is sent once more."""
+    if unraisable.exc_type is KeyboardInterrupt:
+        again = threading.Timer(SECONDS_UNTIL_AGAIN, os.kill, (os.getpid(), signal.SIGTERM))
+        again.daemon = True
+        again.start()
+    else:
+        sys.__unraisablehook__(unraisable)

@@ -5,6 +5,8 @@ import json
 import os
 import re
 import signal
+import sys
+import time
 
 import pytest
 import typer
@@ -168,6 +170,30 @@ def test_an_interrupt_ends_with_how_to_go_on(
             signal.signal(one, handler)
     assert end.value.code == 130
     assert capsys.readouterr().err == "interrupted; run it again\n"
+
+
+def test_an_interrupt_inside_a_finalizer_is_not_lost(capsys: pytest.CaptureFixture[str]) -> None:
+    """Python prints what a finalizer raises and goes on: the command would run to its end, hours later."""
+
+    class Finalized:
+        def __del__(self) -> None:
+            os.kill(os.getpid(), signal.SIGTERM)
+            for _ in range(3):  # a moment for the signal to be handled in
+                pass
+
+    def work() -> None:
+        Finalized()
+        time.sleep(60)
+
+    before, hook = signal.getsignal(signal.SIGTERM), sys.unraisablehook
+    try:
+        with pytest.raises(SystemExit) as end:
+            terminal.run(work, how_to_go_on="run it again")
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert end.value.code == 130
+    assert capsys.readouterr().err == "interrupted; run it again\n"
+    assert sys.unraisablehook is hook
 
 
 # What a stranger's text may hold: colours, a title, a cursor moved up, C1 codes, turned directions, half a character.
