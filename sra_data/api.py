@@ -45,6 +45,7 @@ def align(
     teacher_max_length: int | None = None,
     student_max_length: int | None = None,
     overlong: Overlong = "truncate",
+    window_overlap: int | None = None,
     boundaries: Boundaries = "token",
     max_spans: int = 1024,
     vocabulary_match: VocabularyMatch = "bytes",
@@ -76,6 +77,7 @@ def align(
         teacher_max_length: Of the teachers alone.
         student_max_length: Of the students alone.
         overlong: What happens beyond it.
+        window_overlap: Tokens of context a window begins with; 64, less for short ones, where None.
         boundaries: Shared boundaries to keep: at tokens, or only at the edges of words.
         max_spans: Spans of an example; beyond it neighbours are merged.
         vocabulary_match: What makes two ids one: their bytes, or their raw strings.
@@ -107,6 +109,7 @@ def align(
         teacher_max_length=max_length if teacher_max_length is None else teacher_max_length,
         student_max_length=max_length if student_max_length is None else student_max_length,
         overlong=overlong,
+        window_overlap=window_overlap,
         boundaries=boundaries,
         max_spans=max_spans,
         vocabulary_match=vocabulary_match,

@@ -49,6 +49,7 @@ def told(
         roots={"corpus": "ab" * 32},
         versions={"torch": "2.7"},
         records=records,
+        extended_at=[],
         exported_step=4,
         total_steps=8,
     )

@@ -109,7 +109,7 @@ def test_every_byte_of_a_response_is_labelled_once_over_its_windows(windowed, re
     assert summary.left_out == {"prompt_too_long_for_windows": 2}
     assert summary.windows["windows"] == num_windows > 40
     assert 5 <= summary.windows["texts"] < len(said)
-    assert f"{summary.windows['texts']} long texts are {num_windows} windows" in "\n".join(summary.lines())
+    assert f"long texts: {summary.windows['texts']} into {num_windows} windows" in "\n".join(summary.lines())
     assert {side.cut.get("overlong_truncated") for side in summary.sides} == {1}  # the chat
 
 
