@@ -136,6 +136,24 @@ class WindowsRecord(Strict):
     windows: Count
 
 
+class HeardRecord(Strict):
+    """What a teacher gives a student's tokens by one map of ids."""
+
+    share: float
+    log2_prob: float | None
+
+
+class ReachRecord(Strict):
+    """How far a teacher reaches one student's tokens; training asks the student about the same rows."""
+
+    student: str
+    starts: Count
+    own: float
+    equal_bytes: HeardRecord
+    first_piece: HeardRecord
+    rows: list[Count] = []
+
+
 class SectionRecord(BaseModel):
     """A section of the manifest; the facts that are read anywhere, each with its type."""
 
@@ -181,7 +199,7 @@ class SectionRecord(BaseModel):
     failed_examples: list[str] = []
     num_splits: Count = 0
     faithfulness: Facts = {}
-    reach: list[Facts] | None = None
+    reach: list[ReachRecord] | None = None
 
     @model_validator(mode="after")
     def _a_root_has_its_facts(self) -> SectionRecord:

@@ -152,7 +152,7 @@ ALIGNING: dict[str, tuple[str | bytes, Says, int]] = {
 def _training_case(wrong: str) -> Case:
     content, says = TRAINING[wrong]
     ours = RUN.replace("--epochs 2", "").replace("--output-dir out", "")  # flags would win over the file
-    line = f"{ours} SHARDS --config bad.yaml"
+    line = f"{ours} --config bad.yaml{'' if says == ('data.shards',) else ' SHARDS'}"
     return Case(f"configs: to train by, {wrong}", line, ("bad.yaml", *says), written("bad.yaml", content))
 
 

@@ -48,7 +48,7 @@ def meet(case: Case, world: World) -> Met:
     ended = carried_out(case.words(world), world.log, lambda: _go(place, case.is_nobody))
     after = contents(place)
     changed = [name for name in sorted({*before, *after}) if before.get(name) != after.get(name)]
-    wrong = [name for name in changed if not _may_leave(case, name)]
+    wrong = [name for name in changed if not may_leave(case, name)]
     left = [f"left or changed {len(wrong)}: {', '.join(wrong[:4])}"] if wrong else []
     if stamps(world.root, but=place) != around:
         left.append("something outside its folder was changed")
@@ -115,7 +115,7 @@ def answered_wrongly(case: Case, ended: Ended) -> list[str]:
     return wrong + [f"does not say {word!r}: {ended.last_words}" for word in missing]
 
 
-def _may_leave(case: Case, name: str) -> bool:
+def may_leave(case: Case, name: str) -> bool:
     """Whether a name is one of those a command documents; what only a process at work has is none."""
     return not UNFINISHED.search(Path(name).name) and any(fnmatch(name, pattern) for pattern in case.leaves)
 

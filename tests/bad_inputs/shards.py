@@ -293,6 +293,10 @@ RUN_ALONE: dict[str, tuple[Damage, tuple[str, ...]]] = {
         forged("manifest.json", lambda value: _first(value, "teachers").update(temperatures=[0, -1])),
         ("temperatures",),
     ),
+    "a teacher asked about rows that are none": (
+        forged("manifest.json", lambda value: _first(value, "teachers")["reach"][0].update(rows=[{}])),
+        ("reach.0.rows",),
+    ),
     "a teacher of another side": (
         forged("manifest.json", lambda value: _first(value, "teachers").update(side="nobody-00000000")),
         ("nobody",),
@@ -360,6 +364,10 @@ RUN_ALONE: dict[str, tuple[Damage, tuple[str, ...]]] = {
 
 # Found where a part is read, which is in the first step.
 IN_TRAINING: dict[str, tuple[Damage, tuple[str, ...]]] = {
+    "a teacher asked about rows that are not there": (
+        forged("manifest.json", lambda value: _first(value, "teachers")["reach"][0].update(rows=[10**9])),
+        ("sides/student", "1000000000"),
+    ),
     "no part of the pages": (gone("teachers/*/part-00001.parquet"), ("part-00001",)),
     "a part of the pages that is cut": (cut("teachers/*/part-00001.parquet", 0.5), ("part-00001",)),
     "a part of the pages of nothing": (holding("teachers/*/part-00001.parquet", b""), ("part-00001",)),

@@ -221,7 +221,9 @@ def test_verify_names_the_row_of_a_part_that_is_not_the_indexs(shards: Path) -> 
 
 
 def test_what_is_recorded_after_sealing_is_sealed_too(shards: Path) -> None:
-    record(shards, TEACHER, faithfulness={"examples": 3}, reach=[{"student": LEFT}])
+    heard = {"share": 0.5, "log2_prob": None}
+    reach = {"student": LEFT, "starts": 1, "own": -1.0, "equal_bytes": heard, "first_piece": heard}
+    record(shards, TEACHER, faithfulness={"examples": 3}, reach=[reach])
     open_whole(shards)
     assert problems_of(shards) == ""
     assert Manifest.load(shards).sealed(TEACHER)["faithfulness"] == {"examples": 3}
