@@ -27,7 +27,7 @@ CASES: list[Case] = [
         {
             "no teacher": ("sra-data align --json --student STUDENT --data DATA", ("Missing option", "--teacher")),
             "no student": ("sra-data align --json --teacher TEACHER --data DATA", ("Missing option", "--student")),
-            "an option that is none": (f"{WITH} --techer x", ("No such option", "--techer")),
+            "an option that is none": (f"{WITH} --techer x", ("has no such option", "--techer")),
             "a word too many": (f"{WITH} more", ("unexpected extra argument", "more")),
             "an option without its value": (f"{WITH} --columns", ("--columns", "requires an argument")),
             "a switch with a value": (f"{WITH} --edit-distance=yes", ("--edit-distance", "does not take a value")),

@@ -27,7 +27,7 @@ CASES: list[Case] = [
     *usage(
         "cache-teacher's options",
         {
-            "an option that is none": (f"{HERE} --logits sampled", ("No such option", "--logits")),
+            "an option that is none": (f"{HERE} --logits sampled", ("has no such option", "--logits")),
             "a word too many": (f"{HERE} more", ("unexpected extra argument", "more")),
             "states in three bits": (f"{HERE} --hidden-dtype int3", ("--hidden-dtype", "int3", "int8")),
             "rows by word": (f"{HERE} --granularity word", ("--granularity", "word")),

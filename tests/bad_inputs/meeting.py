@@ -24,7 +24,6 @@ from tests.crash.world import World
 LONGEST = LONGEST_LINE + len("error: ")  # characters: a line to be read, not the value it is about
 SECONDS = 120  # of a processor, for one refusal
 MEMORY = 24 << 30  # bytes of addresses; a refusal needs far less, whatever a file says of its size
-FRAME = re.compile(r"[│╭╮╰╯─\s]+")
 UNFINISHED = re.compile(r"\.tmp$|^\.(writing|replaced|dropped)-")
 
 
@@ -98,20 +97,13 @@ def _go(place: Path, is_nobody: bool) -> None:
 
 def answered_wrongly(case: Case, ended: Ended) -> list[str]:
     """What an answer lacks of being one line, with the right exit code, that names what it is about."""
-    wrong = []
-    lines = ended.said.strip().splitlines()
     if ended.code != case.code or "Traceback" in ended.said:
         return [f"not refused with {case.code}: {ended.last_words}"]
-    if case.code == 2:  # Typer's own: how it is used, and the message in a frame
-        said = FRAME.sub("", ended.said)
-        if not lines or "Error" not in said:
-            wrong.append(f"no usage error: {ended.last_words}")
-    else:
-        said = ended.said
-        if not ended.is_one_line:
-            wrong.append(f"not one line: {ended.last_words}")
-        wrong += [f"a line of {len(line)} characters" for line in lines if len(line) > LONGEST]
-    missing = [word for word in case.says if (FRAME.sub("", word) if case.code == 2 else word) not in said]
+    lines = ended.said.strip().splitlines()
+    wrong = [f"a line of {len(line)} characters" for line in lines if len(line) > LONGEST]
+    if len(lines) != 1 or not lines[0].startswith("error: "):
+        wrong.append(f"not one line: {ended.last_words}")
+    missing = [word for word in case.says if word not in ended.said]
     return wrong + [f"does not say {word!r}: {ended.last_words}" for word in missing]
 
 

@@ -24,7 +24,7 @@ CASES: list[Case] = [
             "a rate in words": (f"{HERE} --learning-rate slow", ("--learning-rate", "valid number")),
             "eight bits": (f"{HERE} --precision fp8", ("--precision", "fp8", "bf16")),
             "a seed in words": (f"{HERE} --seed lucky", ("--seed", "valid integer")),
-            "an option that is none": (f"{HERE} --eopchs 3", ("No such option", "--eopchs")),
+            "an option that is none": (f"{HERE} --eopchs 3", ("has no such option", "--eopchs")),
             "two folders of shards": (f"{HERE} more", ("unexpected extra argument", "more")),
             "adapters of a rank": (f"{HERE} --lora=8", ("--lora", "does not take a value")),
             "a key without a value": (f"{HERE} --set", ("--set", "requires an argument")),
