@@ -135,7 +135,6 @@ DAMAGED: dict[str, tuple[Damage, tuple[str, ...]]] = {
         ("holds another run", "training.seed"),
     ),
     "a checkpoint of nothing": (lambda out: [one.unlink() for one in the(out, STEP).iterdir()], ("state.json",)),
-    "a checkpoint that is a file": (_file_for(STEP), ("step-",)),
     "checkpoints that are a file": (_file_for("checkpoints"), ("checkpoints",)),
     "no state.json": (gone(STATE), ("state.json", "missing")),
     "a state.json of nothing": (holding(STATE, b""), ("state.json", "damaged")),
