@@ -150,12 +150,10 @@ CASES: list[Case] = [
         "run's options: a measure that is misspelt",
         f"{RUN} SHARDS --set evaluation.metric=los",
         ("evaluation.metric=los", "loss"),
-        owned_by="checks before training",
     ),
     Case(
         "run's options: a Hub name that can be none",
         f"{RUN} SHARDS --push-to-hub 'my model!'",
         ("push",),
-        owned_by="checks before training",
     ),
 ]
