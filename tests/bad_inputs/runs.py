@@ -177,10 +177,6 @@ DAMAGED: dict[str, tuple[Damage, tuple[str, ...]]] = {
     "a table of a run that is a folder": (folder_at("metrics.csv"), ("metrics.csv",)),
     "a configuration that is a folder": (folder_at("config.yaml"), ("config.yaml",)),
     "a model that is a file": (_beside("model", b"no folder"), ("model",)),
-    "a place to write in that is a file": (
-        _beside("checkpoints/.writing-step-00000006", b""),
-        ("out", "Not a directory"),
-    ),
 }
 
 # Of a run that is in the middle: what the next step reads.
