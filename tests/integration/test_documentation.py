@@ -62,6 +62,7 @@ def run_python(pieces: list[str]) -> dict[str, Any]:
     return names
 
 
+@pytest.mark.slow
 def test_the_readme_does_what_it_says(place: Path) -> None:
     readme = REPOSITORY / "README.md"
     assert run_commands(readme, most=3) == 3  # the three commands

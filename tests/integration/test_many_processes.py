@@ -75,6 +75,7 @@ def test_aligns_and_teachers_at_once_leave_the_folder_of_one(place: Path, tmp_pa
     assert sra_data("verify", many).exit_code == 0
 
 
+@pytest.mark.slow  # the test above starts as many, of both commands
 def test_an_array_of_jobs_started_at_once_ends_sealed(place: Path, tmp_path: Path) -> None:
     shards = tmp_path / "array"
     num_units = 6

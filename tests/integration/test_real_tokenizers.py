@@ -36,7 +36,7 @@ def cut_down(tokenizer: Path, folder: Path) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("teacher_name", ["qwen1.5-1.8b", "tinyllama-1.1b"])
+@pytest.mark.parametrize("teacher_name", [pytest.param("qwen1.5-1.8b", marks=pytest.mark.slow), "tinyllama-1.1b"])
 def test_dolly_from_text_to_student(teacher_name: str, shared_folder: Path, tmp_path: Path) -> None:
     teacher = cut_down(shared_folder / "tokenizers" / teacher_name, tmp_path / "teacher")
     student = cut_down(shared_folder / "tokenizers" / "gpt2", tmp_path / "student")
