@@ -44,7 +44,7 @@ compare: $(READY)
 	@$(BIN)/python pipelines/compare/run.py --output compare-output $(if $(wildcard $(COMPARE_DATA)),--data $(COMPARE_DATA))
 
 test: $(READY) lint types layers
-	$(BIN)/python -m pytest -m "not slow" --cov --cov-report=term
+	$(BIN)/python -m pytest -m "not slow"
 
 test-all: $(READY) lint types layers
 	$(BIN)/python -m pytest --cov --cov-report=term
