@@ -96,7 +96,7 @@ def test_a_worker_that_is_killed_is_one_line_with_what_to_do(run_units: RunUnits
 
 
 POOL_OF_TWO = """
-import os, sys, time
+import os, signal, sys, time
 from sra_data.engines import local
 
 def noting():
@@ -108,6 +108,7 @@ def noting():
     return work
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where a shell has put the tests behind
     running = local.run_units(range(20 if sys.argv[1] == "short" else 10), noting, num_workers=2)
     try:
         for _ in range(9):
@@ -138,7 +139,10 @@ def pool_of_two(folder: Path, units: str) -> Iterator[tuple[subprocess.Popen[byt
         os.close(writing)
         said = _until(reading, lambda text: "done\n" in text)
         workers = sorted({int(line) for line in said.split() if line.isdecimal()})
-        yield program, workers, lambda: _until(reading, lambda text: False)
+        try:
+            yield program, workers, lambda: _until(reading, lambda text: False)
+        finally:
+            program.kill()  # nothing where it has ended
     os.close(reading)
 
 
