@@ -47,9 +47,9 @@ def make_folder(folder: Path) -> None:
         raise explain(error, folder, "making") from error
 
 
-def sync_folder(folder: Path) -> None:
-    """Force a folder's entries to disk, so that a rename in it survives a power cut."""
-    handle = os.open(folder, os.O_RDONLY)
+def flush(path: Path) -> None:
+    """Force a file to disk, or a folder's entries, so that a rename in it survives a power cut."""
+    handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
     finally:
@@ -151,7 +151,7 @@ def publish(file: IO[bytes], path: Path) -> None:
     file.flush()
     os.fsync(file.fileno())
     os.replace(temporary_of(path), path)
-    sync_folder(path.parent)
+    flush(path.parent)
 
 
 def write_sealed(path: Path, value: Mapping[str, Any], *, is_flat: bool = False) -> None:

@@ -40,9 +40,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from sra_data.errors import DamagedError, ShardError, TrainingError
-from sra_data.shards.durable import SEAL, read_document, sealed_bytes
+from sra_data.shards.durable import SEAL, flush, read_document, sealed_bytes
 from sra_data.shards.metadata import Count, Strict, Xxh3, checked
-from sra_train.record.files import flush, remove
+from sra_train.record.files import remove
 from sra_train.record.identity import TOTAL, refuse_another
 
 CHECKPOINT_VERSION = 4
@@ -104,7 +104,7 @@ class GroupRecord(BaseModel):
 
     params: list[str]
     lr: float
-    peak: float | None = None  # of a group that a schedule knows
+    peak: float
     weight_decay: float
     betas: list[float] = Field(min_length=2, max_length=2)
 

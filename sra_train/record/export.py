@@ -17,8 +17,9 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from sra_data.errors import TrainingError
+from sra_data.shards.durable import flush
 from sra_train.config import StudentConfig
-from sra_train.record.files import flush, remove, replace_folder
+from sra_train.record.files import remove, replace_folder
 from sra_train.record.fingerprint import starting_weights
 from sra_train.student import load_student, quiet_transformers
 

@@ -198,6 +198,10 @@ MIDWAY: dict[str, tuple[Damage, tuple[str, ...]]] = {
         forged(lambda value: value["optimizer"]["param_groups"][0].update(peak="high")),
         ("checkpoint",),
     ),
+    "a group without a peak": (
+        forged(lambda value: value["optimizer"]["param_groups"][0].pop("peak")),
+        ("checkpoint", "peak"),
+    ),
 }
 
 

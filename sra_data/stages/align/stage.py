@@ -19,6 +19,7 @@ from pathlib import Path
 
 from sra_data.corpus.tokenization import SideTokenizer
 from sra_data.engines import run_units
+from sra_data.errors import SourceError
 from sra_data.shards.store import Manifest, Plan, Unit, missing_units
 from sra_data.stages.align.options import AlignOptions, check_options, open_sources, refuse_unwritable, select_units
 from sra_data.stages.align.plan import scan
@@ -37,7 +38,8 @@ def align(options: AlignOptions, reporter: Reporter) -> AlignSummary:
     Raises:
         ConfigError: An option that cannot be.
         TokenizerError: A tokenizer that cannot be loaded, or whose tokens cannot be located in a text.
-        SourceError: Data that cannot be read as examples; nothing has been written then.
+        SourceError: Data that cannot be read as examples; nothing has been written then. Or, after everything is
+            written, data of which one pair can use nothing.
         ShardError: The folder cannot be written, or was made from other inputs.
     """
     check_options(options)
@@ -107,7 +109,7 @@ def align_with(options: AlignOptions, reporter: Reporter, tokenizers: Tokenizers
         still_missing = _missing(shards, plans)
     if not still_missing:
         work.seal(list(plans))
-    return summarise(
+    summary = summarise(
         shards=shards,
         plan=plan,
         columns={words: file for source in reversed(sources) for words, file in source.columns_read.items()},
@@ -118,6 +120,22 @@ def align_with(options: AlignOptions, reporter: Reporter, tokenizers: Tokenizers
         tokens_now=tokens if chosen else None,
         seconds=seconds,
     )
+    _refuse_useless(summary)
+    return summary
+
+
+def _refuse_useless(summary: AlignSummary) -> None:
+    """What is written stays, for the other pairs; but nobody should think that there is something to learn from it.
+
+    Raises:
+        SourceError: If no example is of use to one of the pairs.
+    """
+    for pair in summary.pairs:
+        if pair.why_useless:
+            raise SourceError(
+                f"{summary.shards}: no example is of use to {pair.student} and {pair.teacher} ({pair.why_useless}); "
+                "mend the data, the chat template or --max-length, and align into another folder"
+            )
 
 
 # --------------------------------------------------------------------------------------------------------- the work

@@ -111,6 +111,11 @@ class PairSummary:
     byte_prefix_right: float = 0.0
 
     @property
+    def why_useless(self) -> str:
+        """Where no example is ok on both sides, why not; empty otherwise, and while nothing is counted."""
+        return "" if self.statuses.get(OK) or not self.statuses else _listed(self.statuses)
+
+    @property
     def grid(self) -> Grid:
         """For people."""
         sizes = " · ".join(f"{size} {share:.1%}" for size, share in list(self.sizes.items())[:SIZES_SHOWN])
