@@ -21,14 +21,8 @@ ENVIRONMENT = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALL
 def main() -> int:
     """Carry it out; 0 if nothing was violated."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    for name, number in (
-        ("kills", 500),
-        ("flips", 2000),
-        ("malformed", 1000),
-        ("obstacles", 60),
-        ("pools", 8),
-        ("seed", 0),
-    ):
+    amounts = {"kills": 500, "pools": 8, "flips": 2000, "malformed": 1000, "obstacles": 60, "seed": 0}
+    for name, number in amounts.items():
         parser.add_argument(f"--{name}", type=int, default=number)
     wanted = parser.parse_args()
     os.environ.update(ENVIRONMENT, CUDA_VISIBLE_DEVICES="")  # before anything that reads it is imported

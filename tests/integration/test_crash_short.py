@@ -14,7 +14,7 @@ CLOSING = r"kills (\d+), violations 0, flipped 51, caught 51, malformed 40, refu
 
 def test_nothing_is_lost_by_signals_and_nothing_passes_that_was_changed() -> None:
     """In a process of its own: it forks, and may have done no work with threads before."""
-    asked = ["--kills", "3", "--flips", "51", "--malformed", "40", "--obstacles", "4", "--seed", "1"]
+    asked = ["--kills", "3", "--pools", "0", "--flips", "51", "--malformed", "40", "--obstacles", "4", "--seed", "1"]
     environment = os.environ | {"PYTHONPATH": str(REPOSITORY)}
     done = subprocess.run(
         [sys.executable, "-m", "tests.crash.run", *asked],

@@ -1,4 +1,4 @@
-"""The reader of public suites of bad files sees what goes wrong; the suites themselves, where somebody unpacked them."""
+"""The reader of public suites of bad files sees what goes wrong; the suites themselves, where they lie."""
 
 from __future__ import annotations
 
