@@ -14,13 +14,14 @@ from torch import Tensor, nn
 
 def weight_of(module: nn.Module) -> Tensor:
     """A module's weight with its numbers: the live parameter, or a copy of one that is kept elsewhere."""
-    weight: Any = module.weight
-    if weight.device.type != "meta" or not hasattr(module, "_hf_hook"):
-        return weight
-    from accelerate.utils import align_module_device
+    found: Any = module
+    weight: Tensor = found.weight
+    if weight.device.type == "meta" and hasattr(module, "_hf_hook"):
+        from accelerate.utils import align_module_device
 
-    with align_module_device(module):
-        return module.weight.detach()
+        with align_module_device(module):
+            weight = found.weight.detach()
+    return weight
 
 
 def device_of_module(module: nn.Module) -> torch.device:
