@@ -21,7 +21,15 @@ from typing import TYPE_CHECKING
 
 from sra_data.choices import Boundaries, OnInvalid, Overlong, VocabularyMatch
 from sra_data.stages.cache.options import CacheOptions
-from sra_data.teacher.spec import CaptureOptions, Dtype, Granularity, HiddenDtype, Quantization, TeacherSpec
+from sra_data.teacher.spec import (
+    CaptureOptions,
+    DeviceMap,
+    Dtype,
+    Granularity,
+    HiddenDtype,
+    Quantization,
+    TeacherSpec,
+)
 from sra_data.terminal import Reporter
 
 if TYPE_CHECKING:
@@ -129,6 +137,8 @@ def cache_teacher(
     adapter: Path | None = None,
     dtype: Dtype | None = None,
     device: str | None = None,
+    device_map: DeviceMap | None = None,
+    tensor_parallel: bool = False,
     quantization: Quantization | None = None,
     trust_remote_code: bool = False,
     allow_pickle: bool = False,
@@ -161,6 +171,8 @@ def cache_teacher(
         adapter: LoRA adapter to put on the teacher (peft).
         dtype: Of the teacher's numbers; None for bf16 on a GPU and fp32 on a CPU.
         device: "cuda", "cuda:1", "cpu"; None for a GPU where there is one.
+        device_map: "auto" spreads its layers over all GPUs, then memory; None for one device.
+        tensor_parallel: Cut each of its layers over the processes that torchrun started; the first of them writes.
         quantization: Through bitsandbytes.
         trust_remote_code: Run code that comes with the teacher.
         allow_pickle: Read weights that are not safetensors.
@@ -192,6 +204,8 @@ def cache_teacher(
         adapter=None if adapter is None else os.fspath(adapter),
         dtype=dtype,
         device=device,
+        device_map=device_map,
+        tensor_parallel=tensor_parallel,
         quantization=quantization,
         trust_remote_code=trust_remote_code,
         allow_pickle=allow_pickle,

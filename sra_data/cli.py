@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 
 from sra_data import terminal
-from sra_data.choices import Boundaries, OnInvalid, Overlong, VocabularyMatch
+from sra_data.choices import Boundaries, Gated, OnInvalid, Overlong, VocabularyMatch
 from sra_data.command_line import Program
 from sra_data.errors import ConfigError
 from sra_data.options import expand
@@ -192,11 +192,13 @@ def cache_teacher(options: CacheOptions, config: Config = None, json: Json = Fal
     reporter = terminal.start(f"cache-teacher: {options.shards}", quiet=json)
     from sra_data.stages.cache import stage
 
-    terminal.finish(stage.cache_teacher(options, reporter), as_json=json)
+    summary = stage.cache_teacher(options, reporter)
+    if not options.teacher.tensor_parallel or terminal.is_first():
+        terminal.finish(summary, as_json=json)
 
 
 @app.command()
-@expand(leave_out=KNOWN_BY_PAGES)
+@expand(leave_out=(*KNOWN_BY_PAGES, "tensor_parallel"))
 def verify(
     shards: Shards = "shards",
     deep: Annotated[bool, typer.Option("--deep", help="Run a teacher again on a sample.")] = False,
@@ -258,6 +260,54 @@ def card(
     from sra_data.stages import card as stage
 
     terminal.finish(stage.write_card(shards, licence=licence), as_json=json)
+
+
+Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit of the data set (or name@revision).")]
+
+
+@app.command()
+def push(
+    what: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="[SHARDS] OWNER/NAME",
+            help="The folder (default: shards), and a data set, or hf://buckets/owner/name for what is unfinished.",
+        ),
+    ],
+    revision: Revision = None,
+    private: Annotated[bool, typer.Option("--private", help="Make it for your eyes alone.")] = False,
+    gated: Annotated[Gated | None, typer.Option(help="Access is asked for: given at once, or by hand.")] = None,
+    licence: Annotated[
+        str | None, typer.Option(help="Of the corpus, for the card (default: what its data set or its card says).")
+    ] = None,
+    json: Json = False,
+) -> None:
+    """Check the shards and push them to the Hub: a data set with its card, or a bucket."""
+    shards, name = ("shards", *what) if len(what) == 1 else (what[0], what[1])
+    if len(what) > 2:
+        raise ConfigError(f"push: {len(what)} names are too many; write `sra-data push SHARDS owner/name`")
+    reporter = terminal.start(f"push: {shards}, to {name}", quiet=json)
+    from sra_data.stages.hub import push as stage
+    from sra_data.stages.hub.place import place_of
+
+    options = stage.PushOptions(shards, place_of(name, revision), private=private, gated=gated, licence=licence)
+    terminal.finish(stage.push(options, reporter), as_json=json)
+
+
+@app.command()
+def pull(
+    name: Annotated[str, typer.Argument(metavar="OWNER/NAME", help="A data set of shards, or hf://buckets/...")],
+    shards: Annotated[str, typer.Argument(help="The folder to make; new or empty.")] = "shards",
+    revision: Revision = None,
+    json: Json = False,
+) -> None:
+    """Fetch shards from the Hub and check every byte; run again, it goes on where it was."""
+    reporter = terminal.start(f"pull: {name}, into {shards}", quiet=json)
+    from sra_data.stages.hub import pull as stage
+    from sra_data.stages.hub.place import place_of
+
+    options = stage.PullOptions(place_of(name, revision), shards)
+    terminal.finish(stage.pull(options, reporter), as_json=json)
 
 
 # Which side inspect shows.

@@ -190,9 +190,14 @@ def print_json(value: dict[str, Any]) -> None:
 def start(what: str, *, quiet: bool) -> Reporter:
     """The reporter, once it has said what is about to happen: before the imports, which take seconds."""
     reporter = make_reporter(quiet=quiet)
-    if os.environ.get("RANK", "0") == "0":  # the first of the processes of a distributed run
+    if is_first():
         reporter.line(what)
     return reporter
+
+
+def is_first() -> bool:
+    """Whether this is the first of the processes of a distributed run, or the only one."""
+    return os.environ.get("RANK", "0") == "0"
 
 
 class Summary(Protocol):

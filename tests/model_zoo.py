@@ -84,6 +84,29 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "mpt": {"d_model": 32, "n_layers": 3, "n_heads": 4, "max_seq_len": 128},
     "mamba": {"hidden_size": 32, "num_hidden_layers": 3, "state_size": 8},
 }
+# Not among those that everything is tried with: parts of them have names of their own, or no attention.
+UNUSUAL_FAMILIES: dict[str, dict[str, Any]] = {
+    "llama4_text": {
+        **LLAMA_LIKE,
+        "head_dim": 8,
+        "intermediate_size_mlp": 48,
+        "num_local_experts": 2,
+        "num_experts_per_tok": 1,
+        "attention_chunk_size": 8,
+        "layer_types": ["chunked_attention", "full_attention", "chunked_attention"],
+        "no_rope_layers": [1, 0, 1],
+    },
+    "recurrent_gemma": {
+        "hidden_size": 32,
+        "intermediate_size": 96,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 1,
+        "attention_window_size": 8,
+        "logits_soft_cap": 3.0,
+    },
+    "xlstm": {"hidden_size": 32, "num_hidden_layers": 3, "num_heads": 4, "output_logit_soft_cap": 2.0},
+}
 ATTENTION_FAMILIES = tuple(family for family in FAMILIES if family != "mamba")
 
 
@@ -93,13 +116,13 @@ def tiny_model(
     """A tiny float32 model in eval mode.
 
     Args:
-        family: A key of FAMILIES.
+        family: A key of FAMILIES or UNUSUAL_FAMILIES.
         seed: Of the weights; the global random state is left as it was.
         attn_implementation: As in `from_pretrained`; the library's default where None.
         **overrides: Configuration values (say, vocab_size=512, num_hidden_layers=2).
     """
     model_type = "falcon" if family == "falcon_alibi" else family
-    config = AutoConfig.for_model(model_type, **{**COMMON, **FAMILIES[family], **overrides})
+    config = AutoConfig.for_model(model_type, **{**COMMON, **(FAMILIES | UNUSUAL_FAMILIES)[family], **overrides})
     if family == "gemma2" and attn_implementation is None:
         attn_implementation = "eager"  # what newer releases choose; older ones run SDPA without the soft-cap
     options = {} if attn_implementation is None else {"attn_implementation": attn_implementation}

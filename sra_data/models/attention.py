@@ -28,7 +28,7 @@ from torch import Tensor, nn
 
 from sra_data.errors import ModelError
 from sra_data.models.attention_hooks import Removable, listen_to_attention
-from sra_data.models.attention_row import last_query_row
+from sra_data.models.attention_row import Total, last_query_row
 from sra_data.models.decoder import attention_module, check_layers, decoder_layers, unwrap
 
 PREFIX = "last_query_"
@@ -48,9 +48,10 @@ class LastQueryAttention:
     Layer l is the attention of decoder block l-1, whose output is ``hidden_states[l]``.
     """
 
-    def __init__(self, model: nn.Module, layers: tuple[int, ...]) -> None:
+    def __init__(self, model: nn.Module, layers: tuple[int, ...], total: Total | None = None) -> None:
         self.model = model
         self.layers = layers
+        self.total = total
         self.rows: dict[int, Tensor] = {}
         self.query_index: Tensor | None = None
         self._configs: list[tuple[Any, str]] = []
@@ -58,14 +59,21 @@ class LastQueryAttention:
         self._hooks: list[Removable] = []
 
     @classmethod
-    def attach(cls, model: nn.Module, layers: list[int] | tuple[int, ...]) -> LastQueryAttention:
+    def attach(
+        cls, model: nn.Module, layers: list[int] | tuple[int, ...], *, total: Total | None = None
+    ) -> LastQueryAttention:
         """Make `model` hand over the rows of `layers` (1..L) when asked; its outputs do not change.
+
+        Args:
+            model: the causal language model.
+            layers: whose rows.
+            total: adds up over the processes that share its heads; None where all heads are here.
 
         Raises:
             ModelError: If a layer is out of range, has no attention, or runs an implementation whose query and key
                 cannot be seen (flex_attention).
         """
-        attached = cls(model, check_layers(model, layers))
+        attached = cls(model, check_layers(model, layers), total)
         try:
             blocks = decoder_layers(model)
             for layer in attached.layers:
@@ -95,7 +103,7 @@ class LastQueryAttention:
                 self._configs.append((config, implementation))
                 config._attn_implementation_internal = registered
         else:
-            self._hooks += listen_to_attention(module, lambda: self.query_index, self._keep(layer))
+            self._hooks += listen_to_attention(module, lambda: self.query_index, self._keep(layer), total=self.total)
 
     def _keep(self, layer: int) -> Callable[[Tensor], None]:
         def keep(row: Tensor) -> None:
@@ -176,7 +184,9 @@ def _reading(original: Callable[..., Any]) -> Callable[..., Any]:
         if sink is not None:
             reader, layer = sink
             if reader.query_index is not None and layer not in reader.rows:
-                reader.rows[layer] = last_query_row(module, query, key, attention_mask, reader.query_index, **options)
+                reader.rows[layer] = last_query_row(
+                    module, query, key, attention_mask, reader.query_index, total=reader.total, **options
+                )
         return original(module, query, key, value, attention_mask, **options)
 
     return attention

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from sra_data.models.attention_row import last_query_row, normalised
+from sra_data.models.attention_row import Total, last_query_row, normalised
 
 SOFTMAX_FUNCTIONS = frozenset({torch.softmax, torch.nn.functional.softmax, Tensor.softmax})
 SDPA = torch.nn.functional.scaled_dot_product_attention
@@ -29,8 +29,11 @@ class Removable(Protocol):
 class _Listener(TorchFunctionMode):
     """Reads the row of `query_index` from the first softmax over positions, or SDPA call, that runs under it."""
 
-    def __init__(self, module: nn.Module, query_index: Tensor, keep: Callable[[Tensor], None]) -> None:
+    def __init__(
+        self, module: nn.Module, query_index: Tensor, keep: Callable[[Tensor], None], total: Total | None
+    ) -> None:
         super().__init__()
+        self.total = total
         self.module = module
         self.query_index = query_index
         self.keep = keep
@@ -52,7 +55,7 @@ class _Listener(TorchFunctionMode):
         # A sink adds a column that is no position.
         num_positions = min(per_head.shape[-1], per_head.shape[-2]) if per_head.shape[-2] > 1 else per_head.shape[-1]
         row = per_head[torch.arange(batch, device=index.device), :, index]  # [B, H, S]
-        self.keep(normalised(row[..., :num_positions]))
+        self.keep(normalised(row[..., :num_positions], self.total))
 
     def _read_sdpa(
         self,
@@ -66,7 +69,16 @@ class _Listener(TorchFunctionMode):
         enable_gqa: bool = False,
     ) -> None:
         self.keep(
-            last_query_row(self.module, query, key, attn_mask, self.query_index, scaling=scale, is_causal=is_causal)
+            last_query_row(
+                self.module,
+                query,
+                key,
+                attn_mask,
+                self.query_index,
+                scaling=scale,
+                is_causal=is_causal,
+                total=self.total,
+            )
         )
 
 
@@ -87,9 +99,15 @@ class _OutsideTheCompiler:
 
 
 def listen_to_attention(
-    module: nn.Module, query_index: Callable[[], Tensor | None], keep: Callable[[Tensor], None]
+    module: nn.Module,
+    query_index: Callable[[], Tensor | None],
+    keep: Callable[[Tensor], None],
+    *,
+    total: Total | None = None,
 ) -> list[Removable]:
     """Hook one attention module: while it runs and `query_index()` is not None, give its row to `keep`.
+
+    `total` adds up over the processes that share its heads.
 
     Returns:
         The hooks' handles; removing them gives the module back as it was.
@@ -100,7 +118,7 @@ def listen_to_attention(
     def start(module: nn.Module, args: Any) -> None:
         index = query_index()
         if index is not None:
-            running.append(_Listener(module, index, keep))
+            running.append(_Listener(module, index, keep, total))
             running[-1].__enter__()
 
     @torch.compiler.disable

@@ -5,10 +5,13 @@ Legend: B batch, H heads, G query heads per key head, N query positions, S key p
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+Total = Callable[[Tensor], Tensor]  # adds up over the processes that share the heads of a layer
 
 
 @torch.no_grad()
@@ -25,6 +28,7 @@ def last_query_row(
     is_causal: bool | None = None,
     s_aux: Tensor | None = None,
     position_bias: Tensor | None = None,
+    total: Total | None = None,
     **_: Any,
 ) -> Tensor:
     """The attention of one query per example over all positions, summed over heads and normalised.
@@ -41,6 +45,7 @@ def last_query_row(
         sliding_window: Number of positions a query sees, itself included; only used where the mask does not say it.
         s_aux: [H] learned sinks: logits that take mass and belong to no position.
         position_bias: [1 or B, H, N, S], added to the scores.
+        total: adds up over the processes that share the heads; None where all heads are here.
 
     Returns:
         [B, S] float32.
@@ -69,13 +74,15 @@ def last_query_row(
     if s_aux is not None:
         sinks = s_aux.float().view(1, num_heads, 1).expand(batch, -1, -1)
         scores = torch.cat([scores, sinks], dim=-1)
-    return normalised(torch.softmax(scores, dim=-1)[..., :num_keys])
+    return normalised(torch.softmax(scores, dim=-1)[..., :num_keys], total)
 
 
-def normalised(probabilities: Tensor) -> Tensor:
+def normalised(probabilities: Tensor, total: Total | None = None) -> Tensor:
     """[B, H, S] attention of one query -> [B, S], summed over heads, summing to one over positions."""
-    total = probabilities.float().sum(dim=1)
-    return total / total.sum(dim=-1, keepdim=True)
+    summed = probabilities.float().sum(dim=1)
+    if total is not None:
+        summed = total(summed)
+    return summed / summed.sum(dim=-1, keepdim=True)
 
 
 def _row_of(per_query: Tensor, examples: Tensor, index: Tensor) -> Tensor:

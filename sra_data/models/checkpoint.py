@@ -15,7 +15,7 @@ from typing import Any
 from torch import nn
 
 from sra_data.errors import ModelError
-from sra_data.models.decoder import decoder_body, unwrap
+from sra_data.models.decoder import body_name, decoder_body, unwrap
 
 # Computed from the configuration; older releases wrote them beside the weights.
 SAVED_BUFFER = re.compile(
@@ -61,10 +61,10 @@ def _is_of_body_or_head(model: nn.Module, name: str) -> bool:
     """Whether a tensor without a place would stand inside a part that the body or the head consists of."""
     if SAVED_BUFFER.search(name):
         return False
-    causal = unwrap(model)
-    inside = name.removeprefix(f"{causal.base_model_prefix}.")
+    causal, place = unwrap(model), body_name(model) or ""
+    inside = name.removeprefix(f"{causal.base_model_prefix}.").removeprefix(f"{place}.")
     body = {child for child, _ in decoder_body(model).named_children()}
-    around = {child for child, _ in causal.named_children()} - {causal.base_model_prefix}
+    around = {child for child, _ in causal.named_children()} - {place.partition(".")[0]}
     return inside.partition(".")[0] in body | around
 
 

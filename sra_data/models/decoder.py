@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from sra_data.errors import ModelError
+from sra_data.models.placement import device_of_module, weight_of
 
 ATTENTION_CLASS_NAME = re.compile(r"attention|attn", re.IGNORECASE)
 
@@ -39,15 +40,35 @@ def text_config(model: nn.Module) -> Any:
 
 
 def decoder_body(model: nn.Module) -> nn.Module:
-    """The model without its output head: ids in, `last_hidden_state` after the final norm out."""
-    causal = unwrap(model)
-    body = getattr(causal, causal.base_model_prefix, None) if getattr(causal, "base_model_prefix", "") else None
-    if not isinstance(body, nn.Module) or body is causal:
+    """The model without its output head: ids in, `last_hidden_state` after the final norm out.
+
+    Raises:
+        ModelError: If there is none apart from the head.
+    """
+    name = body_name(model)
+    if name is None:
         raise ModelError(
-            f"model class {type(causal).__name__}: no body apart from its output head was found; "
+            f"model class {type(unwrap(model)).__name__}: no body apart from its output head was found; "
             "use a decoder-only model that AutoModelForCausalLM opens"
         )
-    return body
+    return unwrap(model).get_submodule(name)
+
+
+def body_name(model: nn.Module) -> str | None:
+    """Where the body stands in the causal language model, with dots; None where there is none.
+
+    It is where the class says it is. Llama 4 says "language_model", which is a part of its model that sees images: its
+    text model's body is its `model`, and in the larger one both stand one inside the other.
+    """
+    causal = unwrap(model)
+    prefix = getattr(causal, "base_model_prefix", "")
+    if prefix and isinstance(getattr(causal, prefix, None), nn.Module):
+        return None if getattr(causal, prefix) is causal else prefix
+    if isinstance(getattr(causal, "model", None), nn.Module):
+        return "model"
+    inner = getattr(causal, "language_model", None)
+    inside = body_name(inner) if isinstance(inner, nn.Module) else None
+    return None if inside is None else f"language_model.{inside}"
 
 
 def decoder_layers(model: nn.Module) -> nn.ModuleList:
@@ -115,8 +136,8 @@ def states_offset(model: nn.Module) -> int:
     ]
     was_training = body.training
     body.eval()
-    weight = unwrap(model).get_input_embeddings().weight
-    ids = torch.arange(3, 8, device=weight.device)[None] % weight.shape[0]
+    embedding = unwrap(model).get_input_embeddings()
+    ids = torch.arange(3, 8, device=device_of_module(embedding))[None] % embedding.weight.shape[0]
     try:
         states = body(input_ids=ids, use_cache=False, output_hidden_states=True).hidden_states or ()
     finally:
@@ -185,7 +206,7 @@ def input_embeddings(model: nn.Module) -> InputEmbeddings:
         scale = float(config.embedding_multiplier)
     head = causal.get_output_embeddings()
     is_tied = head is not None and head.weight is embedding.weight
-    return InputEmbeddings(weight=embedding.weight, scale=scale, is_tied=is_tied)
+    return InputEmbeddings(weight=weight_of(embedding), scale=scale, is_tied=is_tied)
 
 
 def refuse_encoder(config: Any, *, who: str) -> None:

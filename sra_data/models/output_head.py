@@ -18,6 +18,10 @@ from torch import Tensor, nn
 
 from sra_data.errors import ModelError
 from sra_data.models.decoder import decoder_body, text_config, unwrap
+from sra_data.models.placement import device_of_module, weight_of
+
+# Of the bound of the logits, by family: Gemma 2 and later; RecurrentGemma; xLSTM.
+SOFTCAP_NAMES = ("final_logit_softcapping", "logits_soft_cap", "output_logit_soft_cap")
 
 
 @dataclass(frozen=True)
@@ -52,7 +56,7 @@ class OutputHead:
                 f"({type(linear).__name__}); load it with an unquantized lm_head"
             )
         scale, softcap = _scaling_of(model)
-        return cls(weight=weight, bias=getattr(linear, "bias", None), scale=scale, softcap=softcap)
+        return cls(weight=weight_of(linear), bias=getattr(linear, "bias", None), scale=scale, softcap=softcap)
 
     @property
     def vocabulary_size(self) -> int:
@@ -131,7 +135,8 @@ def _scaling_of(model: nn.Module) -> tuple[float, float | None]:
     for multiplier in ("lm_head_multiplier", "output_multiplier"):
         if getattr(config, multiplier, None):
             scale *= getattr(config, multiplier)
-    softcap = getattr(config, "final_logit_softcapping", None)
+    caps = (getattr(config, name, None) for name in SOFTCAP_NAMES)
+    softcap = next((cap for cap in caps if cap), None)
     return scale, float(softcap) if softcap else None
 
 
@@ -145,11 +150,12 @@ def check_output_head(model: nn.Module, head: OutputHead) -> None:
     causal = unwrap(model)
     was_training = causal.training
     causal.eval()
-    ids = torch.arange(3, 8, device=causal.device)[None] % head.vocabulary_size
+    place = device_of_module(causal.get_input_embeddings())
+    ids = torch.arange(3, 8, device=place)[None] % head.vocabulary_size
     try:
         expected = causal(input_ids=ids, use_cache=False).logits.float()
-        hidden = decoder_body(model)(input_ids=ids, use_cache=False).last_hidden_state
-        found = head.logits(hidden).float()
+        hidden = decoder_body(model)(input_ids=ids, use_cache=False).last_hidden_state.to(head.weight.device)
+        found = head.logits(hidden).float().to(expected.device)
     finally:
         causal.train(was_training)
     if not torch.isfinite(expected).all():

@@ -30,10 +30,11 @@ from sra_data.terminal import bytes_in_words
 TAG = "sra-shards"  # by which a card of ours is known
 # Fewer rows than that -> the Hub's name of the size.
 SIZES = ((10**3, "n<1K"), (10**4, "1K<n<10K"), (10**5, "10K<n<100K"), (10**6, "100K<n<1M"), (10**7, "1M<n<10M"))
-HOW_TO_READ = """\
+FETCHING = "(fetching)"  # stands for the words on where it is fetched from
+HOW_TO_READ = f"""\
 ## How to read it
 
-```python
+{FETCHING}```python
 import sra_data
 
 with sra_data.open_shards("FOLDER") as shards:  # where this folder lies
@@ -64,16 +65,18 @@ class CardSummary:
         unknown = "unknown: say it with --licence before you give the corpus away"
         return [
             f"{self.path}: {len(self.sections)} folders described; licence of the corpus: {self.licence or unknown}",
-            f"to publish: hf upload OWNER/NAME {Path(self.path).parent} --repo-type dataset",
+            f"to publish: sra-data push {Path(self.path).parent} OWNER/NAME",
         ]
 
 
-def write_card(shards: str | Path, *, licence: str | None = None) -> CardSummary:
+def write_card(shards: str | Path, *, licence: str | None = None, hub_id: str | None = None) -> CardSummary:
     """Write README.md into a folder of shards, in place of one that was written so before.
 
     Args:
         shards: the folder.
-        licence: of the corpus, as the Hub names it ("cc-by-sa-3.0"); looked up where the corpus is a Hub data set.
+        licence: of the corpus, as the Hub names it ("cc-by-sa-3.0"); where it is not given, what the Hub data set says
+            that the corpus is from, or else the card before this one.
+        hub_id: where the folder will lie on the Hub, for the words on how to read it.
 
     Raises:
         ConfigError: If that is no name of a licence.
@@ -86,8 +89,8 @@ def write_card(shards: str | Path, *, licence: str | None = None) -> CardSummary
     if not any(entry.section == "corpus" for entry in sealed):
         raise ShardError(f"{shards}: its corpus is not finished; run `sra-data align` to its end first")
     refuse_foreign_card(path)
-    known = {"license": licence} if licence is not None else licence_of_corpus(listing)
-    card = DatasetCard(f"---\n{card_data(sealed, known).to_yaml()}\n---\n\n{card_text(sealed, known)}")
+    known = {"license": licence} if licence is not None else licence_of_corpus(listing) or licence_of(str(shards))
+    card = DatasetCard(f"---\n{card_data(sealed, known).to_yaml()}\n---\n\n{card_text(sealed, known, hub_id)}")
     with staged(path) as file:
         file.write(str(card).encode())
         publish(file, path)
@@ -142,7 +145,7 @@ def card_data(sealed: list[Entry], licence: dict[str, str]) -> DatasetCardData:
     )
 
 
-def card_text(sealed: list[Entry], licence: dict[str, str]) -> str:
+def card_text(sealed: list[Entry], licence: dict[str, str], hub_id: str | None = None) -> str:
     """What people read."""
     lines = [
         "# Shards of a corpus",
@@ -162,7 +165,7 @@ def card_text(sealed: list[Entry], licence: dict[str, str]) -> str:
         if any(entry.section.startswith("teachers/") for entry in sealed)
         else f"Licence of the corpus: {licence_in_words(licence) if licence else 'not recorded'}.",
         "",
-        HOW_TO_READ,
+        HOW_TO_READ.replace(FETCHING, "" if hub_id is None else f"Fetch it with `sra-data pull {hub_id}`.\n\n"),
     ]
     return "\n".join(lines)
 

@@ -26,12 +26,14 @@ from torch import Tensor, nn
 
 from sra_data.errors import ModelError
 from sra_data.models.attention import LastQueryAttention
-from sra_data.models.decoder import decoder_body, decoder_layers, length_border
+from sra_data.models.decoder import decoder_body, decoder_layers, length_border, unwrap
 from sra_data.models.output_head import OutputHead
+from sra_data.models.placement import device_of_module
 from sra_data.shards.codecs import EncodedTensor, encode_float32
 from sra_data.spans.pooling import center_of_mass
 from sra_data.teacher.batching import free_memory, is_out_of_memory
 from sra_data.teacher.spec import CaptureOptions
+from sra_data.teacher.tensor_parallel import team
 from sra_data.teacher.topk import chosen_logits, top_k_with_tails
 
 # On CPUs, memory above 32 MB goes back to the system and comes again page by page: smaller chunks run twice as fast.
@@ -118,13 +120,16 @@ class TeacherCapture:
         self.blocks = decoder_layers(model)
         self.options = options = options.resolved(len(self.blocks))
         self.layers = options.layer_numbers
-        self.device = self.head.weight.device
+        self.device = self.head.weight.device  # of the head: where what is cut out of the layers comes together
+        self.entry = device_of_module(unwrap(model).get_input_embeddings())
         self.channel_scales = channel_scales or {}
         self.border = length_border(model)
         self.num_splits = 0
         # By span the head reads the last layer's centres of mass, so its attention is needed whatever is kept.
         attended = {*self.layers, len(self.blocks)} if options.by_span else self.layers
-        self.reader = LastQueryAttention.attach(model, sorted(attended)) if options.attention else None
+        self.team = team()
+        total = None if self.team is None else self.team.total
+        self.reader = LastQueryAttention.attach(model, sorted(attended), total=total) if options.attention else None
 
     def close(self) -> None:
         """Give the model back as it was."""
@@ -151,6 +156,12 @@ class TeacherCapture:
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
+            if self.team is not None:  # the others are inside that forward, and nobody knows where
+                longest = max(len(one.ids) for one in examples)
+                raise ModelError(
+                    f"a batch of {len(examples)} examples, the longest of {longest} tokens: out of memory on "
+                    f"{self.device}; use a smaller --batch-tokens, or more processes"
+                ) from error
             if len(examples) == 1:
                 raise ModelError(
                     f"example {examples[0].id} ({len(examples[0].ids)} tokens): out of memory on {self.device} even "
@@ -173,8 +184,7 @@ class TeacherCapture:
         rows = torch.from_numpy(np.repeat(np.arange(len(examples)), counts)).to(self.device)  # [Q]
         columns = torch.from_numpy(np.concatenate([example.positions for example in examples]).astype(np.int64))
         columns = columns.to(self.device)  # [Q]
-        hidden, attention_rows = self._forward(torch.from_numpy(ids).to(self.device), lengths - 1, rows, columns)
-        attention = {layer: row[rows, columns] for layer, row in attention_rows.items()}  # [Q]
+        hidden, attention = self._forward(torch.from_numpy(ids).to(self.entry), lengths - 1, rows, columns)
         if self.options.by_span:
             counts = [example.num_rows for example in examples]
             hidden, attention = _pool(
@@ -206,7 +216,10 @@ class TeacherCapture:
     def _forward(
         self, ids: Tensor, query_index: Tensor, rows: Tensor, columns: Tensor
     ) -> tuple[dict[int, Tensor], dict[int, Tensor]]:
-        """Body forward: hidden states [Q, D] of asked layers (and the last), attention rows [B, N]."""
+        """Body forward: hidden states [Q, D] of asked layers (and the last), attention [Q], all on the head's device.
+
+        They are cut where their layer is: a model may be spread over devices, and no whole state travels.
+        """
         hidden: dict[int, Tensor] = {}
         last = len(self.blocks)
         with ExitStack() as stack:
@@ -215,9 +228,11 @@ class TeacherCapture:
             attention: dict[int, Tensor] = {}
             if self.reader is not None:
                 attention = stack.enter_context(self.reader.capture(query_index.to(self.device)))
+                if self.team is not None:
+                    stack.enter_context(self.team.reads(self.reader.layers, query_index))
             output = self.body(input_ids=ids, use_cache=False)
-        hidden[last] = output[0][rows, columns]
-        return hidden, attention
+        hidden[last] = _cut(output[0], rows, columns)
+        return hidden, {layer: _cut(row, rows, columns) for layer, row in attention.items()}
 
     def _read_logits(
         self, hidden: Tensor, examples: Sequence[Example], captured: list[Captured], counts: list[int]
@@ -312,6 +327,11 @@ def _split(values: NDArray[Any], counts: list[int]) -> list[NDArray[Any]]:
     return np.split(values, np.cumsum(counts)[:-1])
 
 
+def _cut(values: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+    """[B, N, ...] at [Q] places, cut where the values are and brought to where the places are."""
+    return values[rows.to(values.device), columns.to(values.device)].to(rows.device)
+
+
 @contextmanager
 def _cut_hidden(
     blocks: nn.ModuleList, layers: Sequence[int], rows: Tensor, columns: Tensor, kept: dict[int, Tensor]
@@ -321,7 +341,7 @@ def _cut_hidden(
     def keep(layer: int) -> Callable[[nn.Module, Any, Any], None]:
         def hook(block: nn.Module, arguments: Any, output: Any) -> None:
             states = output[0] if isinstance(output, tuple) else output
-            kept[layer] = states[rows, columns]
+            kept[layer] = _cut(states, rows, columns)
 
         return hook
 

@@ -18,7 +18,7 @@ import torch
 from torch import nn
 
 from sra_data.corpus.loading import split_revision
-from sra_data.errors import ModelError
+from sra_data.errors import ConfigError, ModelError
 from sra_data.model_files import commit_of, refuse_absurd_config
 from sra_data.models.checkpoint import refuse_unlike
 from sra_data.models.declared import (
@@ -37,6 +37,7 @@ from sra_data.options import refuse_unknown
 from sra_data.teacher.admission import refuse_config
 from sra_data.teacher.fingerprint import adapter_folder, fingerprint
 from sra_data.teacher.spec import Dtype, TeacherSpec
+from sra_data.teacher.tensor_parallel import Load, Team, sharding_options, team
 
 DTYPES: dict[Dtype, torch.dtype] = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
@@ -150,8 +151,9 @@ def load(spec: TeacherSpec) -> LoadedTeacher:
         ModelError: If it cannot be had or understood.
     """
     spec = settled(spec)
-    identity, where = identify(spec), device_of(spec)
+    identity, where, together = identify(spec), device_of(spec), _team_of(spec)
     _refuse_beyond_checkpoint(spec, identity.config)
+    stored_as = quantization_of(identity.config)
     options: dict[str, Any] = {
         "revision": spec.revision or "main",
         "dtype": DTYPES[dtype_of(spec)],
@@ -159,20 +161,45 @@ def load(spec: TeacherSpec) -> LoadedTeacher:
         "use_safetensors": None if spec.allow_pickle else True,
     }
     if spec.quantization is not None:
-        options |= {"quantization_config": _quantization(spec.quantization), "device_map": {"": where}}
+        options["quantization_config"] = _quantization(spec, stored_as)
+    is_placed = spec.device_map is not None or spec.quantization is not None or stored_as is not None
+    if is_placed:  # while it is loaded: quantized weights do not move afterwards, spread ones must not
+        options["device_map"] = spec.device_map or {"": where}
+    if together is not None:
+        who, trusted = f"teacher {identity.name}", spec.trust_remote_code
+        options |= sharding_options(identity.config, who=who, trust_remote_code=trusted)
     # Tensors of other shapes are let in here, so that `refuse_unlike` names them.
     options |= {"output_loading_info": True, "ignore_mismatched_sizes": True}
-    model, info = _loaded(identity.name, lambda auto: auto.AutoModelForCausalLM, options)
+    with _naming_what_is_missing(identity.name, stored_as):
+        model, info = _loaded(identity.name, lambda auto: auto.AutoModelForCausalLM, options)
     with _naming(identity.name):
         refuse_unlike(model, info, who=f"teacher {identity.name}")
         if spec.adapter is not None:
             model = _with_adapter(model, spec)
-        if spec.quantization is None:
+        if not is_placed and together is None:
             model = model.to(where)
         model.eval().requires_grad_(False)
         use_softcapped_sdpa(model)
         check_output_head(model, OutputHead.from_model(model))
+        if together is not None and together.leads:
+            together.lead(model)
     return LoadedTeacher(model, model.config, identity.fingerprint, identity.name, identity.revision)
+
+
+def _team_of(spec: TeacherSpec) -> Team | None:
+    """The processes that load this teacher together; the others hear of it here.
+
+    Raises:
+        ConfigError: If there are none to share it.
+    """
+    if not spec.tensor_parallel:
+        return None
+    found = team()
+    if found is None:
+        raise ConfigError("--tensor-parallel: of `sra-data cache-teacher` under torchrun alone; leave it out")
+    if found.leads:
+        found.tell(Load(spec))
+    return found
 
 
 def identify(spec: TeacherSpec) -> TeacherIdentity:
@@ -253,12 +280,44 @@ def _refuse_beyond_checkpoint(spec: TeacherSpec, config: Any) -> None:
             refuse_beyond(config, stored, who=who, trust_remote_code=spec.trust_remote_code)
 
 
-def _quantization(quantization: str) -> Any:
+def quantization_of(config: Any) -> str | None:
+    """How the weights of a checkpoint were quantized when they were saved ("gptq", "awq", ...); None where not."""
+    said = getattr(config, "quantization_config", None)
+    if said is None:
+        return None
+    found = said.get("quant_method") if isinstance(said, dict) else getattr(said, "quant_method", None)
+    return str(getattr(found, "value", found) or "a method without a name")
+
+
+def _quantization(spec: TeacherSpec, stored_as: str | None) -> Any:
+    """bitsandbytes' configuration; products of 4-bit weights are computed in the teacher's dtype."""
+    asked = f"--quantization {spec.quantization}"
+    if stored_as is not None:
+        raise ModelError(
+            f"{asked}: the weights of teacher {spec.name} are quantized already ({stored_as}); leave it out"
+        )
     if importlib.util.find_spec("bitsandbytes") is None:
-        raise ModelError(f"--quantization {quantization}: needs bitsandbytes; install it, or leave the option out")
+        raise ModelError(f"{asked}: needs bitsandbytes; pip install 'sra-distill[quantization]', or leave it out")
     from transformers import BitsAndBytesConfig
 
-    return BitsAndBytesConfig(load_in_4bit=quantization == "4bit", load_in_8bit=quantization == "8bit")
+    if spec.quantization == "8bit":
+        return BitsAndBytesConfig(load_in_8bit=True)
+    dtype = DTYPES[dtype_of(spec)]
+    return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=dtype)
+
+
+@contextmanager
+def _naming_what_is_missing(name: str, stored_as: str | None) -> Iterator[None]:
+    """A quantized checkpoint whose library or device is not here: said so, in one line."""
+    try:
+        yield
+    except ModelError as error:
+        if stored_as is None or not isinstance(error.__cause__, ImportError | RuntimeError | ValueError):
+            raise
+        raise ModelError(
+            f"teacher {name}: its weights are quantized ({stored_as}) and cannot be opened here "
+            f"({reason_of(error.__cause__)}); install what that needs, or use its unquantized checkpoint"
+        ) from error
 
 
 def _with_adapter(model: Any, spec: TeacherSpec) -> Any:

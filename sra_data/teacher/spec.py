@@ -16,6 +16,7 @@ from sra_data.options import option, recorded
 
 Dtype = Literal["bf16", "fp16", "fp32"]
 Quantization = Literal["4bit", "8bit"]
+DeviceMap = Literal["auto"]
 HiddenDtype = Literal["bf16", "fp16", "fp32", "int8", "none"]
 Granularity = Literal["token", "span"]
 
@@ -33,6 +34,9 @@ class TeacherSpec:
             quantized.
         dtype: of its numbers; bf16 on GPUs and fp32 on CPUs where None.
         device: torch device; the first GPU where there is one, where None.
+        device_map: "auto" spreads its layers over all GPUs, then memory, then the disk (accelerate); one device where
+            None.
+        tensor_parallel: cut its layers over the processes that torchrun has started.
         quantization: "4bit" or "8bit", through bitsandbytes.
         trust_remote_code: run code that comes with the model or its tokenizer.
         allow_pickle: read .bin weights too.
@@ -48,9 +52,36 @@ class TeacherSpec:
     adapter: str | None = option(None, "LoRA adapter to put on the teacher (peft).", is_recorded=False)
     dtype: Dtype | None = option(None, "The teacher's (default: bf16 on GPUs, else fp32).")
     device: str | None = option(None, "cuda, cuda:1, cpu (default: a GPU where there is one).", is_recorded=False)
+    device_map: DeviceMap | None = option(
+        None, "auto: spread its layers over all GPUs, then memory (default: one device).", is_recorded=False
+    )
+    tensor_parallel: bool = option(
+        False, "Cut each of its layers over the processes that torchrun started.", is_recorded=False
+    )
     quantization: Quantization | None = option(None, "Quantize the teacher (bitsandbytes).")
     trust_remote_code: bool = option(False, "Run code that comes with the teacher.", is_recorded=False)
     allow_pickle: bool = option(False, "Read weights that are not safetensors.", is_recorded=False)
+
+
+def check_teacher(teacher: TeacherSpec) -> None:
+    """Refuse two places for one teacher, before anything is loaded.
+
+    Raises:
+        ConfigError: Naming the two options.
+    """
+    if teacher.tensor_parallel:
+        others = {name: getattr(teacher, name) for name in ("device", "device_map", "quantization", "adapter")}
+        for name, value in others.items():
+            if value is not None:
+                raise ConfigError(
+                    f"--{name.replace('_', '-')} {value} with --tensor-parallel: each process has its own device and "
+                    "holds a part of plain weights; leave one of them out"
+                )
+    if teacher.device_map is not None and teacher.device is not None:
+        raise ConfigError(
+            f"--device {teacher.device} with --device-map {teacher.device_map}: a map takes every device it may see; "
+            "leave --device out, or name the devices in CUDA_VISIBLE_DEVICES"
+        )
 
 
 # What pages know of their teacher themselves: whoever asks it again has no say in these.

@@ -49,6 +49,15 @@ CASES: list[Case] = [
             "shards with a name too long": (f"{CACHE} {LONG}", ("nnn",)),
             "a file as the shards": (f"{CACHE} DATA", ("data.jsonl",)),
             "a model as the shards": (f"{CACHE} TEACHER", ("teacher", "sra-data align")),
+            "a map beside a device": (f"{HERE} --device-map auto", ("--device cpu with --device-map auto",)),
+            "cut over processes beside a device": (
+                f"{HERE} --tensor-parallel",
+                ("--device cpu with --tensor-parallel",),
+            ),
+            "cut over one process": (
+                "sra-data cache-teacher --json ALIGNED --tensor-parallel",
+                ("--tensor-parallel", "torchrun"),
+            ),
             "layer 0": (f"{HERE} --layers 0", ("--layers 0", "1 to 3")),
             "a layer beyond the last": (f"{HERE} --layers 1,9", ("--layers 9", "1 to 3")),
             "the first layer": (f"{HERE} --layers first", ("--layers first",)),

@@ -8,7 +8,18 @@ from collections import Counter
 from tests.bad_inputs.case import Case
 from tests.crash import world
 
-KINDS = ("align_options", "cache_options", "run_options", "corpus", "models", "shards", "configs", "runs", "evaluate")
+KINDS = (
+    "align_options",
+    "cache_options",
+    "run_options",
+    "corpus",
+    "models",
+    "shards",
+    "configs",
+    "runs",
+    "evaluate",
+    "hub",
+)
 # Beside what the three commands import: what they do where a name is no file.
 MODULES = (
     "sra_data.cli",

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from sra_data.errors import ConfigError
 from sra_data.options import option, refuse_unknown
 from sra_data.stages.units import unit_range
-from sra_data.teacher.spec import CaptureOptions, TeacherSpec, check_capture
+from sra_data.teacher.spec import CaptureOptions, TeacherSpec, check_capture, check_teacher
 
 
 @dataclass(frozen=True)
@@ -50,10 +50,19 @@ def check_options(options: CacheOptions) -> None:
     """
     refuse_unknown(options)
     check_capture(options.capture)
+    check_teacher(options.teacher)
     if options.max_failed < 0:
         raise ConfigError(f"--max-failed {options.max_failed}: must be at least 0")
     if options.num_workers < 1:
         raise ConfigError(f"--workers {options.num_workers}: must be at least 1")
+    if options.num_workers > 1 and (options.teacher.device_map is not None or options.teacher.tensor_parallel):
+        spread = (
+            "--tensor-parallel" if options.teacher.tensor_parallel else f"--device-map {options.teacher.device_map}"
+        )
+        raise ConfigError(
+            f"--workers {options.num_workers} with {spread}: each worker would load a teacher over the same devices; "
+            "leave one of them out"
+        )
     if options.units is not None:
         unit_range(options.units)
     if options.batch_tokens is not None and options.batch_tokens < 1:

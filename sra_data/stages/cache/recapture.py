@@ -15,7 +15,7 @@ from sra_data.shards.schema import TeacherRow
 from sra_data.shards.store import ShardSet
 from sra_data.stages.cache.unit import CacheWorker, UnitSettings
 from sra_data.teacher.loading import load, settled
-from sra_data.teacher.spec import CaptureOptions, TeacherSpec
+from sra_data.teacher.spec import CaptureOptions, TeacherSpec, check_teacher
 
 
 def recapture(
@@ -30,9 +30,11 @@ def recapture(
         how: to open it: device, trust and the like; what the pages know themselves is theirs.
 
     Raises:
+        ConfigError: If it is to be in two places.
         ModelError: If the teacher is not to be had.
         ShardError: If its weights or configuration are not those the pages were made with.
     """
+    check_teacher(how)
     settings = settings_of_pages(shards, teacher, how)
     loaded = load(settings.teacher)
     known = shards.teacher(teacher).facts["fingerprint"]["teacher"]

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from sra_data.errors import ModelError
@@ -172,7 +173,9 @@ class CacheRun:
         examples = self.examples.by_position
         longest = int(examples.num_tokens.max(initial=1))
         device = device_of(self.settings.teacher)
-        if device.type == "cpu":
+        if device.type == "cpu" or self.settings.teacher.tensor_parallel:
+            # Where several processes share a forward, memory that runs out in one leaves the others inside it.
+            device = torch.device("cpu")
             return find_batch_tokens(lambda budget: None, longest=longest, device=device)
         (example,) = examples.read([int(examples.num_tokens.argmax())])
         capture = TeacherCapture(self.teacher.model, self._by_token, self.settings.scales)

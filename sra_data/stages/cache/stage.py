@@ -46,7 +46,9 @@ from sra_data.stages.cache.unit import refuse_failed
 from sra_data.stages.cache.units import do_units
 from sra_data.stages.sampling import sample_rows
 from sra_data.stages.units import unit_range
+from sra_data.teacher.following import follow
 from sra_data.teacher.provenance import environments_in, refuse_mixture
+from sra_data.teacher.tensor_parallel import joined
 from sra_data.terminal import Reporter
 
 __all__ = ["CacheOptions", "CacheSummary", "cache_teacher"]
@@ -55,7 +57,7 @@ FAITHFULNESS_EXAMPLES = 16
 
 
 def cache_teacher(options: CacheOptions, reporter: Reporter) -> CacheSummary:
-    """Do what is missing of a teacher's pages.
+    """Do what is missing of a teacher's pages; of the processes of a tensor-parallel teacher the first does it.
 
     Raises:
         ConfigError: For options that cannot be carried out.
@@ -64,6 +66,24 @@ def cache_teacher(options: CacheOptions, reporter: Reporter) -> CacheSummary:
             is too small.
     """
     check_options(options)
+    if not options.teacher.tensor_parallel:
+        return _cache(options, reporter)
+    with joined() as team:
+        if team.leads:
+            return _cache(options, reporter)
+        follow(team)
+    return _as_it_is(options)
+
+
+def _as_it_is(options: CacheOptions) -> CacheSummary:
+    """What is there once the leader has ended, for a process that wrote nothing of it."""
+    with ShardSet.open(options.shards) as shards:
+        run = CacheRun(options, shards, Reporter())
+        return summarise(run, Plan.load(run.folder), num_done=0)
+
+
+def _cache(options: CacheOptions, reporter: Reporter) -> CacheSummary:
+    """Do what is missing, in this process and its workers."""
     with ShardSet.open(options.shards) as shards:
         run = CacheRun(options, shards, reporter)
         num_units = len(run.units())

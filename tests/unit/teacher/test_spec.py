@@ -35,7 +35,14 @@ def test_the_record_of_a_capture_gives_it_back() -> None:
 def test_pages_know_of_their_teacher_what_decides_their_numbers() -> None:
     assert recorded(TeacherSpec(dtype="bf16", device="cuda")) == {"dtype": "bf16", "quantization": None}
     names = {one.metadata.get("name") or one.name for one in fields(TeacherSpec)}
-    assert names - set(KNOWN_BY_PAGES) == {"revision", "device", "trust_remote_code", "allow_pickle"}
+    assert names - set(KNOWN_BY_PAGES) == {
+        "revision",
+        "device",
+        "device_map",
+        "tensor_parallel",
+        "trust_remote_code",
+        "allow_pickle",
+    }
 
 
 def test_layers_of_no_teacher_are_refused() -> None:
