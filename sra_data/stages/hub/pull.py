@@ -17,7 +17,7 @@ from typing import Any, Protocol
 from sra_data.endings import Ending, Grid, Told
 from sra_data.errors import ConfigError, ShardError
 from sra_data.hub import in_one_line, refuse_switched_off
-from sra_data.shards.durable import explain, folder_lock, make_folder, sync_folder
+from sra_data.shards.durable import explain, flush, folder_lock, make_folder
 from sra_data.shards.layout import ours_among
 from sra_data.shards.manifest import MANIFEST, Manifest
 from sra_data.stages.hub.place import Place, own_bars, refuse_without_buckets
@@ -295,6 +295,6 @@ def _give_its_name(staging: Path, target: Path) -> None:
         if target.exists():
             target.rmdir()  # it was empty; something that came meanwhile is not written over
         staging.rename(target)
-        sync_folder(target.parent)
+        flush(target.parent)
     except OSError as error:
         raise explain(error, target, "naming") from error
