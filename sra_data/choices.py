@@ -1,4 +1,4 @@
-"""Closed choices of `align` that the command line and the rooms share; it imports nothing, so `--help` may read it."""
+"""Closed choices that the command line and the rooms share; it imports nothing, so `--help` may read it."""
 
 from typing import Literal
 
@@ -6,3 +6,4 @@ Overlong = Literal["truncate", "truncate-prompt", "skip", "window"]
 Boundaries = Literal["token", "word"]
 VocabularyMatch = Literal["bytes", "exact"]
 OnInvalid = Literal["fail", "skip"]
+Engine = Literal["local", "ray"]
