@@ -19,7 +19,7 @@ import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from sra_data.choices import Boundaries, OnInvalid, Overlong, VocabularyMatch
+from sra_data.choices import Boundaries, Engine, OnInvalid, Overlong, VocabularyMatch
 from sra_data.stages.cache.options import CacheOptions
 from sra_data.teacher.spec import (
     CaptureOptions,
@@ -60,6 +60,7 @@ def align(
     edit_distance: bool = False,
     on_invalid: OnInvalid = "fail",
     workers: int | None = 1,
+    engine: Engine = "local",
     units: str | None = None,
     trust_remote_code: bool = False,
     reporter: Reporter | None = None,
@@ -91,7 +92,8 @@ def align(
         vocabulary_match: What makes two ids one: their bytes, or their raw strings.
         edit_distance: Map the ids by edit distance too, for method=mined.
         on_invalid: A bad row: fail, or skip and count it.
-        workers: Processes; None takes as many as pay. What is written does not depend on it.
+        workers: Processes; None takes as many as pay, of a cluster all there is. What is written does not depend on it.
+        engine: Who runs the units: processes of this machine, or actors of a Ray cluster ("ray").
         units: Only the units "a:b" of the plan.
         trust_remote_code: Run code that comes with a tokenizer.
         reporter: Told what happens; nothing is shown without one.
@@ -124,6 +126,7 @@ def align(
         edit_distance=edit_distance,
         on_invalid=on_invalid,
         num_workers=workers,
+        engine=engine,
         units=units,
         trust_remote_code=trust_remote_code,
     )
@@ -152,7 +155,8 @@ def cache_teacher(
     student: str | None = None,
     alignment: str | None = None,
     batch_tokens: int | None = None,
-    workers: int = 1,
+    workers: int | None = None,
+    engine: Engine = "local",
     units: str | None = None,
     max_failed: int = 0,
     reporter: Reporter | None = None,
@@ -186,7 +190,9 @@ def cache_teacher(
         student: By span: whose.
         alignment: By span: which alignment of the two.
         batch_tokens: Padded tokens of a batch; None finds out by trying.
-        workers: Processes, each with a teacher of its own. What is written does not depend on it.
+        workers: Processes, each with a teacher and a GPU of its own; None for one, of a cluster all there is. What is
+            written does not depend on it.
+        engine: Who runs the units: processes of this machine, or actors of a Ray cluster ("ray").
         units: Only the units "a:b" of the plan.
         max_failed: Examples with NaN or infinite activations to let through.
         reporter: Told what happens; nothing is shown without one.
@@ -227,6 +233,7 @@ def cache_teacher(
         alignment=alignment,
         batch_tokens=batch_tokens,
         num_workers=workers,
+        engine=engine,
         units=units,
         max_failed=max_failed,
     )

@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 
 from sra_data import terminal
-from sra_data.choices import Boundaries, Gated, OnInvalid, Overlong, VocabularyMatch
+from sra_data.choices import Boundaries, Engine, Gated, OnInvalid, Overlong, VocabularyMatch
 from sra_data.command_line import Program
 from sra_data.errors import ConfigError
 from sra_data.options import expand
@@ -137,6 +137,9 @@ def align(
     workers: Annotated[
         int | None, typer.Option(help="Processes (default: the cores). The bytes written do not depend on it.")
     ] = None,
+    engine: Annotated[
+        Engine, typer.Option(help="Who runs the units: processes of this machine, or actors of a Ray cluster.")
+    ] = "local",
     units: Annotated[str | None, typer.Option(help="Only the units a:b of the plan, for arrays of jobs.")] = None,
     trust_remote_code: Annotated[bool, typer.Option(help="Run code that comes with a tokenizer.")] = False,
     config: Config = None,
@@ -167,6 +170,7 @@ def align(
             edit_distance=edit_distance,
             on_invalid=on_invalid,
             num_workers=workers,
+            engine=engine,
             units=units,
             trust_remote_code=trust_remote_code,
         ),

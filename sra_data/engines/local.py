@@ -1,4 +1,4 @@
-"""Units of work on this machine: in this process, or in a pool of processes.
+"""Units of work on this machine: in this process, or in a pool of processes, each with a GPU of its own.
 
 A worker is made once per process (it may load a teacher) and then given unit after unit. What a unit writes depends on
 the unit alone, so the number of processes changes only the time. A worker returns small results (a receipt's notes): no
@@ -13,42 +13,87 @@ import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from typing import Any
 
-from sra_data.engines.work import Advance, UnitType, Work
+from sra_data.engines.work import Advance, Needs, Team, UnitType, Work, counted, num_cores, refuse_no_workers
 from sra_data.errors import ConfigError, SRAError
 
 _work: Work | None = None
 _why_not: Exception | None = None  # there is no worker in this process
 
 
+def team(num_workers: int | None, needs: Needs) -> Team:
+    """One worker works in this process, several share its cores; see `Engine.team`."""
+    count = _count(num_workers, needs)
+    return Team(is_here=count == 1, threads=max(1, num_cores() // count))
+
+
+def check(num_workers: int | None, needs: Needs) -> None:
+    """See `Engine.check`."""
+    refuse_no_workers(num_workers)
+    gpus_of_workers(_count(num_workers, needs), needs)
+
+
 def run_units(
-    units: Iterable[UnitType], make_worker: Callable[[], Work], *, num_workers: int = 1, advance: Advance | None = None
+    units: Iterable[UnitType],
+    make_worker: Callable[[], Work],
+    *,
+    num_workers: int | None = None,
+    advance: Advance | None = None,
+    needs: Needs = Needs(),
 ) -> Iterator[tuple[UnitType, Any]]:
-    """Do the units, in this process or, with several workers, in as many of a pool; see `RunUnits`."""
-    if num_workers < 1:
-        raise ConfigError(f"--workers {num_workers}: must be at least 1")
+    """Do the units, in this process or, with several workers, in as many of a pool; see `Engine.run_units`."""
+    refuse_no_workers(num_workers)
     show = advance or (lambda amount: None)
-    if num_workers == 1:
+    if team(num_workers, needs).is_here:
         work: Work | None = None
         for unit in units:
             work = work or make_worker()
             yield unit, work(unit, show)
     else:
-        yield from _run_in_pool(units, make_worker, num_workers, show)
+        yield from _run_in_pool(units, make_worker, gpus_of_workers(_count(num_workers, needs), needs), show)
+
+
+def _count(num_workers: int | None, needs: Needs) -> int:
+    return num_workers or needs.worth
+
+
+def gpus_of_workers(num_workers: int, needs: Needs) -> list[str | None]:
+    """The GPUs that each worker is to see, as CUDA_VISIBLE_DEVICES names them; None: all that there are.
+
+    Raises:
+        ConfigError: If there are fewer than several workers need.
+    """
+    if not needs.gpus or num_workers == 1:
+        return [None] * num_workers
+    import torch
+
+    count = torch.cuda.device_count()
+    if num_workers * needs.gpus > count:
+        raise ConfigError(
+            f"--workers {num_workers}: each takes {counted(needs.gpus, 'GPU')}, and this machine has {count}; "
+            f"ask for at most {max(1, count // needs.gpus)}"
+        )
+    named = [name.strip() for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name.strip()]
+    names = named or [str(number) for number in range(count)]
+    return [",".join(names[one * needs.gpus : (one + 1) * needs.gpus]) for one in range(num_workers)]
 
 
 def _run_in_pool(
-    units: Iterable[UnitType], make_worker: Callable[[], Work], num_workers: int, advance: Advance
+    units: Iterable[UnitType], make_worker: Callable[[], Work], gpus: Sequence[str | None], advance: Advance
 ) -> Iterator[tuple[UnitType, Any]]:
     # Started afresh rather than forked: a forked child inherits locks of threads that do not exist in it.
     context = multiprocessing.get_context("spawn")
-    threads = max(1, (os.cpu_count() or 1) // num_workers)
-    pool = ProcessPoolExecutor(num_workers, context, _start, (make_worker, threads))
+    num_workers = len(gpus)
+    free: Any = context.SimpleQueue()  # each process takes its GPUs from here as it starts
+    for names in gpus:
+        free.put(names)
+    threads = max(1, num_cores() // num_workers)
+    pool = ProcessPoolExecutor(num_workers, context, _start, (make_worker, threads, free))
     remaining = iter(units)
     running: dict[Future[tuple[Any, int]], UnitType] = {}
     try:
@@ -90,11 +135,20 @@ def _result(future: Future[tuple[Any, int]]) -> tuple[Any, int]:
         ) from error
 
 
-def _start(make_worker: Callable[[], Work], threads: int) -> None:
-    """Runs first in every process of the pool. What goes wrong is kept: raised here it would be a broken pool's."""
+def _start(make_worker: Callable[[], Work], threads: int, free: Any) -> None:
+    """Runs first in every process of the pool. What goes wrong is kept: raised here it would be a broken pool's.
+
+    Args:
+        make_worker: makes the worker.
+        threads: cores that it has to itself.
+        free: a queue of the GPUs that nobody has taken yet.
+    """
     global _work, _why_not
     threading.Thread(target=_end_with_parent, name="end with the parent", daemon=True).start()
     os.environ.setdefault("OMP_NUM_THREADS", str(threads))
+    gpus = free.get()
+    if gpus is not None:
+        os.environ["CUDA_VISIBLE_DEVICES"] = gpus  # CUDA reads it when it is first used, which is later
     try:
         _work = make_worker()
     except Exception as error:

@@ -39,6 +39,7 @@ CASES: list[Case] = [
             "boundaries of letters": (f"{WITH} --boundaries letter", ("--boundaries", "letter", "token")),
             "a vocabulary by meaning": (f"{WITH} --vocabulary-match meaning", ("--vocabulary-match", "bytes")),
             "invalid rows ignored": (f"{WITH} --on-invalid ignore", ("--on-invalid", "ignore", "skip")),
+            "an engine that is none": (f"{WITH} --engine slurm", ("--engine", "slurm", "local")),
         },
         code=2,
     ),

@@ -37,6 +37,7 @@ CASES: list[Case] = [
             "half an id": (f"{HERE} --top-k 1.5", ("--top-k", "valid integer")),
             "failures in words": (f"{HERE} --max-failed some", ("--max-failed", "valid integer")),
             "tokens in thousands": (f"{HERE} --batch-tokens 4k", ("--batch-tokens", "valid integer")),
+            "an engine that is none": (f"{HERE} --engine slurm", ("--engine", "slurm", "local")),
         },
         code=2,
     ),

@@ -176,7 +176,7 @@ def _align(world: World) -> Command:
     root = world.root
     words = ["sra-data", "align", "--teacher", root / "teacher", "--student", root / "student", "--edit-distance"]
     words += ["--data", root / "data.jsonl", "--dev-share", 0.2, "--workers", 1, "--json", "--out"]
-    return Command("align", lambda folder: [*words, folder], _nothing, _other_files, root / "whole" / "align")
+    return Command("align", lambda folder: [*words, folder], _nothing, other_files, root / "whole" / "align")
 
 
 def _cache(world: World) -> Command:
@@ -186,7 +186,7 @@ def _cache(world: World) -> Command:
         "cache-teacher",
         lambda folder: ["sra-data", "cache-teacher", folder, *words],
         lambda folder: shutil.copytree(aligned, folder),
-        _other_pages,
+        other_pages,
         world.shards,
     )
 
@@ -215,7 +215,7 @@ def leftovers(folder: Path) -> list[str]:
     return [str(path.relative_to(folder)) for path in found]
 
 
-def _other_files(folder: Path, whole: Path, *, but: Callable[[str], bool] = lambda name: False) -> list[str]:
+def other_files(folder: Path, whole: Path, *, but: Callable[[str], bool] = lambda name: False) -> list[str]:
     """Files that are not there, should not be, or hold other bytes; those that `but` is true of are left out."""
     found, expected = files_of(folder), files_of(whole)
     names = [name for name in {**expected, **found} if not but(name)]
@@ -226,13 +226,13 @@ def _other_files(folder: Path, whole: Path, *, but: Callable[[str], bool] = lamb
     return wrong + [f"{name} has other bytes" for name in others]
 
 
-def _other_pages(folder: Path, whole: Path) -> list[str]:
+def other_pages(folder: Path, whole: Path) -> list[str]:
     """A teacher's receipts and its section of the manifest hold seconds; all else is compared byte by byte."""
 
     def is_measured(name: str) -> bool:
         return name == "manifest.json" or (name.startswith("teachers/") and name.split("/")[-1].startswith("part-"))
 
-    wrong = _other_files(folder, whole, but=lambda name: is_measured(name) and not name.endswith(".parquet"))
+    wrong = other_files(folder, whole, but=lambda name: is_measured(name) and not name.endswith(".parquet"))
     found, expected = (json.loads((place / "manifest.json").read_text("utf-8")) for place in (folder, whole))
     for name, facts in expected["teachers"].items():
         had = found.get("teachers", {}).get(name, {})
@@ -256,7 +256,7 @@ def _other_run(folder: Path, whole: Path) -> list[str]:
         return name.startswith(("metrics.", "checkpoints/", "run.json", "config.yaml", "model/README.md"))
 
     wrong = [f"{name} is left over" for name in leftovers(folder)]
-    wrong += _other_files(folder, whole, but=is_measured)
+    wrong += other_files(folder, whole, but=is_measured)
     last = sorted((whole / "checkpoints").iterdir())[-1]
     for name in ("model.safetensors", "optimizer.safetensors"):
         other = folder / "checkpoints" / last.name / name

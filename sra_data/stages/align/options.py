@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar, get_args
 
-from sra_data.choices import Boundaries, OnInvalid, Overlong, VocabularyMatch
+from sra_data.choices import Boundaries, Engine, OnInvalid, Overlong, VocabularyMatch
 from sra_data.corpus.sources import Source, open_source
 from sra_data.errors import ConfigError, ShardError
 from sra_data.stages.align.pairs import PairOptions
@@ -19,6 +19,7 @@ CHOICES = {
     "boundaries": get_args(Boundaries),
     "vocabulary_match": get_args(VocabularyMatch),
     "on_invalid": get_args(OnInvalid),
+    "engine": get_args(Engine),
 }
 Item = TypeVar("Item")
 
@@ -41,6 +42,7 @@ class AlignOptions:
         edit_distance: Map the ids by edit distance too, for method=mined; tens of seconds for large vocabularies.
         on_invalid: A bad row: fail, or skip and count it.
         num_workers: Processes; None finds out. The bytes written do not depend on it.
+        engine: Who runs the units, see `sra_data/engines`; the bytes do not depend on it either.
         units: Only units a:b of the plan; the folders are sealed once all are there.
         trust_remote_code: Run code that comes with a tokenizer.
     """
@@ -62,6 +64,7 @@ class AlignOptions:
     edit_distance: bool = False
     on_invalid: OnInvalid = "fail"
     num_workers: int | None = None
+    engine: Engine = "local"
     units: str | None = None
     trust_remote_code: bool = False
 

@@ -18,7 +18,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from sra_data.corpus.tokenization import SideTokenizer
-from sra_data.engines import run_units
+from sra_data.engines import Needs, check, num_cores, run_units, team
 from sra_data.errors import SourceError
 from sra_data.shards.store import Manifest, Plan, Unit, missing_units
 from sra_data.stages.align.options import AlignOptions, check_options, open_sources, refuse_unwritable, select_units
@@ -43,6 +43,7 @@ def align(options: AlignOptions, reporter: Reporter) -> AlignSummary:
         ShardError: The folder cannot be written, or was made from other inputs.
     """
     check_options(options)
+    check(options.engine, options.num_workers, Needs())
     refuse_unwritable(Path(options.out))
     if Manifest.exists(Path(options.out)):
         Manifest.load(Path(options.out))  # a folder of another format is refused before hours of work
@@ -101,7 +102,7 @@ def align_with(options: AlignOptions, reporter: Reporter, tokenizers: Tokenizers
     missing = _missing(shards, plans)
     chosen = [unit for unit in select_units(units, options.units) if unit.part in missing]
     started = time.monotonic()
-    tokens = _do(worker, chosen, options.num_workers, reporter)
+    tokens = _do(worker, chosen, options, reporter)
     seconds = scanned + time.monotonic() - started
 
     still_missing = missing - {unit.part for unit in chosen}
@@ -146,26 +147,27 @@ def _missing(shards: Path, plans: Mapping[str, Plan]) -> set[int]:
     return {unit.part for section, plan in plans.items() for unit in missing_units(shards / section, plan)}
 
 
-def _do(worker: AlignWorker, units: Sequence[Unit], num_workers: int | None, reporter: Reporter) -> int:
+def _do(worker: AlignWorker, units: Sequence[Unit], options: AlignOptions, reporter: Reporter) -> int:
     """Do the units; returns the tokens that were cut."""
     if not units:
         return 0
-    num_workers = min(num_workers or default_workers(len(units)), len(units))
     tokens = 0
     with reporter.task("align", total=sum(unit.stop - unit.start for unit in units), unit="examples") as task:
-        for unit, count in _done(worker, units, num_workers):
+        for unit, count in _done(worker, units, options):
             tokens += count
             task.advance(unit.stop - unit.start)
     return tokens
 
 
-def _done(worker: AlignWorker, units: Sequence[Unit], num_workers: int) -> Iterator[tuple[Unit, int]]:
-    if num_workers == 1:  # here, by one worker that cuts the next unit while it writes this one
+def _done(worker: AlignWorker, units: Sequence[Unit], options: AlignOptions) -> Iterator[tuple[Unit, int]]:
+    engine, num_workers, needs = options.engine, options.num_workers, Needs(worth=default_workers(len(units)))
+    crew = team(engine, num_workers and min(num_workers, len(units)), needs)
+    if crew.is_here:  # one worker that cuts the next unit while it writes this one
         yield from worker.run(units)
         return
     worker = replace(worker, rows=None)  # processes read theirs themselves
-    threads = max(1, _num_cores() // num_workers)
-    yield from run_units(units, functools.partial(_unit_work, worker, threads), num_workers=num_workers)
+    make_worker = functools.partial(_unit_work, worker, crew.threads)
+    yield from run_units(units, make_worker, engine=engine, num_workers=num_workers, needs=needs)
 
 
 def _unit_work(worker: AlignWorker, threads: int) -> Callable[[Unit, Callable[[int], None]], int]:
@@ -181,8 +183,4 @@ def _do_one(worker: AlignWorker, unit: Unit, advance: Callable[[int], None]) -> 
 
 def default_workers(num_units: int) -> int:
     """As many processes as the cores and the work are worth."""
-    return max(1, min(_num_cores(), num_units // UNITS_PER_WORKER))
-
-
-def _num_cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, min(num_cores(), num_units // UNITS_PER_WORKER))

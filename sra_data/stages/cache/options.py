@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from sra_data.choices import Engine
 from sra_data.errors import ConfigError
 from sra_data.options import option, refuse_unknown
 from sra_data.stages.units import unit_range
@@ -25,7 +26,8 @@ class CacheOptions:
         student: by span: whose spans, by its side (or the start of it) or its model's name; the only one where None.
         alignment: by span: which alignment of the two sides, where they were aligned in several ways.
         batch_tokens: padded tokens of a batch; found by trying where None.
-        num_workers: processes; what is written does not depend on it.
+        num_workers: processes; what is written does not depend on it. None leaves their number to the engine.
+        engine: who runs the units, see `sra_data/engines`; what is written does not depend on it either.
         units: "a:b", only these units of the plan.
         max_failed: examples with NaN or infinite activations that are let through.
     """
@@ -37,7 +39,12 @@ class CacheOptions:
     student: str | None = option(None, "Whose spans, for --granularity span (default: the only one).")
     alignment: str | None = option(None, "Which alignment of the two, for --granularity span (default: the only one).")
     batch_tokens: int | None = option(None, "Padded tokens of a batch (default: found by trying).")
-    num_workers: int = option(1, "Processes. The bytes written do not depend on it.", name="workers")
+    num_workers: int | None = option(
+        None,
+        "Processes, each with a GPU of its own (default: 1, of a cluster all there is). The bytes do not change.",
+        name="workers",
+    )
+    engine: Engine = option("local", "Who runs the units: processes of this machine, or actors of a Ray cluster.")
     units: str | None = option(None, "Only the units a:b of the plan, for arrays of jobs.")
     max_failed: int = option(0, "Examples with NaN or infinite activations to let through.")
 
@@ -53,7 +60,7 @@ def check_options(options: CacheOptions) -> None:
     check_teacher(options.teacher)
     if options.max_failed < 0:
         raise ConfigError(f"--max-failed {options.max_failed}: must be at least 0")
-    if options.num_workers < 1:
+    if options.num_workers is not None and options.num_workers < 1:
         raise ConfigError(f"--workers {options.num_workers}: must be at least 1")
     if options.num_workers > 1 and (options.teacher.device_map is not None or options.teacher.tensor_parallel):
         spread = (

@@ -6,6 +6,7 @@ written here, so `estimate` starts with the same.
 
 from __future__ import annotations
 
+import gc
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -136,6 +137,13 @@ class CacheRun:
         """The teacher, in memory."""
         self.reporter.line(f"loading teacher {self.identity.name}")
         return load(self.settings.teacher)
+
+    def let_go(self) -> None:
+        """Give back the teacher's memory, which workers elsewhere need for theirs; asked for again it is loaded."""
+        self.__dict__.pop("teacher", None)
+        gc.collect()
+        if device_of(self.settings.teacher).type == "cuda":
+            torch.cuda.empty_cache()
 
     @property
     def folder(self) -> Path:

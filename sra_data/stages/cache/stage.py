@@ -43,7 +43,7 @@ from sra_data.stages.cache.run import FILES, CacheRun
 from sra_data.stages.cache.size import refuse_small_disk
 from sra_data.stages.cache.summary import CacheSummary, facts_at_beginning, facts_at_end, summarise
 from sra_data.stages.cache.unit import refuse_failed
-from sra_data.stages.cache.units import do_units
+from sra_data.stages.cache.units import do_units, refuse_no_room
 from sra_data.stages.sampling import sample_rows
 from sra_data.stages.units import unit_range
 from sra_data.teacher.following import follow
@@ -88,6 +88,7 @@ def _cache(options: CacheOptions, reporter: Reporter) -> CacheSummary:
         run = CacheRun(options, shards, reporter)
         num_units = len(run.units())
         choose_units([], options.units, num_units)  # refused before anything is written
+        refuse_no_room(run)
         run.refuse_other_inputs()
         if not run.had:
             run.admit()

@@ -10,11 +10,20 @@ from typing import Any
 
 import torch
 
-from sra_data.engines import Work, run_units
+from sra_data.engines import Needs, Team, Work, check, run_units, team
 from sra_data.shards.store import Unit, is_done
 from sra_data.stages.cache.run import CacheRun
 from sra_data.stages.cache.unit import CacheWorker, MakeWorker
 from sra_data.terminal import Task, bytes_in_words
+
+
+def refuse_no_room(run: CacheRun) -> None:
+    """Refuse what the engine cannot do, before a teacher is loaded.
+
+    Raises:
+        ConfigError: If it is not there, or has no room for so many workers.
+    """
+    check(run.options.engine, run.options.num_workers, _needs(run))
 
 
 def do_units(run: CacheRun, missing: list[Unit]) -> int:
@@ -36,10 +45,22 @@ def do_units(run: CacheRun, missing: list[Unit]) -> int:
 def _do(
     run: CacheRun, units: Sequence[Unit], task: Task, *, waits: bool
 ) -> Iterator[tuple[Unit, dict[str, Any] | None]]:
-    workers = run.options.num_workers
+    options, needs = run.options, _needs(run)
     with ExitStack() as stack:
-        make_worker = _make_worker(run, stack, waits)
-        yield from run_units(units, make_worker, num_workers=workers, advance=lambda tokens: task.advance(tokens))
+        make_worker = _make_worker(run, team(options.engine, options.num_workers, needs), stack, waits)
+        yield from run_units(
+            units,
+            make_worker,
+            engine=options.engine,
+            num_workers=options.num_workers,
+            advance=lambda tokens: task.advance(tokens),
+            needs=needs,
+        )
+
+
+def _needs(run: CacheRun) -> Needs:
+    """A GPU for each worker, where the teacher runs on one and nobody has said on which."""
+    return Needs(gpus=1 if run.settings.teacher.device == "cuda" else 0)
 
 
 @dataclass
@@ -87,10 +108,11 @@ def _num_tokens(run: CacheRun, unit: Unit) -> int:
     return int(run.examples.num_tokens[unit.start : unit.stop].sum())
 
 
-def _make_worker(run: CacheRun, stack: ExitStack, waits: bool) -> Callable[[], Work]:
-    """What makes a worker: here, with the teacher at hand, until `stack` closes; or in a process of a pool."""
-    if run.options.num_workers > 1:
-        return MakeWorker(run.settings, max(1, torch.get_num_threads() // run.options.num_workers), waits)
+def _make_worker(run: CacheRun, crew: Team, stack: ExitStack, waits: bool) -> Callable[[], Work]:
+    """What makes a worker: here, with the teacher at hand, until `stack` closes; or in a process of its own."""
+    if not crew.is_here:
+        run.let_go()
+        return MakeWorker(run.settings, min(torch.get_num_threads(), crew.threads), waits)
 
     def here() -> Work:
         worker = CacheWorker(run.settings, run.teacher, waits=waits)

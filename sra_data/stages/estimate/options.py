@@ -9,7 +9,7 @@ from sra_data.options import option
 from sra_data.stages.cache.options import CacheOptions, check_options
 
 # What only matters once the work is done.
-NOT_OF_ESTIMATE = ("workers", "units", "max_failed", "tensor_parallel")
+NOT_OF_ESTIMATE = ("workers", "engine", "units", "max_failed", "tensor_parallel")
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Laws of every engine: each unit once, a worker made once, errors come through."""
+"""Laws of the engine of this machine: each unit once, a worker made once, errors come through, a GPU for each."""
 
 from __future__ import annotations
 
@@ -7,20 +7,21 @@ import select
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
 from sra_data import engines
-from sra_data.engines.work import RunUnits, Work
+from sra_data.choices import Engine
+from sra_data.engines import local
+from sra_data.engines.work import Needs, Work, num_cores
 from sra_data.errors import ConfigError, ShardError, SRAError
 
-
-@pytest.fixture(params=engines.ENGINES)
-def run_units(request: pytest.FixtureRequest) -> RunUnits:
-    return engines.ENGINES[request.param]
+run_units = local.run_units
 
 
 def squares() -> Work:
@@ -35,7 +36,7 @@ def squares() -> Work:
     return work
 
 
-def test_units_are_done_in_order_by_one_worker(run_units: RunUnits) -> None:
+def test_units_are_done_in_order_by_one_worker() -> None:
     made, told = [], []
 
     def make() -> Work:
@@ -47,28 +48,28 @@ def test_units_are_done_in_order_by_one_worker(run_units: RunUnits) -> None:
     assert (made, told) == ([1], [1, 2, 3])
 
 
-def test_without_units_no_worker_is_made(run_units: RunUnits) -> None:
+def test_without_units_no_worker_is_made() -> None:
     def make() -> Work:
         raise AssertionError("made")
 
     assert list(run_units([], make)) == []
 
 
-def test_units_before_an_error_are_handed_over(run_units: RunUnits) -> None:
+def test_units_before_an_error_are_handed_over() -> None:
     units = run_units([1, 13, 2], squares)
     assert next(units) == (1, 1)
     with pytest.raises(ShardError, match="unit 13: refused"):
         next(units)
 
 
-def test_a_pool_does_every_unit_once_and_tells_how_much(run_units: RunUnits) -> None:
+def test_a_pool_does_every_unit_once_and_tells_how_much() -> None:
     told: list[int] = []
     done = dict(run_units(range(6), squares, num_workers=2, advance=told.append))
     assert done == {unit: unit * unit for unit in range(6)}
     assert sum(told) == 15
 
 
-def test_an_error_in_a_pool_comes_through_with_its_message(run_units: RunUnits) -> None:
+def test_an_error_in_a_pool_comes_through_with_its_message() -> None:
     with pytest.raises(ShardError, match="unit 13: refused"):
         list(run_units([1, 13], squares, num_workers=2))
 
@@ -85,12 +86,12 @@ def dying() -> Work:
     return work
 
 
-def test_why_a_worker_of_a_pool_could_not_be_made_comes_through(run_units: RunUnits) -> None:
+def test_why_a_worker_of_a_pool_could_not_be_made_comes_through() -> None:
     with pytest.raises(ShardError, match="no worker here"):
         list(run_units([1, 2], unwilling, num_workers=2))
 
 
-def test_a_worker_that_is_killed_is_one_line_with_what_to_do(run_units: RunUnits) -> None:
+def test_a_worker_that_is_killed_is_one_line_with_what_to_do() -> None:
     with pytest.raises(SRAError, match=r"died without a word .* finished units are kept: run the same command again"):
         list(run_units([1, 2], dying, num_workers=2))
 
@@ -185,19 +186,84 @@ def _until(handle: int, is_enough: Callable[[str], bool]) -> str:
     return text
 
 
-def test_less_than_one_worker_is_refused(run_units: RunUnits) -> None:
+def test_less_than_one_worker_is_refused() -> None:
     with pytest.raises(ConfigError, match="--workers 0: must be at least 1"):
         list(run_units([1], squares, num_workers=0))
 
 
-def test_whoever_asks_for_units_to_be_done_gets_the_chosen_engine(monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[tuple[list[int], int]] = []
+def test_whoever_asks_for_units_to_be_done_gets_the_engine_of_that_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[object] = []
 
-    def elsewhere(units, make_worker, *, num_workers=1, advance=None):
-        asked.append((list(units), num_workers))
-        return iter([(1, "done elsewhere")])
+    class Elsewhere:
+        def run_units(self, units, make_worker, *, num_workers=None, advance=None, needs=None):
+            asked.append((list(units), num_workers, needs))
+            return iter([(1, "done elsewhere")])
 
-    monkeypatch.setitem(engines.ENGINES, "elsewhere", elsewhere)
-    monkeypatch.setattr(engines, "ENGINE", "elsewhere")
-    assert list(engines.run_units([1], squares, num_workers=3)) == [(1, "done elsewhere")]
-    assert asked == [([1], 3)]
+    monkeypatch.setitem(engines.ENGINES, "elsewhere", Elsewhere())
+    done = list(engines.run_units([1], squares, engine="elsewhere", num_workers=3, needs=Needs(gpus=1)))
+    assert done == [(1, "done elsewhere")]
+    assert asked == [([1], 3, Needs(gpus=1))]
+
+
+def test_every_engine_has_a_name_that_may_be_given() -> None:
+    assert tuple(engines.ENGINES) == get_args(Engine)
+
+
+def test_one_worker_is_here_and_several_share_the_cores() -> None:
+    assert local.team(1, Needs()) == local.team(None, Needs()) == engines.Team(is_here=True, threads=num_cores())
+    assert local.team(None, Needs(worth=2)) == local.team(2, Needs(worth=9))
+    assert local.team(1000, Needs()) == engines.Team(is_here=False, threads=1)
+    assert not engines.team("ray", 1, Needs()).is_here
+
+
+# ------------------------------------------------------------------------------------------------------------- GPUs
+
+
+@pytest.fixture
+def four_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As many as CUDA_VISIBLE_DEVICES names, four without it; they are only counted."""
+
+    def count() -> int:
+        named = os.environ.get("CUDA_VISIBLE_DEVICES")
+        return 4 if named is None else len(named.split(","))
+
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.setattr("torch.cuda.device_count", count)
+
+
+def seeing() -> Work:
+    """A worker that says which GPUs it sees, and takes its time, so that all have something to do."""
+
+    def work(unit: int, advance: Callable[[int], None]) -> str | None:
+        time.sleep(1.0)
+        return os.environ.get("CUDA_VISIBLE_DEVICES")
+
+    return work
+
+
+@pytest.mark.usefixtures("four_gpus")
+def test_every_process_of_a_pool_sees_a_gpu_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = [gpu for _, gpu in run_units(range(8), seeing, num_workers=2, needs=Needs(gpus=1))]
+    assert set(seen) == {"0", "1"}
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5,GPU-7")
+    assert local.gpus_of_workers(2, Needs(gpus=1)) == ["5", "GPU-7"]
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == "5,GPU-7"
+
+
+@pytest.mark.usefixtures("four_gpus")
+def test_one_worker_and_work_of_the_cpu_see_what_there_is() -> None:
+    assert local.gpus_of_workers(1, Needs(gpus=1)) == [None]
+    assert local.gpus_of_workers(3, Needs()) == [None, None, None]
+    assert local.gpus_of_workers(2, Needs(gpus=2)) == ["0,1", "2,3"]
+
+
+@pytest.mark.usefixtures("four_gpus")
+def test_fewer_gpus_than_workers_are_refused_before_any_is_started() -> None:
+    told = "--workers 5: each takes 1 GPU, and this machine has 4; ask for at most 4"
+    with pytest.raises(ConfigError, match=told):
+        local.check(5, Needs(gpus=1))
+    with pytest.raises(ConfigError, match=told):
+        list(run_units(range(5), unwilling, num_workers=5, needs=Needs(gpus=1)))
+    local.check(5, Needs())
+    local.check(4, Needs(gpus=1))
+    local.check(None, Needs(gpus=1))
