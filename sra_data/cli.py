@@ -137,7 +137,9 @@ def align(
     workers: Annotated[
         int | None, typer.Option(help="Processes (default: the cores). The bytes written do not depend on it.")
     ] = None,
-    units: Annotated[str | None, typer.Option(help="Only the units a:b of the plan, for arrays of jobs.")] = None,
+    units: Annotated[
+        str | None, typer.Option(help="Only the units a:b of the plan, or i/n: those of task i of n.")
+    ] = None,
     trust_remote_code: Annotated[bool, typer.Option(help="Run code that comes with a tokenizer.")] = False,
     config: Config = None,
     json: Json = False,

@@ -41,7 +41,7 @@ class AlignOptions:
         edit_distance: Map the ids by edit distance too, for method=mined; tens of seconds for large vocabularies.
         on_invalid: A bad row: fail, or skip and count it.
         num_workers: Processes; None finds out. The bytes written do not depend on it.
-        units: Only units a:b of the plan; the folders are sealed once all are there.
+        units: Only units a:b of the plan, or the share i/n of an array; the folders are sealed once all are there.
         trust_remote_code: Run code that comes with a tokenizer.
     """
 
@@ -133,11 +133,11 @@ def open_sources(options: AlignOptions) -> list[Source]:
 
 
 def select_units(units: Sequence[Item], chosen: str | None) -> Sequence[Item]:
-    """The units a:b, half-open; all of them for None.
+    """The units a:b, half-open, or those of task i of n; all of them for None.
 
     Raises:
         ConfigError: Not of that form.
     """
     if chosen is None:
         return units
-    return units[slice(*unit_range(chosen))]
+    return units[slice(*unit_range(chosen, len(units)))]

@@ -26,7 +26,7 @@ class CacheOptions:
         alignment: by span: which alignment of the two sides, where they were aligned in several ways.
         batch_tokens: padded tokens of a batch; found by trying where None.
         num_workers: processes; what is written does not depend on it.
-        units: "a:b", only these units of the plan.
+        units: "a:b", only these units of the plan; "i/n", those of task i of an array of n.
         max_failed: examples with NaN or infinite activations that are let through.
     """
 
@@ -38,7 +38,7 @@ class CacheOptions:
     alignment: str | None = option(None, "Which alignment of the two, for --granularity span (default: the only one).")
     batch_tokens: int | None = option(None, "Padded tokens of a batch (default: found by trying).")
     num_workers: int = option(1, "Processes. The bytes written do not depend on it.", name="workers")
-    units: str | None = option(None, "Only the units a:b of the plan, for arrays of jobs.")
+    units: str | None = option(None, "Only the units a:b of the plan, or i/n: those of task i of n.")
     max_failed: int = option(0, "Examples with NaN or infinite activations to let through.")
 
 
