@@ -66,7 +66,7 @@ layers: $(READY)
 	$(BIN)/lint-imports
 
 bench: $(READY)
-	@for script in align cache read start train; do $(BIN)/python benchmarks/$$script.py || exit 1; done
+	@for script in align cache read scale start train; do $(BIN)/python benchmarks/$$script.py || exit 1; done
 
 docs: $(DOCS_READY)
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict

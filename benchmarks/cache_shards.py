@@ -46,13 +46,13 @@ def side_row(name: str, ids: NDArray[np.int32], start: int) -> SideRow:
     return SideRow(name, "ok", ids, starts, starts + 1, kinds, spans, turns, spans, spans)
 
 
-def write_side(shards: Path, rows: Sequence[SideRow]) -> None:
+def write_side(shards: Path, rows: Sequence[SideRow], *, positions_per_part: int = POSITIONS_PER_PART) -> None:
     """A sealed corpus with one sealed side, `SIDE`, of these rows; of no tokenizer, so `--side` must name it."""
     units: list[Unit] = []
     positions = np.array([row.num_positions for row in rows])
     start = 0
     while start < len(rows):
-        stop = start + max(int(np.searchsorted(np.cumsum(positions[start:]), POSITIONS_PER_PART)), 1)
+        stop = start + max(int(np.searchsorted(np.cumsum(positions[start:]), positions_per_part)), 1)
         units.append(Unit(len(units), start, stop := min(stop, len(rows))))
         start = stop
     examples = [ExampleRow(row.id, "train", len(row.ids), "", "x") for row in rows]
@@ -67,7 +67,12 @@ def write_side(shards: Path, rows: Sequence[SideRow]) -> None:
 
 
 def write_random_side(
-    shards: Path, count: int, vocabulary: int, *, least_positions: int | None = None
+    shards: Path,
+    count: int,
+    vocabulary: int,
+    *,
+    least_positions: int | None = None,
+    positions_per_part: int = POSITIONS_PER_PART,
 ) -> tuple[int, str]:
     """A side of random ids with Dolly's lengths; returns its tokens and where the lengths are from.
 
@@ -82,5 +87,5 @@ def write_random_side(
         length = min(prompt + response, LONGEST)
         ids = generator.integers(0, vocabulary, length).astype(np.int32)
         rows.append(side_row(f"e{number}", ids, min(prompt, length - 1)))
-    write_side(shards, rows)
+    write_side(shards, rows, positions_per_part=positions_per_part)
     return sum(len(row.ids) for row in rows), source

@@ -140,7 +140,9 @@ def align(
     engine: Annotated[
         Engine, typer.Option(help="Who runs the units: processes of this machine, or actors of a Ray cluster.")
     ] = "local",
-    units: Annotated[str | None, typer.Option(help="Only the units a:b of the plan, for arrays of jobs.")] = None,
+    units: Annotated[
+        str | None, typer.Option(help="Only the units a:b of the plan, or i/n: those of task i of n.")
+    ] = None,
     trust_remote_code: Annotated[bool, typer.Option(help="Run code that comes with a tokenizer.")] = False,
     config: Config = None,
     json: Json = False,

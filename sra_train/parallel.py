@@ -7,7 +7,8 @@ Every loss term is a sum over the micro-batch divided by a total of the GLOBAL s
 ranks. DDP averages: the loss is multiplied by the number of ranks. FSDP2 is told to divide by 1, which also keeps away
 from gloo's way of summing where it should average (pytorch #162338).
 
-FSDP2 is applied here and not by accelerate, whose plugin quietly runs DDP on CPUs: one path, the one that is tested.
+FSDP2 is applied by `sharding.py` and not by accelerate, whose plugin quietly runs DDP on CPUs: one path, the one that
+is tested.
 """
 
 from __future__ import annotations
@@ -26,8 +27,8 @@ from accelerate import Accelerator, DistributedDataParallelKwargs
 from torch import nn
 
 from sra_data.errors import ConfigError
-from sra_data.models.decoder import decoder_layers
 from sra_train.config import TrainingConfig
+from sra_train.sharding import Parts, is_sharded, shard
 from sra_train.student import StudentModel
 
 COMPUTE_DTYPES: dict[str, torch.dtype | None] = {"no": None, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -67,8 +68,17 @@ def make_accelerator(training: TrainingConfig) -> Accelerator:
     )
 
 
+def is_to_be_sharded(accelerator: Accelerator, training: TrainingConfig) -> bool:
+    """Whether no process is to hold the whole student."""
+    return training.strategy == "fsdp2" and accelerator.num_processes > 1
+
+
 def distribute(
-    accelerator: Accelerator, student: StudentModel, training: TrainingConfig, groups_of: Any
+    accelerator: Accelerator,
+    student: StudentModel,
+    training: TrainingConfig,
+    groups_of: Any,
+    parts: Parts | None = None,
 ) -> tuple[nn.Module, Any]:
     """Put the student on its device(s) and make its optimizer.
 
@@ -77,12 +87,13 @@ def distribute(
         student: On the CPU.
         training: Strategy and AdamW's constants.
         groups_of: student -> the optimizer's parameter groups; called when the parameters are the final ones.
+        parts: Of a student that no process but the first holds; see `sharding.load_in_parts`.
 
     Returns:
         The module to call in the loop, and accelerate's optimizer around AdamW.
     """
-    if training.strategy == "fsdp2" and accelerator.num_processes > 1:
-        shard(student, accelerator.device)
+    if is_to_be_sharded(accelerator, training):
+        shard(student, accelerator.device, parts)
     else:
         student.to(accelerator.device)
     optimizer = torch.optim.AdamW(
@@ -97,30 +108,6 @@ def distribute(
         # accelerate hands on `broadcast_buffers`, which torch renamed; older ones know no other name
         warnings.filterwarnings("ignore", message="`broadcast_buffers` is deprecated", category=FutureWarning)
         return accelerator.prepare(student, optimizer)
-
-
-def shard(student: StudentModel, device: torch.device) -> None:
-    """FSDP2 in place: every decoder block its own group, all the rest (embeddings, head, projectors) the root's."""
-    from torch.distributed.device_mesh import init_device_mesh
-    from torch.distributed.fsdp import FSDPModule, fully_shard
-
-    mesh = init_device_mesh(device.type, (torch.distributed.get_world_size(),))
-    for block in decoder_layers(student.model):
-        fully_shard(block, mesh=mesh)
-    fully_shard(student, mesh=mesh)
-    for module in student.modules():
-        if isinstance(module, FSDPModule):
-            divide: Any = getattr(module, "set_gradient_divide_factor", None) or module.set_reduce_scatter_divide_factor
-            divide(1.0)
-            if hasattr(module, "set_force_sum_reduction_for_comms"):  # gloo knows plain sums only; torch >= 2.8
-                module.set_force_sum_reduction_for_comms(True)
-
-
-def is_sharded(model: nn.Module) -> bool:
-    """Whether FSDP2 holds the parameters."""
-    from torch.distributed.fsdp import FSDPModule
-
-    return isinstance(model, FSDPModule)
 
 
 def student_inside(model: nn.Module) -> StudentModel:
@@ -171,7 +158,8 @@ def gather_objects(accelerator: Accelerator, value: Any) -> list[Any]:
 class StopRequest:
     """Turns the first Ctrl-C or SIGTERM into a request that is answered between two steps.
 
-    An interrupt in the middle of a step would leave half-updated weights. The second signal interrupts at once. Where
+    An interrupt in the middle of a step would leave half-updated weights. The second Ctrl-C interrupts at once; a
+    second SIGTERM does not, for a scheduler sends it to every process of a job, and torchrun hands its own on. Where
     the run is not in the main thread, signals stay what they were.
     """
 
@@ -191,7 +179,7 @@ class StopRequest:
         self._previous = {}
 
     def _remember(self, number: int, frame: FrameType | None) -> None:
-        if self.requested:
+        if self.requested and number == signal.SIGINT:
             raise KeyboardInterrupt
         self.requested = True
 

@@ -53,7 +53,14 @@ from sra_train.measure.evaluation import generation_prompts
 from sra_train.measure.generation import Prompt, measure_generation
 from sra_train.measure.reach import lines_of_reach
 from sra_train.methods.base import Method, method_type
-from sra_train.parallel import COMPUTE_DTYPES, distribute, make_accelerator, resolve_precision, student_inside
+from sra_train.parallel import (
+    COMPUTE_DTYPES,
+    distribute,
+    is_to_be_sharded,
+    make_accelerator,
+    resolve_precision,
+    student_inside,
+)
 from sra_train.record.card import Told, model_card, teachers_in_words
 from sra_train.record.checkpoint import Checkpoints, Progress, load_full_state
 from sra_train.record.export import export_model, push
@@ -66,6 +73,7 @@ from sra_train.record.run_folder import claimed, default_output_dir, record_run,
 from sra_train.record.summary import RunSummary, last_numbers
 from sra_train.record.tracking import Metrics, finish, log_to, read_metrics, refuse_missing_trackers, start_trackers
 from sra_train.router import router_loss_of
+from sra_train.sharding import Parts, is_sharded, load_in_parts, of_first
 from sra_train.student import (
     StudentModel,
     load_student,
@@ -127,6 +135,7 @@ class Run:
         self.evaluates = wants_development(config.evaluation, self.table, shards=str(shards.path))
         self.refuse_what_does_not_fit()
         self.prompts = self.generation_prompts()
+        self.parts: Parts | None = None  # of a student that only the first process has loaded
 
     def refuse_what_does_not_fit(self) -> None:
         """Combinations of options that cannot be carried out.
@@ -180,7 +189,8 @@ class Run:
         self.begin(checkpoints, identity, resume)
         self.describe(student)
         training = self.config.training
-        model, optimizer = distribute(self.accelerator, student, training, self.groups_of)
+        model, optimizer = distribute(self.accelerator, student, training, self.groups_of, self.parts)
+        self.parts = None
         progress = Progress()
         if resume is not None:
             progress = self.go_on(checkpoints, resume, model, optimizer)
@@ -216,7 +226,8 @@ class Run:
 
     def go_on(self, checkpoints: Checkpoints, resume: Resume, model: nn.Module, optimizer: Any) -> Progress:
         """Put a checkpoint's state into model and optimizer; where the run stands then."""
-        weights, moments, kept = checkpoints.load(resume.step, resume.state)
+        reads = self.accelerator.is_main_process or not is_sharded(model)  # else the first one's are handed round
+        weights, moments, kept = checkpoints.load(resume.step, resume.state, with_tensors=reads)
         if self.accelerator.is_main_process:
             checkpoints.prune(kept.best_step)  # a kill may have come between writing and that
         load_full_state(model, getattr(optimizer, "optimizer", optimizer), weights, moments)
@@ -234,7 +245,7 @@ class Run:
             SRAError: If it cannot be loaded, or not be trained on these rows, so, or measured so.
         """
         training = self.config.training
-        model: Any = load_student(self.student_name, self.student, seed=training.seed)
+        model: Any = self.load_student()
         if self.student.init == "random":
             self.reporter.line(f"student {self.student_name}: new random weights from its config.json")
         shape = model_shape(model)
@@ -242,12 +253,26 @@ class Run:
         refuse_short_positions(model, self.table, name=self.student_name, with_development=self.evaluates)
         router = router_loss_of(model, training.router_loss, who=f"student {self.student_name}")
         refuse_metric(self.config, [one.name for one in self.sources.teachers], has_router=router is not None)
-        self.began_with = starting_weights(model, self.student)
+        self.began_with = self.starting_weights(model)
         method = self.build_method(shape, OutputHead.from_model(model))
         prepare_for_training(
             model, gradient_checkpointing=training.gradient_checkpointing, compile_body=training.compile
         )
         return StudentModel(model, method, COMPUTE_DTYPES[training.precision], router)
+
+    def load_student(self) -> nn.Module:
+        """The student: on this process, or, where it is to be sharded, on the first alone if that can be."""
+        training, device = self.config.training, self.accelerator.device
+        if not is_to_be_sharded(self.accelerator, training):
+            return load_student(self.student_name, self.student, seed=training.seed)
+        model, self.parts = load_in_parts(self.student_name, self.student, seed=training.seed, device=device)
+        return model
+
+    def starting_weights(self, model: nn.Module) -> str:
+        """What the student begins with, hashed by whoever holds it."""
+        if self.parts is None:
+            return starting_weights(model, self.student)
+        return of_first(lambda: starting_weights(model, self.student))
 
     def build_method(self, shape: ModelShape, head: OutputHead) -> Method:
         """The objective, told what it needs to know of its teachers."""

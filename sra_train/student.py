@@ -230,6 +230,42 @@ def load_student(name: str, options: StudentConfig, *, seed: int = 0) -> nn.Modu
         return add_lora(model, options.lora) if options.lora is not None else model
 
 
+def declared_student(name: str, options: StudentConfig) -> nn.Module:
+    """What `load_student` returns, on the meta device: names, shapes and switches, and no numbers.
+
+    Whoever asks has had the student loaded elsewhere: what a library raises here is not made a line of.
+    """
+    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers.initialization import no_init_weights
+
+    shared, placed = _how_to_open(options)
+    with quiet_transformers(), torch.device("meta"), no_init_weights():
+        config = AutoConfig.from_pretrained(name, **shared)
+        model = AutoModelForCausalLM.from_config(config, trust_remote_code=options.trust_remote_code, **placed)
+        model.tie_weights()  # which is left out where weights are not initialised
+        _settle(model, options)
+        freeze(model, options.freeze)
+        return add_lora(model, options.lora) if options.lora is not None else model
+
+
+def _how_to_open(options: StudentConfig) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What a configuration and a model are opened with, and what a model is opened with beside it."""
+    shared: dict[str, Any] = {"trust_remote_code": options.trust_remote_code}
+    if options.revision is not None:
+        shared["revision"] = options.revision
+    placed: dict[str, Any] = {"dtype": getattr(torch, options.dtype)}
+    if options.attention is not None:
+        placed["attn_implementation"] = options.attention
+    return shared, placed
+
+
+def _settle(model: Any, options: StudentConfig) -> None:
+    """What is switched on any model that is opened here."""
+    model.config.use_cache = False
+    if options.attention is None:
+        use_softcapped_sdpa(model)
+
+
 def open_model(name: str, options: StudentConfig) -> nn.Module:
     """A causal language model from its weights, or with new ones from its configuration.
 
@@ -240,12 +276,7 @@ def open_model(name: str, options: StudentConfig) -> nn.Module:
 
     who, trusted = f"student {name}", {"trust_remote_code": options.trust_remote_code}
     refuse_absurd_config(name, options.revision, who=who, **trusted)
-    shared: dict[str, Any] = dict(trusted)
-    if options.revision is not None:
-        shared["revision"] = options.revision
-    placed: dict[str, Any] = {"dtype": getattr(torch, options.dtype)}
-    if options.attention is not None:
-        placed["attn_implementation"] = options.attention
+    shared, placed = _how_to_open(options)
     with quiet_transformers(), in_one_line(lambda error: f"{who}: {loading_problem(name, error)}"):
         if options.init == "random":
             config = AutoConfig.from_pretrained(name, **shared)
@@ -265,9 +296,7 @@ def open_model(name: str, options: StudentConfig) -> nn.Module:
                 name, use_safetensors=True, **checked, **shared, **placed
             )
             refuse_unlike(model, info, who=who)
-        model.config.use_cache = False
-        if options.attention is None:
-            use_softcapped_sdpa(model)
+        _settle(model, options)
     return model
 
 

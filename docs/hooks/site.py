@@ -31,6 +31,7 @@ COPIED = {
     "contributing.md": "CONTRIBUTING.md",
     "security.md": "SECURITY.md",
     "published.md": "pipelines/published/README.md",
+    "slurm.md": "pipelines/slurm/README.md",
     "comparison.md": "pipelines/compare/RESULTS.md",
     "benchmarks.md": "benchmarks/results/README.md",
 }

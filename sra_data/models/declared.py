@@ -45,6 +45,7 @@ FEW_NUMBERS, FEW_MODULES = 1 << 20, 1_000  # of any model
 MOST_BUFFERS = 1 << 28  # numbers that are computed: masks, frequencies
 MODULES_PER_TENSOR = 16  # activations and dropouts hold none
 MOST_NEW_MODULES = 1 << 16  # of a model without a checkpoint
+MOST_DECLARED = 1 << 43  # numbers of a model of which nothing but its size is wanted
 LARGEST_RANK = 1 << 16
 LARGEST_SIZES = {"num_hidden_layers": 100_000, "hidden_size": 1 << 20, "vocab_size": (1 << 31) - 1}
 LONGEST_REASON = 200
@@ -191,16 +192,35 @@ def refuse_beyond(config: Any, stored: Stored | None, *, who: str, trust_remote_
     Raises:
         ModelError: With the size, as soon as it is known; or if no model can be built of it at all.
     """
-    from transformers import AutoModelForCausalLM
-    from transformers.initialization import no_init_weights
-
     refuse_sizes(config, who=who)
     if stored is not None and stored.codes is not None and getattr(config, "quantization_config", None) is None:
         raise ModelError(
             f"{who}: its checkpoint keeps {stored.codes} in whole numbers, its {CONFIG} names no quantization that "
             f"says what they mean; use the {CONFIG} that belongs to the checkpoint"
         )
-    limit = _Limit.of(config, stored, who=who)
+    without_memory(config, _Limit.of(config, stored, who=who), trust_remote_code=trust_remote_code)
+
+
+def declared_model(config: Any, *, who: str, trust_remote_code: bool) -> nn.Module:
+    """The model that a configuration declares, on the meta device: names and shapes, of any size, without memory.
+
+    Raises:
+        ModelError: If its sizes are no sizes, or no model can be built of it.
+    """
+    refuse_sizes(config, who=who)
+    limit = _Limit(who, None, most_numbers=MOST_DECLARED, most_modules=MOST_NEW_MODULES)
+    model: Any = without_memory(config, limit, trust_remote_code=trust_remote_code)
+    model.tie_weights()  # which is left out where weights are not initialised
+    found: nn.Module = model
+    return found
+
+
+def without_memory(config: Any, limit: _Limit, *, trust_remote_code: bool) -> Any:
+    """Build a configuration's model on the meta device, as far as `limit` allows; raises as `refuse_beyond` does."""
+    from transformers import AutoModelForCausalLM
+    from transformers.initialization import no_init_weights
+
+    who = limit.who
     with (
         in_one_line(lambda error: f"{who}: no model can be built of its {CONFIG} ({reason_of(error)}); {USE_ANOTHER}"),
         limit.watching(),
@@ -210,7 +230,7 @@ def refuse_beyond(config: Any, stored: Stored | None, *, who: str, trust_remote_
     ):
         warnings.simplefilter("ignore")  # of tensors without elements, say
         # No forward runs: eager is there whatever the configuration asks for.
-        AutoModelForCausalLM.from_config(
+        return AutoModelForCausalLM.from_config(
             copy.deepcopy(config), trust_remote_code=trust_remote_code, attn_implementation="eager"
         )
 

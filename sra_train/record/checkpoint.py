@@ -44,6 +44,7 @@ from sra_data.shards.durable import SEAL, flush, read_document, sealed_bytes
 from sra_data.shards.metadata import Count, Strict, Xxh3, checked
 from sra_train.record.files import remove
 from sra_train.record.identity import TOTAL, refuse_another
+from sra_train.sharding import is_sharded, of_first
 
 CHECKPOINT_VERSION = 4
 PREFIX = "step-"
@@ -287,12 +288,18 @@ class Checkpoints:
                 )
         return state
 
-    def load(self, step: int, state: Mapping[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any], Progress]:
+    def load(
+        self, step: int, state: Mapping[str, Any], *, with_tensors: bool = True
+    ) -> tuple[dict[str, Tensor], dict[str, Any], Progress]:
         """(model state, optimizer state, progress) as `write` was given them; `state` as `read_whole_state` gives it.
+
+        Without tensors both states are empty: for a process that is handed them by the first.
 
         Raises:
             DamagedError: If a file is no safetensors.
         """
+        if not with_tensors:
+            return {}, {}, Progress(**state["progress"])
         path = self.path(step)
         optimizer = {
             "state": join_optimizer_state(load_tensors(path / OPTIMIZER), state["optimizer"]["values"]),
@@ -431,6 +438,21 @@ def own_names(model: nn.Module) -> list[str]:
     return trained + [name for name in inner.state_dict(keep_vars=True) if name not in every_parameter]
 
 
+def refuse_other_tensors(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
+    """Refuse a model's state of other names.
+
+    Raises:
+        TrainingError: Naming some that are not in both.
+    """
+    wanted = set(own_names(model))
+    if wanted != set(weights):
+        different = sorted(wanted.symmetric_difference(weights))[:3]
+        raise TrainingError(
+            f"checkpoint: its tensors are not the model's (for example {', '.join(different)});"
+            " use the student and the method the run began with, or a new --output-dir"
+        )
+
+
 def refuse_other_moments(model: nn.Module, moments: Mapping[str, Any]) -> None:
     """Refuse an optimizer's state of other parameters, or of other shapes: torch would take it, and fail in a step.
 
@@ -460,6 +482,8 @@ def load_full_state(
 ) -> None:
     """Put a full state into a (possibly distributed) model and optimizer; every process calls it with the same state.
 
+    Of a sharded model the first process's is taken, and the others need none.
+
     Raises:
         TrainingError: If names or shapes do not fit.
     """
@@ -469,20 +493,22 @@ def load_full_state(
         set_optimizer_state_dict,
     )
 
-    wanted = set(own_names(model))
-    if wanted != set(weights):
-        different = sorted(wanted.symmetric_difference(weights))[:3]
-        raise TrainingError(
-            f"checkpoint: its tensors are not the model's (for example {', '.join(different)});"
-            " use the student and the method the run began with, or a new --output-dir"
-        )
-    if moments is not None:
-        refuse_other_moments(model, moments)
-    options = StateDictOptions(full_state_dict=True, strict=False)
+    from_first = is_sharded(model)
+
+    def fits() -> None:
+        refuse_other_tensors(model, weights)
+        if moments is not None:
+            refuse_other_moments(model, moments)
+
+    if from_first:
+        of_first(fits)
+    else:
+        fits()
+    shared: dict[str, Any] = {"full_state_dict": True, "broadcast_from_rank0": from_first}
     try:
-        set_model_state_dict(model, dict(weights), options=options)
+        set_model_state_dict(model, dict(weights), options=StateDictOptions(strict=False, **shared))
         if optimizer is not None and moments is not None:
-            set_optimizer_state_dict(model, optimizer, moments, options=StateDictOptions(full_state_dict=True))
+            set_optimizer_state_dict(model, optimizer, moments, options=StateDictOptions(**shared))
             for group in optimizer.param_groups:
                 group["betas"] = tuple(group["betas"])  # JSON knows lists only
     except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:

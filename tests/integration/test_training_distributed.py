@@ -139,3 +139,27 @@ def test_fsdp2_learns_what_one_process_learns(still, tmp_path, micro_batch_size)
     norms = [of_steps(tmp_path / name, "grad_norm") for name in ("one", "sharded")]
     assert norms[1] == pytest.approx(norms[0], rel=1e-3)
     close(weights(tmp_path / "one"), weights(tmp_path / "sharded"))
+
+
+def gradients(out: Path) -> dict[str, torch.Tensor]:
+    """Of every parameter in the run's only step: what AdamW remembers of it, but for a factor."""
+    moments = load_file(out / "checkpoints" / "step-00000001" / "optimizer.safetensors")
+    return {name.removesuffix("/exp_avg"): value for name, value in moments.items() if name.endswith("/exp_avg")}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("strategy", "world_size"), [("ddp", 2), ("ddp", 4), ("fsdp2", 2), ("fsdp2", 4)])
+def test_the_gradient_of_every_parameter_is_the_one_of_a_single_process(
+    still, tmp_path, strategy: str, world_size: int
+) -> None:
+    train(still, tmp_path / "one", training__max_steps=1, training__batch_size=4)
+    chosen = options(still, tmp_path / "many", training__max_steps=1, training__strategy=strategy)
+    assert launch(world_size, chosen) == 0
+    one, many = gradients(tmp_path / "one"), gradients(tmp_path / "many")
+    assert one.keys() == many.keys()
+    assert sum(float(value.abs().max()) > 0 for value in one.values()) > 10
+    for name, expected in one.items():
+        least = 2e-5 * float(expected.abs().max())
+        torch.testing.assert_close(
+            many[name], expected, rtol=1e-3, atol=least, msg=lambda said, at=name: f"{at}: {said}"
+        )

@@ -52,7 +52,8 @@ def test_every_error_that_is_raised_has_a_message_on_the_page(hooks: dict[str, M
         if re.search(rf"^\s+raise ({kinds})\(", path.read_text("utf-8"), re.MULTILINE)
     }
     found = messages.messages()
-    handed_on = {"sra_data/stages/verify.py", "sra_data/stages/repair.py"}  # what they raise is a list of others
+    # what they raise is a list of others, or another process's
+    handed_on = {"sra_data/stages/verify.py", "sra_data/stages/repair.py", "sra_train/sharding.py"}
     assert raised - {one.module for one in found} - handed_on == set()
     assert len(found) > 300
     assert len({one.anchor for one in found}) == len(found)

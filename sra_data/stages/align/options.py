@@ -43,7 +43,7 @@ class AlignOptions:
         on_invalid: A bad row: fail, or skip and count it.
         num_workers: Processes; None finds out. The bytes written do not depend on it.
         engine: Who runs the units, see `sra_data/engines`; the bytes do not depend on it either.
-        units: Only units a:b of the plan; the folders are sealed once all are there.
+        units: Only units a:b of the plan, or the share i/n of an array; the folders are sealed once all are there.
         trust_remote_code: Run code that comes with a tokenizer.
     """
 
@@ -136,11 +136,11 @@ def open_sources(options: AlignOptions) -> list[Source]:
 
 
 def select_units(units: Sequence[Item], chosen: str | None) -> Sequence[Item]:
-    """The units a:b, half-open; all of them for None.
+    """The units a:b, half-open, or those of task i of n; all of them for None.
 
     Raises:
         ConfigError: Not of that form.
     """
     if chosen is None:
         return units
-    return units[slice(*unit_range(chosen))]
+    return units[slice(*unit_range(chosen, len(units)))]

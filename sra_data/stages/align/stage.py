@@ -27,6 +27,7 @@ from sra_data.stages.align.summary import AlignSummary, summarise
 from sra_data.stages.align.units import AlignWorker
 from sra_data.stages.align.windows import windowing
 from sra_data.stages.align.work import Tokenizers, Work
+from sra_data.stages.units import said_of
 from sra_data.terminal import Reporter
 
 UNITS_PER_WORKER = 8  # a process takes seconds to start; with fewer units than this each it is not worth it
@@ -100,7 +101,10 @@ def align_with(options: AlignOptions, reporter: Reporter, tokenizers: Tokenizers
         rows=plan.rows,
     )
     missing = _missing(shards, plans)
-    chosen = [unit for unit in select_units(units, options.units) if unit.part in missing]
+    selected = select_units(units, options.units)
+    if options.units is not None:
+        reporter.line(said_of(units=[unit.part for unit in selected], num_units=len(units)))
+    chosen = [unit for unit in selected if unit.part in missing]
     started = time.monotonic()
     tokens = _do(worker, chosen, options, reporter)
     seconds = scanned + time.monotonic() - started

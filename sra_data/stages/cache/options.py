@@ -28,7 +28,7 @@ class CacheOptions:
         batch_tokens: padded tokens of a batch; found by trying where None.
         num_workers: processes; what is written does not depend on it. None leaves their number to the engine.
         engine: who runs the units, see `sra_data/engines`; what is written does not depend on it either.
-        units: "a:b", only these units of the plan.
+        units: "a:b", only these units of the plan; "i/n", those of task i of an array of n.
         max_failed: examples with NaN or infinite activations that are let through.
     """
 
@@ -45,7 +45,7 @@ class CacheOptions:
         name="workers",
     )
     engine: Engine = option("local", "Who runs the units: processes of this machine, or actors of a Ray cluster.")
-    units: str | None = option(None, "Only the units a:b of the plan, for arrays of jobs.")
+    units: str | None = option(None, "Only the units a:b of the plan, or i/n: those of task i of n.")
     max_failed: int = option(0, "Examples with NaN or infinite activations to let through.")
 
 

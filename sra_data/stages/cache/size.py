@@ -49,6 +49,15 @@ class PagesSize:
         """All of it."""
         return round(self.num_positions * self.bytes_per_position) + self.bytes_beside + self.bytes_of_files
 
+    def times(self, scale: float) -> PagesSize:
+        """So many times the examples; head and embeddings stay."""
+        return PagesSize(
+            round(scale * self.num_positions),
+            self.bytes_per_position,
+            round(scale * self.bytes_beside),
+            self.bytes_of_files,
+        )
+
 
 def bytes_per_position(schema: FolderSchema) -> float:
     """Bytes of all values of one position, before compression."""

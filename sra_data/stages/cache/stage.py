@@ -45,7 +45,7 @@ from sra_data.stages.cache.summary import CacheSummary, facts_at_beginning, fact
 from sra_data.stages.cache.unit import refuse_failed
 from sra_data.stages.cache.units import do_units, refuse_no_room
 from sra_data.stages.sampling import sample_rows
-from sra_data.stages.units import unit_range
+from sra_data.stages.units import said_of, unit_range
 from sra_data.teacher.following import follow
 from sra_data.teacher.provenance import environments_in, refuse_mixture
 from sra_data.teacher.tensor_parallel import joined
@@ -87,7 +87,9 @@ def _cache(options: CacheOptions, reporter: Reporter) -> CacheSummary:
     with ShardSet.open(options.shards) as shards:
         run = CacheRun(options, shards, reporter)
         num_units = len(run.units())
-        choose_units([], options.units, num_units)  # refused before anything is written
+        chosen = choose_units(run.units(), options.units, num_units)  # refused before anything is written
+        if options.units is not None:
+            reporter.line(said_of(units=[unit.part for unit in chosen], num_units=num_units))
         refuse_no_room(run)
         run.refuse_other_inputs()
         if not run.had:
@@ -115,14 +117,14 @@ def _cache(options: CacheOptions, reporter: Reporter) -> CacheSummary:
 
 
 def choose_units(missing: list[Unit], units: str | None, num_units: int) -> list[Unit]:
-    """The missing units within "a:b" of the plan (all where None).
+    """The missing units within "a:b" of the plan, or of task "i/n" (all where None).
 
     Raises:
         ConfigError: If it is no range of the plan.
     """
     if units is None:
         return missing
-    start, stop = unit_range(units)
+    start, stop = unit_range(units, num_units)
     if start is None or stop is None or stop > num_units:
         raise ConfigError(f"--units {units}: give a:b with a < b, within the plan's 0:{num_units}")
     return [unit for unit in missing if start <= unit.part < stop]

@@ -22,16 +22,25 @@ from sra_data.teacher.loading import dtype_of, name_of, num_layers_of, read_conf
 
 
 class Sizes:
-    """The size of one teacher's pages under any options."""
+    """The size of one teacher's pages under any options, of the folder's examples or `scale` times as many."""
 
-    def __init__(self, settings: UnitSettings, shards: ShardSet, *, is_tied: bool, num_layers: int) -> None:
+    def __init__(
+        self,
+        settings: UnitSettings,
+        shards: ShardSet,
+        *,
+        is_tied: bool,
+        num_layers: int,
+        num_examples: int | None = None,
+    ) -> None:
         self.settings = settings
         self.num_layers = num_layers
+        self.scale = 1.0 if num_examples is None else num_examples / max(len(shards.corpus.index), 1)
         self._shards = shards
-        self._units = [Unit(unit.part, unit.start, unit.stop) for unit in Plan.load(shards.corpus.folder).units]
+        self.units = [Unit(unit.part, unit.start, unit.stop) for unit in Plan.load(shards.corpus.folder).units]
         ids = ids_that_occur(
             shards.side(settings.side),
-            self._units,
+            self.units,
             vocabulary_size=settings.vocabulary_size,
             teacher=name_of(settings.teacher),
         )
@@ -48,7 +57,8 @@ class Sizes:
         capture = options.capture.resolved(self.num_layers)
         scales = dict.fromkeys(capture.layer_numbers, scales_to_text(np.ones(self.settings.hidden_size, np.float32)))
         schema = replace(self.settings, capture=capture, channel_scales=scales).schema()
-        return pages_size(schema, self.examples(options), self._units, bytes_of_files=self._bytes_of_files)
+        size = pages_size(schema, self.examples(options), self.units, bytes_of_files=self._bytes_of_files)
+        return size if self.scale == 1.0 else size.times(self.scale)
 
     def examples(self, options: CacheOptions) -> ExampleReader:
         """What the teacher would be given."""

@@ -2,20 +2,26 @@
 
 Bytes are arithmetic, the same by which `cache-teacher` refuses a small disk. Hours are measured: the teacher reads a
 few of the corpus's own examples, their pages are written to a temporary folder and read back. Without a teacher at
-hand (`--no-time`) its config.json is enough for the bytes.
+hand (`--no-time`) its config.json is enough for the bytes, and for the hours of accelerators of a known kind
+(`fleet.py`).
 """
 
 from __future__ import annotations
 
 import shutil
+import time
+from dataclasses import dataclass
+from typing import Any
 
 from sra_data.shards.store import ShardSet
 from sra_data.stages.cache.run import CacheRun
 from sra_data.stages.cache.size import DISK_ROOM
+from sra_data.stages.cache.stage import FAITHFULNESS_EXAMPLES
+from sra_data.stages.estimate.fleet import Load, planned_fleet
 from sra_data.stages.estimate.options import EstimateOptions, check_estimate
 from sra_data.stages.estimate.sizes import Sizes, settings_of_config
 from sra_data.stages.estimate.summary import EstimateSummary, Sample
-from sra_data.stages.estimate.timing import time_sample
+from sra_data.stages.estimate.timing import padded_tokens, time_sample
 from sra_data.teacher.loading import is_tied, name_of, num_layers_of
 from sra_data.terminal import Reporter
 
@@ -35,6 +41,7 @@ def estimate(options: EstimateOptions, reporter: Reporter) -> EstimateSummary:
     check_estimate(options)
     with ShardSet.open(options.cache.shards) as shards:
         run: CacheRun | None = None
+        started = time.perf_counter()
         if options.is_timed:
             run = CacheRun(options.cache, shards, reporter)
             run.admit()  # what `cache-teacher` would refuse is refused before anybody plans with its hours
@@ -42,29 +49,64 @@ def estimate(options: EstimateOptions, reporter: Reporter) -> EstimateSummary:
             settings, config = run.settings, run.identity.config
         else:
             settings, config = settings_of_config(options.cache, shards)
-        sizes = Sizes(settings, shards, is_tied=is_tied(config), num_layers=num_layers_of(config))
-        sample = None if run is None else time_sample(run, options.seconds, reporter)
-        return _summary(options, sizes, shards, sample)
+        begin_seconds = time.perf_counter() - started
+        sizes = Sizes(
+            settings,
+            shards,
+            is_tied=is_tied(config),
+            num_layers=num_layers_of(config),
+            num_examples=options.examples,
+        )
+        sample = None if run is None else time_sample(run, options.seconds, reporter, begin_seconds)
+        return _summary(options, sizes, config, shards, sample)
 
 
-def _summary(options: EstimateOptions, sizes: Sizes, shards: ShardSet, sample: Sample | None) -> EstimateSummary:
-    """All numbers together."""
+@dataclass(frozen=True)
+class _Hours:
+    """Of caching, reading and running the teacher online; seconds of the units alone."""
+
+    units: float
+    cache: float
+    read: float
+    online: float
+
+
+def _hours(options: EstimateOptions, sizes: Sizes, shards: ShardSet, sample: Sample) -> _Hours:
+    """What was timed, for all of it: a forward by the tokens of its padded batches, a page by its positions."""
     examples = sizes.examples(options.cache)
     is_train = shards.corpus.index.in_split("train")
-    num_tokens, train_tokens = int(examples.num_tokens.sum()), int(examples.num_tokens[is_train].sum())
-    size = sizes.of(options.cache)
+    passes = sizes.scale * options.epochs * options.students
+    forward = sample.num_tokens / sample.tokens_per_second
+    padded = padded_tokens(examples, sizes.units, sizes.settings.batch_tokens)
+    units = sizes.scale * forward * padded / max(sample.padded_tokens, 1)
+    units += sizes.scale * sample.write_seconds * int(examples.num_rows.sum()) / sample.num_positions
+    asked_again = min(FAITHFULNESS_EXAMPLES, int((examples.num_rows > 0).sum())) * forward / sample.num_examples
+    read = passes * int(examples.num_rows[is_train].sum()) * sample.bytes_per_position
+    online = passes * int(examples.num_tokens[is_train].sum()) / sample.tokens_per_second
+    return _Hours(
+        units=units,
+        cache=(sample.begin_seconds + units + asked_again) / 3600,
+        read=read / sample.read_bytes_per_second / 3600,
+        online=online / 3600,
+    )
+
+
+def _summary(
+    options: EstimateOptions, sizes: Sizes, config: Any, shards: ShardSet, sample: Sample | None
+) -> EstimateSummary:
+    """All numbers together."""
+    examples, scale = sizes.examples(options.cache), sizes.scale
+    size, num_tokens = sizes.of(options.cache), round(scale * int(examples.num_tokens.sum()))
     passes = options.epochs * options.students
-    cache_hours = read_hours = online_hours = expected = None
+    expected, hours = None, None
     spent, instead = 1.0, float(passes)
     if sample is not None:
         expected = round(sample.compression * (size.num_bytes - size.bytes_of_files)) + size.bytes_of_files
-        seconds = num_tokens / sample.tokens_per_second
-        seconds += sample.write_seconds * size.num_positions / sample.num_positions
-        read = passes * int(examples.num_rows[is_train].sum()) * sample.bytes_per_position
-        cache_hours, read_hours = seconds / 3600, read / sample.read_bytes_per_second / 3600
-        online_hours = passes * train_tokens / sample.tokens_per_second / 3600
-        spent, instead = cache_hours + read_hours, online_hours
-    free = shutil.disk_usage(shards.path).free
+        hours = _hours(options, sizes, shards, sample)
+        spent, instead = hours.cache + hours.read, hours.online
+    free, num_units = shutil.disk_usage(shards.path).free, max(1, round(scale * len(sizes.units)))
+    num_bytes = expected or size.num_bytes
+    load = Load(num_tokens, num_units, num_bytes, num_bytes - size.bytes_of_files, scale)
     return EstimateSummary(
         shards=options.cache.shards,
         teacher=name_of(sizes.settings.teacher),
@@ -72,7 +114,7 @@ def _summary(options: EstimateOptions, sizes: Sizes, shards: ShardSet, sample: S
         num_layers=sizes.num_layers,
         hidden_size=sizes.settings.hidden_size,
         vocabulary_size=sizes.settings.vocabulary_size,
-        num_examples=int((examples.num_rows > 0).sum()),
+        num_examples=round(scale * int((examples.num_rows > 0).sum())),
         num_tokens=num_tokens,
         num_positions=size.num_positions,
         row="span" if options.cache.capture.by_span else "position",
@@ -83,11 +125,14 @@ def _summary(options: EstimateOptions, sizes: Sizes, shards: ShardSet, sample: S
         fits=size.num_bytes * DISK_ROOM <= free,
         alternatives=tuple(sizes.alternatives(options.cache)),
         sample=sample,
-        cache_hours=cache_hours,
-        read_hours=read_hours,
-        online_hours=online_hours,
+        cache_hours=None if hours is None else hours.cache,
+        read_hours=None if hours is None else hours.read,
+        online_hours=None if hours is None else hours.online,
         epochs=options.epochs,
         students=options.students,
         online_passes=passes,
         cheaper="offline" if instead > CLEARLY * spent else "online" if spent > CLEARLY * instead else "equal",
+        num_units=num_units,
+        planned_examples=options.examples,
+        fleet=planned_fleet(options, config, examples, load, sample, 0.0 if hours is None else hours.units),
     )

@@ -23,10 +23,11 @@ class Sample:
     """What was measured on a few examples.
 
     Attributes:
-        num_examples, num_tokens, num_positions: of the sample.
+        num_examples, num_tokens, num_positions: of the sample; padded_tokens those of its batches.
         num_failed: of those examples, the ones with NaN or infinite activations.
         device: where the teacher ran.
         tokens_per_second: through the teacher, states and distributions kept.
+        begin_seconds: until the first unit: the teacher loaded and admitted.
         write_seconds: the same sample encoded, compressed, checked and written.
         bytes_per_position: on disk, compressed; `compression` their share of what the arithmetic says.
         read_bytes_per_second: back from the page cache, every value checked.
@@ -42,6 +43,71 @@ class Sample:
     bytes_per_position: float
     compression: float
     read_bytes_per_second: float
+    padded_tokens: int = 0
+    begin_seconds: float = 0.0
+
+
+@dataclass(frozen=True)
+class Fleet:
+    """Many accelerators, or machines like this one.
+
+    Attributes:
+        gpus: how many; `gpus_per_teacher` hold one teacher, `teachers` work at once.
+        hours: from the first unit to the last; `gpu_hours` of all accelerators, those that wait included.
+        cost: of those, at `price` an hour; None where no price was given.
+        store_needed: GB a second that are written meanwhile; `store_rate` what the store takes, None for no limit.
+        model: of accelerator; None for machines like this one, of which the following is not known.
+        parameters: the teacher's; `bytes_of_weights` in its dtype.
+        operations: of all forwards; `teraflops` the accelerator's dense bf16 peak, `utilisation` the share assumed.
+        forward_hours, write_hours: one after the other; `write_rate` GB a second that a process writes.
+    """
+
+    gpus: int
+    teachers: int
+    hours: float
+    gpu_hours: float
+    cost: float | None
+    price: float | None
+    store_rate: float | None
+    store_needed: float
+    gpus_per_teacher: int = 1
+    model: str | None = None
+    parameters: int | None = None
+    bytes_of_weights: int | None = None
+    operations: float | None = None
+    teraflops: float | None = None
+    utilisation: float | None = None
+    forward_hours: float | None = None
+    write_hours: float | None = None
+    write_rate: float | None = None
+
+    def facts(self) -> Grid:
+        """It in words."""
+        store = "" if self.store_rate is None else f", the store takes {self.store_rate:g}"
+        return Grid.of_facts(
+            *self._assumed(),
+            ("hours", f"{self.hours:,.2f} for {self.gpus:,}: {self.gpu_hours:,.1f} in all"),
+            ("written meanwhile", f"{self.store_needed:,.2f} GB/s{store}"),
+            ("price", "" if self.cost is None else f"{self.cost:,.2f} at {self.price:g} an hour"),
+            title=f"on {self.gpus:,} x {self.model or 'a machine like this one'}",
+        )
+
+    def _assumed(self) -> tuple[tuple[str, str], ...]:
+        if self.parameters is None or self.bytes_of_weights is None or self.utilisation is None:
+            return (("assumed", f"each as fast as was timed, {self.teachers:,} at once"),)
+        return (
+            (
+                "a teacher",
+                f"{self.parameters / 1e9:,.1f} billion parameters, {bytes_in_words(self.bytes_of_weights)}: on "
+                f"{self.gpus_per_teacher}, {self.teachers:,} at once",
+            ),
+            (
+                "forwards",
+                f"{self.operations:.2g} operations at {self.utilisation:.0%} (assumed) of {self.teraflops:,.0f} "
+                f"TFLOP/s: {self.forward_hours:,.2f} hours",
+            ),
+            ("writing", f"at {self.write_rate:.2g} GB/s a process: {self.write_hours:,.2f} hours"),
+        )
 
 
 @dataclass(frozen=True)
@@ -63,6 +129,9 @@ class EstimateSummary(Told):
         epochs, students: planned.
         online_passes: times the teacher reads the training examples online; offline it is one.
         cheaper: "offline", "online" or "equal": by hours, or by passes of the teacher where nothing was timed.
+        num_units: of the plan: no more processes than that work at once.
+        planned_examples: so many like the folder's are meant in all numbers; None for those themselves.
+        fleet: on many accelerators; None where none were asked for.
     """
 
     shards: str
@@ -89,6 +158,9 @@ class EstimateSummary(Told):
     students: int
     online_passes: int
     cheaper: str
+    num_units: int
+    planned_examples: int | None = None
+    fleet: Fleet | None = None
 
     def ending(self) -> Ending:
         """It in words."""
@@ -103,6 +175,8 @@ class EstimateSummary(Told):
             ("in all", f"at most {bytes_in_all} with head and embeddings"),
             ("the disk has", f"{free} free: {verdict}"),
         )
+        if self.planned_examples is not None:
+            facts = Grid((("planned for", f"{self.planned_examples:,} examples like these"), *facts.rows))
         rows = tuple(
             (
                 alternative.flags or "as chosen",
@@ -114,7 +188,11 @@ class EstimateSummary(Told):
         )
         return Ending(
             f"{self.shards}: {self.num_examples:,} examples, {self.num_positions:,} {self.row}s to cache",
-            (facts, Grid(rows, ("options", "bytes/row", "at most", "of chosen"))),
+            (
+                facts,
+                Grid(rows, ("options", "bytes/row", "at most", "of chosen")),
+                *(() if self.fleet is None else (self.fleet.facts(),)),
+            ),
             (*self._timed(), *self._verdict()),
             next=f"sra-data cache-teacher {shlex.quote(self.shards)}" if self.fits else None,
         )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,27 +23,47 @@ from sra_data.shards.store import (
     side_schema,
     write_part,
 )
+from sra_data.stages.cache.examples import ExampleReader
 from sra_data.stages.cache.run import CacheRun
 from sra_data.stages.cache.size import pages_size
 from sra_data.stages.cache.unit import CacheWorker
 from sra_data.stages.estimate.summary import Sample
 from sra_data.stages.sampling import sample_rows
+from sra_data.teacher.batching import plan_batches
 from sra_data.terminal import Reporter
 
 WARMING_EXAMPLES = 2
-MOST_EXAMPLES = 64
+MOST_EXAMPLES = 512
+MOST_POSITIONS = 32_768  # pages of a sample are held in memory, as a unit's are
 
 
-def time_sample(run: CacheRun, seconds: float, reporter: Reporter) -> Sample:
-    """Time a sample as large as `seconds` allow; the first few examples only warm up."""
+def time_sample(run: CacheRun, seconds: float, reporter: Reporter, begin_seconds: float) -> Sample:
+    """Time a sample as large as `seconds` allow; the first few examples only warm up, and say how many that are."""
+    rows = run.examples.num_rows
+    warming = sample_rows(rows, WARMING_EXAMPLES)
+    _sample(run, warming)
     started = time.perf_counter()
-    warming = sample_rows(run.examples.num_rows, WARMING_EXAMPLES)
     _sample(run, warming)
     each = (time.perf_counter() - started) / len(warming)
-    affordable = int(np.clip(seconds / each, WARMING_EXAMPLES, MOST_EXAMPLES))
-    rows = sample_rows(run.examples.num_rows, affordable)
-    reporter.line(f"timing {len(rows)} examples")
-    return _sample(run, rows)
+    most = min(MOST_EXAMPLES, MOST_POSITIONS / max(float(rows[rows > 0].mean()), 1.0))
+    affordable = int(np.clip(seconds / each, WARMING_EXAMPLES, max(most, WARMING_EXAMPLES)))
+    chosen = sample_rows(rows, affordable)
+    reporter.line(f"timing {len(chosen)} examples")
+    return replace(_sample(run, chosen), begin_seconds=begin_seconds)
+
+
+def padded_tokens(examples: ExampleReader, units: Sequence[Unit], batch_tokens: int) -> int:
+    """Tokens of all batches of these units, padding included: what a forward costs goes by them."""
+    total = 0
+    for unit in units:
+        lengths = examples.num_tokens[unit.start : unit.stop]
+        total += _padded(lengths[lengths > 0].tolist(), batch_tokens)
+    return total
+
+
+def _padded(lengths: Sequence[int], batch_tokens: int) -> int:
+    batches = plan_batches(lengths, batch_tokens)
+    return sum(len(batch) * max(lengths[index] for index in batch) for batch in batches)
 
 
 def _sample(run: CacheRun, numbers: np.ndarray[Any, np.dtype[np.int64]]) -> Sample:
@@ -77,6 +98,7 @@ def _sample(run: CacheRun, numbers: np.ndarray[Any, np.dtype[np.int64]]) -> Samp
         bytes_per_position=notes["bytes"] / notes["positions"],
         compression=notes["bytes"] / arithmetic.num_bytes,
         read_bytes_per_second=notes["bytes"] / read_seconds,
+        padded_tokens=_padded(run.examples.num_tokens[numbers].tolist(), run.settings.batch_tokens),
     )
 
 

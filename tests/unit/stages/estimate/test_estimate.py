@@ -7,14 +7,17 @@ import shutil
 from dataclasses import asdict, replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from sra_data.errors import ConfigError, ModelError, ShardError
-from sra_data.shards.store import Manifest, record
+from sra_data.shards.store import Manifest, ShardSet, Unit, record
 from sra_data.stages.cache import size as cache_size
+from sra_data.stages.cache.examples import ExampleReader
 from sra_data.stages.cache.options import CacheOptions
 from sra_data.stages.cache.stage import cache_teacher
 from sra_data.stages.estimate.stage import EstimateOptions, EstimateSummary, estimate
+from sra_data.stages.estimate.timing import padded_tokens
 from sra_data.teacher.spec import TeacherSpec
 from sra_data.terminal import Reporter, bytes_in_words
 from tests.integration.command_lines import sra_data, write_examples, write_pair
@@ -171,6 +174,42 @@ def test_offline_pays_from_the_second_pass_on(shards: Path) -> None:
     assert timed.cheaper == "offline"
     # One epoch of one student: the teacher runs once either way, and writing comes on top.
     assert once.cheaper in ("online", "equal")
+
+
+def test_hours_go_by_the_tokens_of_padded_batches_and_count_what_comes_before_the_first_unit(shards: Path) -> None:
+    said = estimated(options_of(shards), is_timed=True, seconds=60.0)
+    assert said.sample is not None
+    assert said.cache_hours is not None
+    forward = said.sample.num_tokens / said.sample.tokens_per_second
+    assert said.sample.padded_tokens >= said.sample.num_tokens
+    # all forty examples were timed, as the one unit they are; sixteen are asked again for the faithfulness
+    expected = said.sample.begin_seconds + forward * (1 + 16 / 40) + said.sample.write_seconds
+    assert 3600 * said.cache_hours == pytest.approx(expected)
+    assert said.sample.begin_seconds > 0
+
+
+def test_padding_is_counted_batch_by_batch(shards: Path) -> None:
+    examples, lengths = options_of(shards), [5, 3, 3, 1]
+    with ShardSet.open(examples.shards) as opened:
+        reader = ExampleReader(opened.side(opened.choose_teacher_side()))
+        reader.__dict__["num_tokens"] = np.array([*lengths, 0], np.int32)
+        # (5, 3) in a batch of ten padded tokens, (3, 1) in one of six; what has nothing to say is in none
+        assert padded_tokens(reader, [Unit(0, 0, 5)], 10) == 2 * 5 + 2 * 3
+        assert padded_tokens(reader, [Unit(0, 0, 2), Unit(1, 2, 5)], 1000) == 2 * 5 + 2 * 3
+        assert padded_tokens(reader, [Unit(0, 0, 5)], 1) == sum(lengths)
+
+
+def test_so_many_machines_like_this_one_take_so_many_times_less(shards: Path) -> None:
+    one, ten = (
+        estimated(options_of(shards), is_timed=True, seconds=0.5, gpus=gpus, examples=4_000_000) for gpus in (1, 10)
+    )
+    assert one.fleet is not None
+    assert ten.fleet is not None
+    for said in (one, ten):
+        assert said.cache_hours is not None
+        units = said.cache_hours - said.sample.begin_seconds / 3600  # type: ignore[union-attr]
+        assert said.fleet.gpu_hours == pytest.approx(units, rel=0.01)
+    assert ten.fleet.hours == pytest.approx(ten.fleet.gpu_hours / 10)
 
 
 def test_nothing_is_written_into_the_folder(shards: Path) -> None:
