@@ -30,7 +30,7 @@ class AlignOptions:
     Attributes:
         teachers: Hub ids (with @revision) or folders; students likewise. Every teacher is aligned with every student.
         data: See `open_source`; columns too.
-        out: The folder of shards.
+        out: The folder of shards, or a place in a store.
         dev_data: Development examples; without them `dev_share` of the prompts are, by their hash.
         teacher_max_length: Tokens of an example; None for the model's positions. student_max_length likewise.
         overlong: What happens beyond it: truncate, truncate-prompt, skip, or window: texts are cut into rows that fit.
@@ -43,6 +43,7 @@ class AlignOptions:
         num_workers: Processes; None finds out. The bytes written do not depend on it.
         units: Only units a:b of the plan; the folders are sealed once all are there.
         trust_remote_code: Run code that comes with a tokenizer.
+        workspace: Where parts are made that go into a store; see `choose_places`.
     """
 
     teachers: tuple[str, ...]
@@ -64,6 +65,7 @@ class AlignOptions:
     num_workers: int | None = None
     units: str | None = None
     trust_remote_code: bool = False
+    workspace: str | None = None
 
     @property
     def pair_options(self) -> PairOptions:

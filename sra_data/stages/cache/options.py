@@ -28,9 +28,10 @@ class CacheOptions:
         num_workers: processes; what is written does not depend on it.
         units: "a:b", only these units of the plan.
         max_failed: examples with NaN or infinite activations that are let through.
+        workspace: of shards in a store: the folder of this machine under which parts are made before they are put.
     """
 
-    shards: str = option("shards", "The folder that `sra-data align` wrote.", is_argument=True)
+    shards: str = option("shards", "What `sra-data align` wrote: a folder, or s3://....", is_argument=True)
     teacher: TeacherSpec = field(default_factory=TeacherSpec)
     side: str | None = option(None, "The side it reads (default: the one of its tokenizer).")
     capture: CaptureOptions = field(default_factory=CaptureOptions)
@@ -40,6 +41,7 @@ class CacheOptions:
     num_workers: int = option(1, "Processes. The bytes written do not depend on it.", name="workers")
     units: str | None = option(None, "Only the units a:b of the plan, for arrays of jobs.")
     max_failed: int = option(0, "Examples with NaN or infinite activations to let through.")
+    workspace: str | None = option(None, "Where parts are made that go into a store (default: ~/.cache/sra-distill).")
 
 
 def check_options(options: CacheOptions) -> None:

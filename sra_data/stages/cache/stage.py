@@ -25,10 +25,12 @@ from sra_data.shards.store import (
     ShardSet,
     Unit,
     begin,
+    choose_places,
     folder_lock,
     has_file,
     is_as_sealed,
     missing_units,
+    not_promised,
     notes_of,
     record,
     remove_abandoned,
@@ -64,9 +66,12 @@ def cache_teacher(options: CacheOptions, reporter: Reporter) -> CacheSummary:
             is too small.
     """
     check_options(options)
+    choose_places(workspace=options.workspace)
     with ShardSet.open(options.shards) as shards:
         run = CacheRun(options, shards, reporter)
         num_units = len(run.units())
+        for line in not_promised(shards.path):
+            reporter.line(line)
         choose_units([], options.units, num_units)  # refused before anything is written
         run.refuse_other_inputs()
         if not run.had:

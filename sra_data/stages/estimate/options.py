@@ -9,7 +9,7 @@ from sra_data.options import option
 from sra_data.stages.cache.options import CacheOptions, check_options
 
 # What only matters once the work is done.
-NOT_OF_ESTIMATE = ("workers", "units", "max_failed")
+NOT_OF_ESTIMATE = ("workers", "units", "max_failed", "workspace")
 
 
 @dataclass(frozen=True)

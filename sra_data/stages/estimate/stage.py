@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import shutil
 
-from sra_data.shards.store import ShardSet
+from sra_data.shards.store import ShardSet, is_in_store
 from sra_data.stages.cache.run import CacheRun
 from sra_data.stages.cache.size import DISK_ROOM
 from sra_data.stages.estimate.options import EstimateOptions, check_estimate
@@ -80,7 +80,7 @@ def _summary(options: EstimateOptions, sizes: Sizes, shards: ShardSet, sample: S
         num_bytes=size.num_bytes,
         expected_bytes=expected,
         disk_free=free,
-        fits=size.num_bytes * DISK_ROOM <= free,
+        fits=is_in_store(shards.path) or size.num_bytes * DISK_ROOM <= free,
         alternatives=tuple(sizes.alternatives(options.cache)),
         sample=sample,
         cache_hours=cache_hours,
