@@ -38,8 +38,8 @@ def test_a_run_from_a_store_has_the_losses_of_a_run_from_the_folder(machines: Ma
     for name, cache_bytes in (("small", sum(parts) // 3), ("large", 1 << 24)):
         machines.use(name, cache_bytes=cache_bytes)
         there = SyntheticShards(Path(URL), made.student, made.num_train, made.num_dev, made.teachers)
-        train(there, tmp_path / name, **{"data.window": 1, "data.shards": URL})
-        assert numbers(tmp_path / name) == expected
+        train(there, tmp_path / f"run-{name}", **{"data.window": 1, "data.shards": URL})
+        assert numbers(tmp_path / f"run-{name}") == expected
         kept = sum(path.stat().st_size for path in places.cache_folder().glob("[0-9a-f][0-9a-f]/*"))
         assert 0 < kept <= cache_bytes
         assert not list(places.workspaces().rglob("part-*.parquet"))
