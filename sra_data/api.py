@@ -63,6 +63,7 @@ def align(
     engine: Engine = "local",
     units: str | None = None,
     trust_remote_code: bool = False,
+    workspace: Path | None = None,
     reporter: Reporter | None = None,
 ) -> AlignSummary:
     """Cut a corpus by the tokenizers of teachers and students, line the pieces up, and write shards.
@@ -78,7 +79,7 @@ def align(
         student: Likewise.
         data: A file, folder, glob, Hub data set (name:split) or "builtin", Python's own documentation.
         columns: Columns by hand: "prompt=question,response=answer".
-        out: The folder of shards.
+        out: The folder of shards, or a place in a store: "s3://bucket/shards".
         dev_data: Development examples; without them `dev_share` of the prompts are, by their hash.
         dev_share: In [0, 1).
         max_length: Tokens of an example on all sides; `teacher_max_length` and `student_max_length` say it of one. None
@@ -96,6 +97,7 @@ def align(
         engine: Who runs the units: processes of this machine, or actors of a Ray cluster ("ray").
         units: Only the units "a:b" of the plan.
         trust_remote_code: Run code that comes with a tokenizer.
+        workspace: Where parts are made that go into a store, under ~/.cache where None.
         reporter: Told what happens; nothing is shown without one.
 
     Returns:
@@ -129,6 +131,7 @@ def align(
         engine=engine,
         units=units,
         trust_remote_code=trust_remote_code,
+        workspace=None if workspace is None else os.fspath(workspace),
     )
     return stage.align(options, reporter or Reporter())
 
@@ -159,6 +162,7 @@ def cache_teacher(
     engine: Engine = "local",
     units: str | None = None,
     max_failed: int = 0,
+    workspace: Path | None = None,
     reporter: Reporter | None = None,
 ) -> CacheSummary:
     """Run a teacher over its side of the corpus once and keep what it says.
@@ -195,6 +199,7 @@ def cache_teacher(
         engine: Who runs the units: processes of this machine, or actors of a Ray cluster ("ray").
         units: Only the units "a:b" of the plan.
         max_failed: Examples with NaN or infinite activations to let through.
+        workspace: Where parts are made that go into a store, under ~/.cache where None.
         reporter: Told what happens; nothing is shown without one.
 
     Returns:
@@ -236,6 +241,7 @@ def cache_teacher(
         engine=engine,
         units=units,
         max_failed=max_failed,
+        workspace=None if workspace is None else os.fspath(workspace),
     )
     return stage.cache_teacher(options, reporter or Reporter())
 
@@ -249,7 +255,8 @@ def open_shards(shards: Path = "shards") -> ShardSet:
         ...     print(example.response, pair.read([0])[0].student_spans)
 
     Args:
-        shards: The folder that `align` wrote; teachers' pages are there once `cache_teacher` has sealed them.
+        shards: The folder, or the place in a store, that `align` wrote; teachers' pages are there once `cache_teacher`
+            has sealed them.
 
     Raises:
         ShardError: If there are no shards, they are damaged, of another format, or `align` is not done.

@@ -6,7 +6,6 @@ Nothing heavy is imported before a command runs, so that `--help` answers at onc
 from __future__ import annotations
 
 from functools import partial
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -79,7 +78,7 @@ def _section(sections: object, command: str, file: str, *, commands: list[str]) 
 
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of words.")]
-Shards = Annotated[str, typer.Argument(help="The folder that `sra-data align` wrote.")]
+Shards = Annotated[str, typer.Argument(help="What `sra-data align` wrote: a folder, or s3://....")]
 Config = Annotated[
     str | None,
     typer.Option(callback=defaults_from, is_eager=True, help="YAML with a section per command; flags win over it."),
@@ -109,7 +108,7 @@ def align(
     columns: Annotated[
         str | None, typer.Option(help="Columns by hand: prompt=question,response=answer; id=.. and split=.. too.")
     ] = None,
-    out: Annotated[str, typer.Option(help="Folder to write.")] = "shards",
+    out: Annotated[str, typer.Option(help="Folder to write, or a place in a store (s3://bucket/shards).")] = "shards",
     dev_data: Annotated[str | None, typer.Option(help="Development examples, in the forms of --data.")] = None,
     dev_share: Annotated[float, typer.Option(help="Else this share of the prompts, by their hash.")] = 0.02,
     max_length: Annotated[
@@ -144,6 +143,9 @@ def align(
         str | None, typer.Option(help="Only the units a:b of the plan, or i/n: those of task i of n.")
     ] = None,
     trust_remote_code: Annotated[bool, typer.Option(help="Run code that comes with a tokenizer.")] = False,
+    workspace: Annotated[
+        str | None, typer.Option(help="Where parts are made that go into a store (default: ~/.cache/sra-distill).")
+    ] = None,
     config: Config = None,
     json: Json = False,
 ) -> None:
@@ -175,6 +177,7 @@ def align(
             engine=engine,
             units=units,
             trust_remote_code=trust_remote_code,
+            workspace=workspace,
         ),
         reporter,
     )
@@ -224,7 +227,7 @@ def verify(
         from sra_data.stages.cache.recapture import recapture
 
         again = partial(recapture, how=how)
-    options = stage.VerifyOptions(Path(shards), deep=deep, teacher=pages, sample=sample)
+    options = stage.VerifyOptions(shards, deep=deep, teacher=pages, sample=sample)
     summary = stage.verify(options, reporter, recapture=again)
     terminal.finish(summary, as_json=json)
     summary.refuse_if_damaged()

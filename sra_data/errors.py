@@ -5,9 +5,26 @@ prints that line on standard error and exits with 1. Anything that is not an ``S
 traceback.
 """
 
+_CALLED: dict[str, str] = {}
+
+
+def calls(folder: str, name: str) -> None:
+    """From now on every message calls a folder of ours by the name its user gave: shards in a store by their URL."""
+    _CALLED[folder] = name
+
+
+def as_called(text: str) -> str:
+    """A text with the names that users gave in the place of our own folders'."""
+    for folder, name in _CALLED.items():
+        text = text.replace(folder, name)
+    return text
+
 
 class SRAError(Exception):
     """Something the user can mend; the message is one line: what, where, value, remedy."""
+
+    def __init__(self, *said: object) -> None:
+        super().__init__(*(as_called(one) if isinstance(one, str) else one for one in said))
 
 
 class ConfigError(SRAError):

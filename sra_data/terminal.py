@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from typing import Any, Protocol
 
-from sra_data.errors import SRAError
+from sra_data.errors import SRAError, as_called
 
 SECONDS_BETWEEN_LINES = 5.0
 # Control characters (but line ends and tabs), marks that turn the direction of what follows, lone surrogates.
@@ -92,7 +92,7 @@ class Task:
 
 def printable(text: str) -> str:
     """A text to be shown: a stranger's name may hold escape codes, which are spelled out; an address a password."""
-    return UNPRINTABLE.sub(lambda found: ascii(found[0])[1:-1], PASSWORD.sub("***", text))
+    return UNPRINTABLE.sub(lambda found: ascii(found[0])[1:-1], PASSWORD.sub("***", as_called(text)))
 
 
 class Reporter:
@@ -183,7 +183,7 @@ def print_version(asked: bool) -> None:
 
 def print_json(value: dict[str, Any]) -> None:
     """Print one JSON object on standard output, for machines."""
-    text = json.dumps(value, ensure_ascii=False, default=str)
+    text = as_called(json.dumps(value, ensure_ascii=False, default=str))
     print(UNPRINTABLE.sub(lambda found: f"\\u{ord(found[0]):04x}", text))
 
 

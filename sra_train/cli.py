@@ -42,7 +42,7 @@ def presets_beginning_with(incomplete: str) -> list[str]:
 
 @app.command()
 def run(
-    shards: Annotated[str | None, typer.Argument(help="The folder of shards (default: shards).")] = None,
+    shards: Annotated[str | None, typer.Argument(help="The folder of shards, or s3://... (default: shards).")] = None,
     config: Annotated[str | None, typer.Option(help="YAML; flags win over it.")] = None,
     preset: Annotated[
         str | None,
@@ -67,6 +67,10 @@ def run(
         str | None, typer.Option(help="Hub id or folder (default: the one the shards were aligned for).")
     ] = None,
     output_dir: Annotated[str | None, typer.Option(help="Folder of the run; what is there is resumed.")] = None,
+    cache_dir: Annotated[
+        str | None, typer.Option(help="Where blocks of shards in a store are kept (default: ~/.cache/sra-distill).")
+    ] = None,
+    cache_gib: Annotated[float | None, typer.Option(help="What they may weigh, in GiB (default: 16).")] = None,
     epochs: Annotated[int | None, typer.Option(help="Passes over the training split (default: 10).")] = None,
     max_steps: Annotated[int | None, typer.Option(help="End after so many steps.")] = None,
     batch_size: Annotated[int | None, typer.Option(help="Examples of a step over all processes (default: 16).")] = None,
@@ -95,6 +99,8 @@ def run(
     flags = {
         "data.shards": shards,
         "data.teachers": teacher or None,
+        "data.cache_dir": cache_dir,
+        "data.cache_gib": cache_gib,
         "method.name": method,
         "student.name": student,
         "output_dir": output_dir,

@@ -42,6 +42,7 @@ from sra_train.data.knowledge import teacher_settings
 from sra_train.data.micro_batches import budget_of_device
 from sra_train.data.order import OrderPlan
 from sra_train.data.reader import RowReader
+from sra_train.data.sources import open_shards
 from sra_train.data.staging import StagingPool
 from sra_train.data.stream import BatchMaker, Share
 from sra_train.data.table import RowTable
@@ -95,7 +96,8 @@ def run(config: TrainConfig, reporter: Reporter | None = None) -> RunSummary:
     with deterministic(config.training.deterministic):
         accelerator = make_accelerator(config.training)
         shown = (reporter or Reporter()) if accelerator.is_main_process else Reporter()
-        with ShardSet.open(config.data.shards) as shards:
+        data = config.data
+        with open_shards(data.shards, cache_dir=data.cache_dir, cache_gib=data.cache_gib) as shards:
             return Run(config, accelerator, shown, shards).carry_out()
 
 

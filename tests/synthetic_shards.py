@@ -130,11 +130,13 @@ def make_shards(
     num_teachers: int = 1,
     num_skipped_by_second: int = 0,
     prompts: bool = True,
+    shards: Path | None = None,
 ) -> SyntheticShards:
     """Write shards and the student they are aligned with under `folder`; without `prompts` rows are plain text.
 
     Rows 0, 3, 6, ... (`num_skipped` of them, those that train) are skipped on the student's side, rows 2, 5, 8, ...
-    (`num_skipped_by_second`) on the second teacher's side alone. Pages are only written `with_teacher`.
+    (`num_skipped_by_second`) on the second teacher's side alone. Pages are only written `with_teacher`. The shards go
+    into `folder`/shards, or into `shards`: what stands for a place in a store, say.
     """
     examples = make_examples(num_examples, num_dev, seed)
     if not prompts:
@@ -146,7 +148,7 @@ def make_shards(
         STUDENT: train & set(range(0, 3 * num_skipped, 3)),
         TEACHERS[1]: train & set(range(2, 3 * num_skipped_by_second + 2, 3)),
     }
-    world = World(folder / "shards", examples, rows_per_part, seed)
+    world = World(shards or folder / "shards", examples, rows_per_part, seed)
     world.begin("corpus")
     world.write("corpus", corpus_schema(), examples, {"source": [f"random words, seed {seed}"], "num_dev": num_dev})
     sides = {name: world.write_side(name, one, skipped.get(name, set())) for name, one in tokenizers.items()}
@@ -157,7 +159,7 @@ def make_shards(
         world.write_teacher(number, sides[teacher], size, top_k=top_k, hidden_dtype=hidden_dtype)
     usable = [example for example, row in zip(examples, aligned[0], strict=True) if row.status == OK]
     return SyntheticShards(
-        folder / "shards",
+        world.shards,
         folder / "student",
         num_train=sum(row.split == "train" for row in usable),
         num_dev=sum(row.split == "dev" for row in usable),

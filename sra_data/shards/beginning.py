@@ -14,7 +14,7 @@ from typing import Any
 
 from sra_data.errors import ShardError
 from sra_data.shards.durable import folder_lock, make_folder
-from sra_data.shards.manifest import PLAN, Manifest, Plan, Unit, is_begun, kind_of, manifest_in_turn, receipt_path
+from sra_data.shards.manifest import PLAN, Manifest, Plan, Unit, change_manifest, is_begun, kind_of, receipt_path
 from sra_data.shards.receipts import is_as_sealed
 
 LONGEST_VALUE_SHOWN = 90
@@ -65,7 +65,8 @@ def begin_all(
     is_new: dict[str, bool] = {}
     for one in beginnings:
         plans[one.section], is_new[one.section] = _plan_of(shards, one)
-    with manifest_in_turn(shards) as manifest:  # or another process could seal between the look and the word
+
+    def hear(manifest: Manifest) -> None:
         news: dict[str, Mapping[str, Any]] = {}
         for one in beginnings:
             known, plan = manifest.section(one.section) or {}, plans[one.section]
@@ -74,6 +75,8 @@ def begin_all(
             elif known.get("root") is not None and not is_as_sealed(shards, one.section, known):
                 news[one.section] = {"root": None}
         manifest.record(news, pairs)
+
+    change_manifest(shards, hear)  # nobody seals between the look and the word
     return plans
 
 
@@ -91,7 +94,10 @@ def _plan_of(shards: Path, one: Beginning) -> tuple[Plan, bool]:
             refuse_if_changed(plan.fingerprint, inputs, where=folder)
             return plan, False
         _refuse_orphans(folder, new)
-        new.save(folder)
+        if not new.save(folder):  # in a store: by another machine meanwhile
+            plan = Plan.load(folder)
+            refuse_if_changed(plan.fingerprint, inputs, where=folder)
+            return plan, False
     return new, True
 
 

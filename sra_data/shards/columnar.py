@@ -24,7 +24,7 @@ from sra_data.errors import ShardError
 from sra_data.shards.columns import TEXT, Column, FolderSchema, hash_rows
 from sra_data.shards.kinds import alignment_schema, corpus_schema, side_schema
 from sra_data.shards.manifest import Receipt, Unit, part_path, rows_root
-from sra_data.shards.part import PartFile, damaged
+from sra_data.shards.part import damaged, open_part
 from sra_data.shards.schema import count_positions
 
 LARGEST_VALUE = (1 << 31) - (1 << 20)  # a Parquet page, and so a row group's column, is below 2 GiB
@@ -158,7 +158,7 @@ def read_part(folder: Path, unit: Unit) -> PartColumns:
     path = part_path(folder, unit.part)
     if (receipt.part, receipt.rows) != (unit.part, unit.stop - unit.start):
         raise damaged(path, "receipt", f"{receipt.rows} rows of part {receipt.part}, the plan says {unit}")
-    with PartFile(path, row_groups=receipt.row_groups, footer=receipt.footer) as part:
+    with open_part(folder, receipt) as part:
         schema, groups = part.schema, range(len(part.row_groups))
         table = part.table(groups, [*schema.keys, *(column.name for column in schema.columns)])
         hashes = np.concatenate([part.hashes(group) for group in groups])

@@ -22,6 +22,7 @@ from sra_data.shards.durable import publish, sha256_of, staged
 from sra_data.shards.kinds import KEYS
 from sra_data.shards.manifest import Receipt
 from sra_data.shards.schema import OK
+from sra_data.shards.stores.mirror import mirror_of
 
 INDEX = "index.parquet"
 ROWS_PER_GROUP = 65_536
@@ -139,7 +140,21 @@ def write_index(folder: Path, tables: Iterable[pa.Table]) -> str:
             if writer is not None:
                 writer.is_open = False  # or its destructor would write a footer over half the rows
         publish(file, path)
-    return sha256_of(path)
+    sha256, mirror = sha256_of(path), mirror_of(folder)
+    if mirror is not None:
+        mirror.publish_index(path, sha256)
+    return sha256
+
+
+def _bring(path: Path, sha256: str | None) -> None:
+    """Bring an index that is in a store here, unless it is.
+
+    Raises:
+        ShardError: If it is not there, or damaged.
+    """
+    mirror = mirror_of(path.parent)
+    if mirror is not None and sha256 is not None:
+        mirror.fetch(path, sha256)
 
 
 def _gathered(tables: Iterable[pa.Table]) -> Iterator[pa.Table]:
@@ -166,6 +181,7 @@ class IndexRows:
             ShardError: If it is missing or damaged.
         """
         self.path = folder / INDEX
+        _bring(self.path, sha256)
         try:
             is_whole = sha256_of(self.path) == sha256
             self._file = pq.ParquetFile(self.path, pre_buffer=False) if is_whole else None
@@ -211,6 +227,7 @@ def read_index(
         ShardError: If it is missing, damaged or of another kind.
     """
     path = folder / INDEX
+    _bring(path, sha256)
     try:
         if sha256 is not None and sha256_of(path) != sha256:
             raise ShardError(f"{path}: damaged, its sha256 is not the manifest's; delete it and {REMEDY}")

@@ -12,8 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -30,9 +29,12 @@ from sra_data.shards.durable import (
     write_sealed,
 )
 from sra_data.shards.metadata import ManifestRecord, PlanRecord, ReceiptRecord, checked
+from sra_data.shards.stores.mirror import mirror_of
+from sra_data.shards.stores.remote import Seen
 
 MANIFEST = "manifest.json"
 PLAN = "plan.json"
+TRIES = 20  # to change a manifest in a store that others change at the same time
 GROUPS = {"sides": "side", "alignments": "alignment", "teachers": "teacher"}  # folders of folders, and their kinds
 
 
@@ -69,10 +71,15 @@ class Plan:
     files: tuple[str, ...] = ()
     made_from: tuple[str, ...] = ()
 
-    def save(self, folder: Path) -> None:
-        """Write plan.json."""
+    def save(self, folder: Path) -> bool:
+        """Write plan.json, in a store only where there is none; whether the one that is there is this one."""
         units = [[unit.part, unit.start, unit.stop, unit.hint] for unit in self.units]
-        write_sealed(folder / PLAN, {"format_version": FORMAT_VERSION, **asdict(self), "units": units}, is_flat=True)
+        said = {"format_version": FORMAT_VERSION, **asdict(self), "units": units}
+        mirror = mirror_of(folder)
+        if mirror is not None:
+            return mirror.publish_plan(folder / PLAN, sealed_bytes(said, is_flat=True))
+        write_sealed(folder / PLAN, said, is_flat=True)
+        return True
 
     @classmethod
     def load(cls, folder: Path) -> Plan:
@@ -204,6 +211,10 @@ class SealedFacts(dict[str, Any]):
         raise ShardError(f"{self.where}: {MANIFEST} does not say its {name}; {command_for(section, shards)}")
 
 
+class ManifestChanged(ShardError):
+    """A manifest in a store is no longer what was read."""
+
+
 class Manifest:
     """manifest.json of a folder of shards, as read at one moment.
 
@@ -215,6 +226,7 @@ class Manifest:
     def __init__(self, shards: Path, content: dict[str, Any]) -> None:
         self.shards = shards
         self.content = content
+        self.seen: Seen | None = None  # of a folder in a store: what it was read from
 
     @classmethod
     def load(cls, shards: Path) -> Manifest:
@@ -292,7 +304,11 @@ class Manifest:
         path = self.shards / MANIFEST
         content = json.loads(json.dumps(self.content))  # as it will be read back
         checked(ManifestRecord, {**content, SEAL: ""}, where=path, remedy="nothing was written; report this")
-        write_sealed(path, self.content)
+        mirror = mirror_of(self.shards)
+        if mirror is None:
+            write_sealed(path, self.content)
+        elif not mirror.replace_manifest(sealed_bytes(self.content), self.seen):
+            raise ManifestChanged(f"{path}: changed by another machine meanwhile; run the same command again")
 
     def record(self, sections: Mapping[str, Mapping[str, Any]], pairs: Sequence[Mapping[str, Any]] = ()) -> None:
         """Set values of sections and add pairs that are not there, and write it if anything changes by that."""
@@ -356,17 +372,42 @@ def record_all(
     shards: Path, sections: Mapping[str, Mapping[str, Any]], *, pairs: Sequence[Mapping[str, Any]] = ()
 ) -> Manifest:
     """`record` of several sections in one write; `pairs` are added, those that are there already aside."""
-    with manifest_in_turn(shards) as manifest:
-        manifest.record(sections, pairs)
-    return manifest
+    return change_manifest(shards, lambda manifest: manifest.record(sections, pairs))
 
 
-@contextmanager
-def manifest_in_turn(shards: Path) -> Iterator[Manifest]:
-    """The manifest as it is, an empty one where there is none; nobody else changes it before the context ends."""
+def change_manifest(shards: Path, change: Callable[[Manifest], None]) -> Manifest:
+    """Change the manifest as it is, an empty one where there is none; nobody else changes it meanwhile.
+
+    In a store it is replaced only if it still is what was read; if not, it is read and changed again.
+
+    Args:
+        shards: the whole folder.
+        change: what to do with it; it calls `record` or `write` of the manifest.
+
+    Returns:
+        It as written.
+
+    Raises:
+        ShardError: If it is damaged, the disk or the store refuses, or others change it all the time.
+    """
     make_folder(shards)
     with folder_lock(shards):
-        yield Manifest.load(shards) if Manifest.exists(shards) else Manifest(shards, _empty())
+        for _ in range(TRIES):
+            seen = pull_manifest(shards)
+            manifest = Manifest.load(shards) if Manifest.exists(shards) else Manifest(shards, _empty())
+            manifest.seen = seen
+            try:
+                change(manifest)
+                return manifest
+            except ManifestChanged:
+                continue
+    raise ShardError(f"{shards / MANIFEST}: others changed it {TRIES} times meanwhile; run the same command again")
+
+
+def pull_manifest(shards: Path) -> Seen | None:
+    """Make the manifest what it is in its store; what was seen of it there, None where there is none or no store."""
+    mirror = mirror_of(shards)
+    return None if mirror is None else mirror.pull_manifest()
 
 
 def record_pairs(shards: Path, pairs: Sequence[Mapping[str, Any]]) -> None:
@@ -379,22 +420,41 @@ def _empty() -> dict[str, Any]:
 
 
 def is_begun(shards: Path, section: str) -> bool:
-    """Whether a folder has a plan."""
+    """Whether a folder has a plan; of a folder in a store its small files are brought here."""
+    pull(shards / section)
     return (shards / section / PLAN).is_file()
+
+
+def is_in_store(folder: Path) -> bool:
+    """Whether a folder stands for one in a store: parts are here only while they are made."""
+    return mirror_of(folder) is not None
+
+
+def pull(folder: Path) -> bool:
+    """Make the small files of a folder of parts what they are in its store; False where it is in none."""
+    mirror = mirror_of(folder)
+    if mirror is None:
+        return False
+    mirror.pull(mirror.key(folder))
+    return True
 
 
 def missing_units(folder: Path, plan: Plan) -> list[Unit]:
     """The units still to do: those without a receipt, or whose part is gone or has another size than it says."""
+    pull(folder)
     return [unit for unit in plan.units if not is_done(folder, unit)]
 
 
 def is_done(folder: Path, unit: Unit) -> bool:
-    """Whether a unit's part exists: its receipt does, and the file has the size it says."""
+    """Whether a unit's part exists: its receipt does, and the file has the size it says.
+
+    Of a folder in a store the receipt alone says it: it was put there after its part, which is not here.
+    """
     if not receipt_path(folder, unit.part).exists():
         return False
     receipt = Receipt.load(folder, unit.part)
     path = part_path(folder, unit.part)
-    return path.exists() and path.stat().st_size == receipt.bytes
+    return is_in_store(folder) or (path.exists() and path.stat().st_size == receipt.bytes)
 
 
 def notes_of(folder: Path, plan: Plan) -> list[dict[str, Any]]:

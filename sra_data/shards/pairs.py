@@ -135,6 +135,10 @@ class PairReader:
             return [PairSpans(row.id, row.status, row.left_spans, row.right_spans) for row in rows]
         return [PairSpans(row.id, row.status, row.right_spans, row.left_spans) for row in rows]
 
+    def fetch(self, row_numbers: Sequence[int] | NDArray[Any]) -> int:
+        """Bring rows nearer that will be read; see `FolderReader.fetch`."""
+        return self.reader.fetch(row_numbers)
+
     @property
     def roles(self) -> tuple[str, str]:
         """What the left and the right side of the folder are here: "student" and "teacher", or the other way round."""

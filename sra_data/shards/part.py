@@ -5,16 +5,16 @@ states, attention, hashes) are read straight from the file: in a column chunk th
 one after the other behind 4-byte lengths and end where the chunk ends, so a row's bytes are found by arithmetic and
 read with one call into memory of ours. No decoder, no second copy, and a single row can be read alone. The lengths are
 checked here, the values against their hashes by the caller; the writer reads every part back this way before it
-publishes it.
+publishes it. Where the bytes come from, a file or a store, is `part_bytes`'s.
 """
 
 from __future__ import annotations
 
-import os
-import stat
+import hashlib
 import struct
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from functools import partial
 from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import Any
@@ -27,12 +27,15 @@ from numpy.typing import NDArray
 
 from sra_data.errors import ShardError
 from sra_data.shards.columns import HASHES, FolderSchema, hash_rows, schema_from_arrow, value_hash
-from sra_data.shards.manifest import shards_of
+from sra_data.shards.manifest import Receipt, part_path, shards_of
+from sra_data.shards.part_bytes import FileBytes, PartBytes, bytes_of
+from sra_data.shards.stores.blocks import Range
 
 FOOTER_END = 8  # its length and the magic word
 PREFIX_BYTES = 4  # Parquet writes a value's length before it
 LENGTH = struct.Struct("<I")
 ALIGNMENT = 64
+PIECE = 8 << 20  # of a file that is read from end to end
 # What Parquet, numpy and JSON raise over bytes that are not what they should be.
 UNREADABLE = (
     pa.ArrowException,
@@ -46,36 +49,62 @@ UNREADABLE = (
     TypeError,
     ValueError,
 )
-LONGEST_READ = 1 << 30  # Linux reads at most 2 GiB a call
 
 
-def damaged(path: Path, what: str, problem: str) -> ShardError:
+class DamagedPart(ShardError):
+    """A value of a part that is not what was written."""
+
+
+def damaged(path: Path, what: str, problem: str) -> DamagedPart:
     """A damaged value, named, with the remedy."""
-    return ShardError(
+    return DamagedPart(
         f"{path}: {what}: {problem}; run `sra-data repair {shards_of(path.parent)}`: it throws {path.name} away and "
         "says which command makes it again"
     )
 
 
 def footer_hash(path: Path) -> str:
-    """xxh3_64 of a Parquet file's footer, as hex: its last 8 bytes give the footer's length, and are included.
+    """`footer_hash_of` a file.
 
     Raises:
         OSError: If the file cannot be read.
         ValueError: If it cannot end with a footer.
     """
-    if not stat.S_ISREG(path.stat().st_mode):  # a pipe would be waited for
-        raise ValueError("no regular file")
-    with path.open("rb") as file:
-        size = file.seek(0, os.SEEK_END)
-        if size < FOOTER_END:
-            raise ValueError(f"file of {size} bytes")
-        file.seek(size - FOOTER_END)
-        length = int.from_bytes(file.read(4), "little") + FOOTER_END
-        if length > size:
-            raise ValueError(f"a footer of {length} bytes in a file of {size}")
-        file.seek(size - length)
-        return xxhash.xxh3_64_hexdigest(file.read())
+    file = FileBytes(path)
+    try:
+        return footer_hash_of(file)
+    finally:
+        file.close()
+
+
+def footer_hash_of(part: PartBytes) -> str:
+    """xxh3_64 of a Parquet file's footer, as hex: its last 8 bytes give the footer's length, and are included.
+
+    Raises:
+        ValueError: If it cannot end with a footer.
+    """
+    if part.size < FOOTER_END:
+        raise ValueError(f"file of {part.size} bytes")
+    length = int.from_bytes(_last(part, FOOTER_END)[:4], "little") + FOOTER_END
+    if length > part.size:
+        raise ValueError(f"a footer of {length} bytes in a file of {part.size}")
+    return xxhash.xxh3_64_hexdigest(_last(part, length))
+
+
+def _last(part: PartBytes, count: int) -> bytearray:
+    data = bytearray(count)
+    if part.read_into(memoryview(data), part.size - count) != count:
+        raise ValueError("file ends too early")
+    return data
+
+
+@contextmanager
+def naming(path: Path, what: str) -> Iterator[None]:
+    """Parquet's and the system's errors, as one line that names the file and what was read."""
+    try:
+        yield
+    except UNREADABLE as error:
+        raise damaged(path, what, " ".join(str(error).split()) or type(error).__name__) from error
 
 
 class PartFile:
@@ -88,8 +117,10 @@ class PartFile:
         starts: first row of each row group and the number of rows, int64 [G + 1].
     """
 
-    def __init__(self, path: Path, *, row_groups: Sequence[int], footer: str) -> None:
-        """Open it; `row_groups` and `footer` are what its receipt says.
+    def __init__(
+        self, path: Path, *, row_groups: Sequence[int], footer: str, opened: Callable[[], PartBytes] | None = None
+    ) -> None:
+        """Open it; `row_groups` and `footer` are what its receipt says, `opened` gives its bytes (else the file).
 
         The footer is checked before anything in it is believed: a flipped bit there could change how values are read.
 
@@ -98,15 +129,20 @@ class PartFile:
         """
         self.path = path
         with self.naming("footer"):
-            if footer_hash(path) != footer:
-                raise ValueError("not the one the receipt names")
-            self._file = pq.ParquetFile(path, pre_buffer=False)  # a local file: reading ahead only costs
-            self._metadata = self._file.metadata
-            self.schema = schema_from_arrow(self._file.schema_arrow, where=str(path))
-            groups = [self._metadata.row_group(index).num_rows for index in range(self._metadata.num_row_groups)]
-            if groups != list(row_groups):
-                raise ValueError(f"row groups {groups} instead of {list(row_groups)}")
-            self._handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            self._bytes = FileBytes(path) if opened is None else opened()
+            try:
+                if footer_hash_of(self._bytes) != footer:
+                    raise ValueError("not the one the receipt names")
+                self._file = pq.ParquetFile(self._bytes.opened(), pre_buffer=False)  # reading ahead only costs
+                self._metadata = self._file.metadata
+                self._arrow: pa.Schema = self._file.schema_arrow
+                self.schema = schema_from_arrow(self._arrow, where=str(path))
+                groups = [self._metadata.row_group(index).num_rows for index in range(self._metadata.num_row_groups)]
+                if groups != list(row_groups):
+                    raise ValueError(f"row groups {groups} instead of {list(row_groups)}")
+            except BaseException:
+                self._bytes.close()
+                raise
         self.row_groups = np.asarray(groups, np.int64)
         self.starts = np.concatenate([[0], np.cumsum(self.row_groups)]).astype(np.int64)
         self._chunk_ends: dict[str, NDArray[np.int64]] = {}
@@ -114,9 +150,7 @@ class PartFile:
     def close(self) -> None:
         """Close its files."""
         self._file.close()
-        if self._handle >= 0:
-            os.close(self._handle)
-            self._handle = -1
+        self._bytes.close()
 
     def __enter__(self) -> PartFile:
         return self
@@ -137,7 +171,7 @@ class PartFile:
 
     def _refuse_dictionaries(self, row_groups: Sequence[int], columns: Sequence[str]) -> None:
         """Refuse values that stand for others: a small file would become a large table."""
-        places = [(name, self._file.schema_arrow.get_field_index(name)) for name in columns]
+        places = [(name, self._arrow.get_field_index(name)) for name in columns]
         for group in map(self._metadata.row_group, row_groups):
             for name, place in places:
                 if group.column(place).has_dictionary_page:
@@ -196,7 +230,7 @@ class PartFile:
         """Where each row group's chunk of the column ends in the file: int64 [G]."""
         if column not in self._chunk_ends:
             with self.naming("footer"):
-                place = self._file.schema_arrow.get_field_index(column)
+                place = self._arrow.get_field_index(column)
                 chunks = [self._metadata.row_group(group).column(place) for group in range(len(self.row_groups))]
                 ends = [chunk.data_page_offset + chunk.total_compressed_size for chunk in chunks]
             self._chunk_ends[column] = np.asarray(ends, np.int64)
@@ -208,22 +242,75 @@ class PartFile:
         memory = np.empty(shift + max(stop - start, 0) + ALIGNMENT, np.uint8)
         shift += -memory.ctypes.data % ALIGNMENT
         block = memory[shift : shift + stop - start].data
-        done = 0
-        while done < stop - start:
-            with self.naming(what):
-                count = os.preadv(self._handle, [block[done : done + LONGEST_READ]], start + done) if start >= 0 else 0
-            if count == 0:
-                raise damaged(self.path, what, "file ends too early")
-            done += count
+        with self.naming(what):
+            done = self._bytes.read_into(block, start) if start >= 0 else 0
+        if done < stop - start:
+            raise damaged(self.path, what, "file ends too early")
         return block
 
-    @contextmanager
-    def naming(self, what: str) -> Iterator[None]:
+    def fetch(self, row_groups: Iterable[int], columns: Sequence[str]) -> int:
+        """Bring these columns, and the hashes, nearer before they are read; the bytes that came from a store."""
+        if isinstance(self._bytes, FileBytes):
+            return 0
+        ranges: list[Range] = []
+        with self.naming("footer"):
+            places = [self._arrow.get_field_index(name) for name in (HASHES, *columns)]
+            for group in map(self._metadata.row_group, row_groups):
+                for chunk in map(group.column, places):
+                    start = chunk.data_page_offset
+                    ranges.append((max(start, 0), min(start + chunk.total_compressed_size, self._bytes.size)))
+        return self._bytes.fetch(ranges)
+
+    def forget(self) -> bool:
+        """Throw away what this machine keeps of a part in a store; whether it kept anything."""
+        return self._bytes.forget()
+
+    def naming(self, what: str) -> AbstractContextManager[None]:
         """Parquet's and the system's errors, as one line that names the file and what was read."""
+        return naming(self.path, what)
+
+
+def open_part(folder: Path, receipt: Receipt, *, is_read_once: bool = False) -> PartFile:
+    """A part that its receipt says is there, in its folder or in the store that the folder stands for.
+
+    Args:
+        folder: of parts.
+        receipt: of the part.
+        is_read_once: of a part in a store: little will be read of it, and once; do not keep it here.
+
+    Raises:
+        ShardError: If it is missing or is not the part its receipt describes, or a store refuses.
+    """
+    path = part_path(folder, receipt.part)
+    opened = partial(bytes_of, folder, receipt, is_read_once=is_read_once)
+    return PartFile(path, row_groups=receipt.row_groups, footer=receipt.footer, opened=opened)
+
+
+def forget_part(folder: Path, receipt: Receipt) -> bool:
+    """Throw away what this machine keeps of a part in a store, which may be damaged; whether it kept anything."""
+    found = bytes_of(folder, receipt)
+    try:
+        return found.forget()
+    finally:
+        found.close()
+
+
+def sha256_of_part(folder: Path, receipt: Receipt) -> str:
+    """sha256 of a part's bytes, wherever they are.
+
+    Raises:
+        ShardError: If it is missing or cannot be read.
+    """
+    with naming(part_path(folder, receipt.part), "file"):
+        found, digest = bytes_of(folder, receipt), hashlib.sha256()
         try:
-            yield
-        except UNREADABLE as error:
-            raise damaged(self.path, what, " ".join(str(error).split()) or type(error).__name__) from error
+            buffer = memoryview(bytearray(min(PIECE, max(found.size, 1))))
+            for start in range(0, found.size, len(buffer)):
+                count = found.read_into(buffer, start)
+                digest.update(buffer[:count])
+            return digest.hexdigest()
+        finally:
+            found.close()
 
 
 def row_hashes(keys: pa.Table, hashes: NDArray[np.uint64]) -> NDArray[np.uint64]:
@@ -268,6 +355,7 @@ def check_part(part: PartFile) -> tuple[pa.Table, NDArray[np.uint64]]:
     for group, (start, stop) in enumerate(zip(part.starts[:-1], part.starts[1:], strict=True)):
         group_keys = keys.slice(start, stop - start)
         hashes = part.hashes(group)
+        part.fetch([group], [column.name for column in part.schema.columns])
         with part.naming("keys"):
             ids = group_keys.column("id").to_pylist()
         for place, (column, values) in enumerate(_all_values(part, group, group_keys)):

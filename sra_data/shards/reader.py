@@ -22,8 +22,16 @@ from sra_data.errors import ShardError
 from sra_data.shards.columns import TEXT, Column, FolderSchema, hash_rows, value_hash
 from sra_data.shards.index import Index, read_index, refuse_other_rows
 from sra_data.shards.kinds import Row, build_row
-from sra_data.shards.manifest import Manifest, command_for, kind_of, part_path, shards_of
-from sra_data.shards.part import PartFile, damaged, direct_sizes, stored_values
+from sra_data.shards.manifest import Manifest, command_for, is_in_store, kind_of, part_path, shards_of
+from sra_data.shards.part import (
+    DamagedPart,
+    PartFile,
+    damaged,
+    direct_sizes,
+    forget_part,
+    open_part,
+    stored_values,
+)
 from sra_data.shards.receipts import check_metadata, has_file
 from sra_data.shards.schema import response_positions
 
@@ -147,12 +155,58 @@ class FolderReader:
                 f"{self.folder}: rows {numbers.min()} to {numbers.max()}, it has {len(self)}; check the order"
             )
         with self._lock:
-            wanted, with_positions = self._columns(columns)
-            if (np.diff(numbers) > 0).all():
-                return self._read_sorted(numbers, wanted, with_positions)
-            unique, back = np.unique(numbers, return_inverse=True)
-            rows = self._read_sorted(unique, wanted, with_positions)
+            try:
+                return self._read(numbers, columns)
+            except DamagedPart:
+                if not self._forget(numbers):
+                    raise
+            return self._read(numbers, columns)  # once more, from the store: damage that is there is found again
+
+    def _read(self, numbers: NDArray[np.int64], columns: Sequence[str] | None) -> list[Any]:
+        wanted, with_positions = self._columns(columns)
+        if (np.diff(numbers) > 0).all():
+            return self._read_sorted(numbers, wanted, with_positions)
+        unique, back = np.unique(numbers, return_inverse=True)
+        rows = self._read_sorted(unique, wanted, with_positions)
         return [rows[place] for place in back.tolist()]
+
+    def _forget(self, numbers: NDArray[np.int64]) -> bool:
+        """Throw away what this machine keeps of these rows' parts, which are in a store; whether it kept anything."""
+        if self.is_here:
+            return False
+        self.close()
+        parts = {int(self.index.part[0]), *self.index.part[numbers].tolist()}
+        forgotten = [forget_part(self.folder, self._metadata.receipts[part]) for part in parts]  # all of them
+        return any(forgotten)
+
+    def fetch(self, row_numbers: Sequence[int] | NDArray[Any], columns: Sequence[str] | None = None) -> int:
+        """Bring the row groups of rows that will be read into the cache of this machine, where they are in a store.
+
+        Reads nothing and checks nothing: what is wrong is found, and said, where it is read. Columns as in `read`.
+
+        Returns:
+            The bytes that came from the store.
+        """
+        if self.is_here or len(row_numbers) == 0:
+            return 0
+        groups = np.unique(np.searchsorted(self.index.group_starts, np.asarray(row_numbers), side="right") - 1)
+        first = self.index.group_starts[groups]
+        of_part: dict[int, list[int]] = {}
+        for part, group in zip(self.index.part[first].tolist(), self.index.row_group[first].tolist(), strict=True):
+            of_part.setdefault(part, []).append(group)
+        with self._lock:
+            names = [column.name for column in self._columns(columns)[0]]
+        fetched = 0
+        for part, numbers in of_part.items():
+            with self._lock:
+                opened = self._part(part)
+            fetched += opened.fetch(numbers, names)  # the reader may go on meanwhile
+        return fetched
+
+    @property
+    def is_here(self) -> bool:
+        """Whether the parts are on this machine and not in a store."""
+        return not is_in_store(self.folder)
 
     def refuse_unsealed(self, name: str) -> None:
         """Refuse a file beside the parts that came after the folder was sealed: nothing vouches for it.
@@ -291,9 +345,7 @@ class FolderReader:
         """An open part; the latest few stay open."""
         part = self._parts.get(number)
         if part is None:
-            receipt, path = self._metadata.receipts[number], part_path(self.folder, number)
-            part = PartFile(path, row_groups=receipt.row_groups, footer=receipt.footer)
-            self._parts[number] = part
+            part = self._parts[number] = open_part(self.folder, self._metadata.receipts[number])
             if len(self._parts) > OPEN_PARTS:
                 self._parts.popitem(last=False)[1].close()
         self._parts.move_to_end(number)

@@ -25,11 +25,14 @@ from sra_data.shards.manifest import (
     Receipt,
     command_for,
     facts_digest,
+    is_in_store,
+    pull,
     receipt_path,
     refuse_if_changed_on_disk,
     repair_for,
 )
 from sra_data.shards.metadata import LONGEST_HEADER, FileReceiptRecord, HeaderRecord, checked, checked_header
+from sra_data.shards.stores.mirror import mirror_of
 
 # Files beside the parts that are in no plan: written only where they are asked for, at any time.
 UNPLANNED = ("nearest.safetensors",)
@@ -83,7 +86,8 @@ def file_receipt(folder: Path, name: str) -> FileReceipt:
     found = checked(FileReceiptRecord, document.value, where=file_receipt_path(folder, name), remedy=remedy)
     refuse_if_changed_on_disk(document, file_receipt_path(folder, name), remedy=remedy)
     path = folder / name
-    if not path.is_file() or path.stat().st_size != found.bytes:
+    is_there = is_in_store(folder) and not path.exists()  # there its receipt was put after it
+    if not is_there and (not path.is_file() or path.stat().st_size != found.bytes):
         raise ShardError(f"{path}: missing or not {found.bytes} bytes long; {remedy}")
     return FileReceipt(found.bytes, found.sha256, found.header, found.seal)
 
@@ -118,11 +122,27 @@ def checked_file(folder: Path, name: str) -> tuple[FileReceipt, HeaderRecord, in
         ShardError: If one is missing or damaged; the tensors themselves are not read.
     """
     receipt, path, remedy = file_receipt(folder, name), folder / name, remedy_for_file(folder, name)
-    text = header_bytes(path, remedy=remedy)
+    mirror = mirror_of(folder)
+    if mirror is None or path.exists():
+        text = header_bytes(path, remedy=remedy)
+    else:
+        text = mirror.header(path, receipt.sha256, LONGEST_HEADER)
     if xxhash.xxh3_64_hexdigest(text) != receipt.header:
         raise ShardError(f"{path}: header damaged, its hash is not the receipt's; {remedy}")
     num_bytes = receipt.bytes - len(text)
     return receipt, checked_header(text[LENGTH_BYTES:], num_bytes=num_bytes, where=path, remedy=remedy), len(text)
+
+
+def fetched_file(folder: Path, name: str) -> Path:
+    """Where a file beside the parts is, whole; one in a store is brought here.
+
+    Raises:
+        ShardError: If it or its receipt is missing or damaged.
+    """
+    mirror = mirror_of(folder)
+    if mirror is not None:
+        mirror.fetch(folder / name, file_receipt(folder, name).sha256)
+    return folder / name
 
 
 # --------------------------------------------------------------------------- the seal of a folder
@@ -178,6 +198,15 @@ def check_metadata(shards: Path, section: str, facts: Mapping[str, Any]) -> Fold
     Raises:
         ShardError: Naming the file that is not what was sealed, or the folder that is gone.
     """
+    try:
+        return _checked_metadata(shards, section, facts)
+    except ShardError:
+        if not pull(shards / section):
+            raise
+    return _checked_metadata(shards, section, facts)  # as the store has it now
+
+
+def _checked_metadata(shards: Path, section: str, facts: Mapping[str, Any]) -> FolderMetadata:
     folder, sealed = shards / section, facts["seal"]
     if not folder.is_dir():
         raise ShardError(f"{folder}: missing; {command_for(section, shards)}")
@@ -214,8 +243,14 @@ def is_as_sealed(shards: Path, section: str, facts: Mapping[str, Any]) -> bool:
     """Whether the metadata of a folder is what it was sealed with, all files beside its parts included."""
     if facts.get("root") is None:
         return False
+    return _is_as_sealed(shards / section, facts) or (
+        pull(shards / section) and _is_as_sealed(shards / section, facts)  # as the store has it now
+    )
+
+
+def _is_as_sealed(folder: Path, facts: Mapping[str, Any]) -> bool:
     try:
-        found = read_metadata(shards / section)
+        found = read_metadata(folder)
     except ShardError:
         return False
     return {**found.seal, "facts": facts_digest(facts)} == facts["seal"]

@@ -28,7 +28,7 @@ from sra_data.shards.manifest import (
     record_all,
     rows_root,
 )
-from sra_data.shards.part import PartFile, damaged, row_hashes
+from sra_data.shards.part import PartFile, damaged, open_part, row_hashes
 from sra_data.shards.receipts import read_metadata
 
 
@@ -135,7 +135,7 @@ class _Parts:
         schema: FolderSchema | None = None
         for unit in self.plan.units:
             receipt, path = self.receipts[unit.part], part_path(self.folder, unit.part)
-            with PartFile(path, row_groups=receipt.row_groups, footer=receipt.footer) as part:
+            with open_part(self.folder, receipt, is_read_once=True) as part:
                 if schema is not None and part.schema != schema:
                     raise damaged(path, "columns", f"not those of {part_path(self.folder, 0).name}")
                 schema = part.schema
@@ -172,6 +172,7 @@ class _Parts:
 def part_keys(part: PartFile) -> tuple[pa.Table, NDArray[np.uint64]]:
     """A part's key columns and row hashes, without its values."""
     groups = range(len(part.row_groups))
+    part.fetch(groups, list(part.schema.keys))
     keys = part.table(groups, list(part.schema.keys))
     hashes = np.concatenate([part.hashes(group) for group in groups])
     with part.naming("keys"):

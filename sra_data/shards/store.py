@@ -40,6 +40,7 @@ from sra_data.shards.manifest import (
     command_for,
     is_begun,
     is_done,
+    is_in_store,
     missing_units,
     notes_of,
     record,
@@ -58,6 +59,8 @@ from sra_data.shards.reader import FolderReader, refuse_other_base
 from sra_data.shards.receipts import has_file, is_as_sealed
 from sra_data.shards.seal import Sealed, seal, seal_all
 from sra_data.shards.state import FolderState, state_of
+from sra_data.shards.stores.mirror import copy_to_store, folder_of, not_promised, publish_beside, take_away
+from sra_data.shards.stores.places import cache_bytes, choose_places
 from sra_data.shards.vocabulary import VOCABULARY, StoredVocabulary, load_vocabulary, save_vocabulary
 from sra_data.shards.writer import TEXT_BYTES_PER_GROUP, cut_row_groups, write_columns, write_part
 
@@ -89,24 +92,31 @@ __all__ = [
     "alignment_schema",
     "begin",
     "begin_all",
+    "cache_bytes",
+    "choose_places",
     "claimed",
     "command_for",
+    "copy_to_store",
     "corpus_columns",
     "corpus_schema",
     "cut_row_groups",
     "folder_lock",
     "folder_name",
+    "folder_of",
     "has_file",
     "is_as_sealed",
     "is_begun",
     "is_done",
+    "is_in_store",
     "load_embeddings",
     "load_head",
     "load_vocabulary",
     "missing_units",
     "model_name",
+    "not_promised",
     "notes_of",
     "options_of",
+    "publish_beside",
     "read_index",
     "read_part",
     "record",
@@ -122,6 +132,7 @@ __all__ = [
     "side_schema",
     "sides_of",
     "state_of",
+    "take_away",
     "teacher_schema",
     "write_columns",
     "write_part",
@@ -145,12 +156,14 @@ class ShardSet:
 
     @classmethod
     def open(cls, path: str | Path) -> ShardSet:
-        """Open a folder.
+        """Open a folder, or a place in a store (s3://bucket/shards), which is then read through a bounded cache.
 
         Raises:
+            ConfigError: If fsspec reaches no such store, or a package is missing for it.
             ShardError: If there are no shards, of another format version, or the corpus is not sealed.
         """
-        shards = cls(Path(path), Manifest.load(Path(path)))
+        folder = folder_of(path)
+        shards = cls(folder, Manifest.load(folder))
         assert shards.corpus is not None
         return shards
 

@@ -21,7 +21,7 @@ from sra_data.shards.codecs import EncodedTensor
 from sra_data.shards.durable import explain, publish, staged
 from sra_data.shards.manifest import repair_for
 from sra_data.shards.metadata import TensorRecord
-from sra_data.shards.receipts import checked_file, file_receipt_bytes
+from sra_data.shards.receipts import checked_file, fetched_file, file_receipt_bytes
 
 HASH_PREFIX = "xxh3."
 
@@ -78,7 +78,7 @@ def load_tensors(
         ShardError: If it is missing or damaged, or lacks one of `shapes`.
     """
     _, header, start = checked_file(folder, name)
-    path = folder / name
+    path = fetched_file(folder, name)
     remedy = f"delete {name} with its receipt and run `sra-data {command}` again"
     _refuse_other_shapes({key: entry.shape for key, entry in header.tensors.items()}, shapes, path, remedy)
     try:

@@ -171,8 +171,8 @@ def _publish_part(
             notes=notes or {},
         )
         publish(file, path)
-    claim.fulfil(receipt_bytes(receipt))
-    return receipt
+    written = receipt_bytes(receipt)
+    return receipt if claim.fulfil(written) == written else Receipt.load(folder, unit.part)
 
 
 def _write_rows(

@@ -24,6 +24,7 @@ from sra_data.cards import (
 )
 from sra_data.errors import ConfigError, ShardError
 from sra_data.shards.durable import publish, staged
+from sra_data.shards.store import folder_of, publish_beside
 from sra_data.stages.list import Entry, Listing, list_shards
 from sra_data.terminal import bytes_in_words
 
@@ -84,7 +85,7 @@ def write_card(shards: str | Path, *, licence: str | None = None, hub_id: str | 
     """
     if licence is not None and not LICENCE.fullmatch(licence):
         raise ConfigError(f"--licence {licence}: no identifier of a licence; write, say, cc-by-sa-3.0")
-    listing, path = list_shards(shards), Path(shards) / "README.md"
+    listing, path = list_shards(shards), folder_of(shards) / "README.md"
     sealed = [entry for entry in listing.entries if entry.is_sealed]
     if not any(entry.section == "corpus" for entry in sealed):
         raise ShardError(f"{shards}: its corpus is not finished; run `sra-data align` to its end first")
@@ -94,6 +95,7 @@ def write_card(shards: str | Path, *, licence: str | None = None, hub_id: str | 
     with staged(path) as file:
         file.write(str(card).encode())
         publish(file, path)
+    publish_beside(path)
     return CardSummary(str(path), tuple(entry.section for entry in sealed), licence_in_words(known) if known else None)
 
 

@@ -17,7 +17,7 @@ from rich.text import Text
 
 from sra_data.errors import ShardError
 from sra_data.shards.schema import OK
-from sra_data.shards.store import BETWEEN_SIDES, Manifest, Plan, command_for, notes_of, sides_of, state_of
+from sra_data.shards.store import BETWEEN_SIDES, Manifest, Plan, command_for, folder_of, notes_of, sides_of, state_of
 from sra_data.stages.align.counts import PairCounts, SideCounts
 from sra_data.terminal import bytes_in_words, printable
 
@@ -156,8 +156,7 @@ def list_shards(path: str | Path) -> Listing:
     Raises:
         ShardError: If there are no shards, or of another format.
     """
-    shards = Path(path)
-    manifest = Manifest.load(shards)
+    manifest = Manifest.load(folder_of(path, whole=True))
     return Listing(str(path), tuple(_entry(manifest, section) for section in manifest.sections), tuple(manifest.pairs))
 
 

@@ -31,10 +31,11 @@ from sra_data.shards.manifest import (
     is_begun,
     kind_of,
     missing_units,
+    pull_manifest,
     record,
 )
 from sra_data.shards.receipts import UNPLANNED, check_metadata, file_receipt_path
-from sra_data.shards.store import seal
+from sra_data.shards.store import folder_of, seal, take_away
 from sra_data.stages.list import go_on
 from sra_data.stages.verify import Broken, Findings, verify_folder
 from sra_data.terminal import Reporter
@@ -86,8 +87,7 @@ class _Work:
 
     def throw_away(self, path: Path) -> None:
         """Delete a file, if it is there."""
-        if path.is_file():
-            path.unlink()
+        if take_away(path):
             self.thrown_away.append(str(path.relative_to(self.shards)))
 
 
@@ -97,7 +97,7 @@ def repair(shards: str | Path, reporter: Reporter) -> RepairSummary:
     Raises:
         ShardError: If there are no shards, or of another format version.
     """
-    work = _Work(Path(shards))
+    work = _Work(folder_of(shards, whole=True))
     manifest = _trusted_manifest(work)
     known = _with_what_is_on_disk(manifest)
     found = Findings()
@@ -136,6 +136,7 @@ def _trusted_manifest(work: _Work) -> Manifest:
             group, _, key = name.partition("/")
             del (manifest.content[group] if key else manifest.content)[key or group]
         manifest.content.pop("pairs", None)
+        manifest.seen = pull_manifest(work.shards)
         manifest.write()
         work.thrown_away += [f"{MANIFEST}: {name}" for name in (*wrong, "pairs")]
     return manifest

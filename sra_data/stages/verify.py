@@ -35,11 +35,18 @@ from sra_data.shards.manifest import (
     part_path,
     receipt_path,
 )
-from sra_data.shards.part import PartFile, check_part, damaged
-from sra_data.shards.receipts import UNPLANNED, check_metadata, checked_file, has_file, remedy_for_file
+from sra_data.shards.part import DamagedPart, check_part, damaged, forget_part, open_part, sha256_of_part
+from sra_data.shards.receipts import (
+    UNPLANNED,
+    check_metadata,
+    checked_file,
+    fetched_file,
+    has_file,
+    remedy_for_file,
+)
 from sra_data.shards.schema import TeacherRow
 from sra_data.shards.seal import check_root, compare_rows
-from sra_data.shards.store import FolderReader, ShardSet, sides_of
+from sra_data.shards.store import FolderReader, ShardSet, folder_of, is_in_store, sides_of
 from sra_data.stages.sampling import sample_rows
 from sra_data.terminal import Reporter, Task, bytes_in_words
 
@@ -55,7 +62,7 @@ class VerifyOptions:
     """What to verify.
 
     Attributes:
-        shards: the folder.
+        shards: the folder, or a place in a store.
         deep: also run a teacher again on a sample.
         teacher: which one, by the name of its pages, the start of it or the model's; the only one where None.
         sample: how many examples `deep` asks about, evenly spread.
@@ -63,7 +70,7 @@ class VerifyOptions:
             or batch rounds differently.
     """
 
-    shards: Path
+    shards: str | Path
     deep: bool = False
     teacher: str | None = None
     sample: int = 16
@@ -149,8 +156,9 @@ def verify(options: VerifyOptions, reporter: Reporter, recapture: Recapture | No
             is in the summary.
     """
     assert recapture is not None or not options.deep, "deep needs a way to ask the teacher"
-    manifest, edited = Manifest.load_anyway(options.shards)
-    teacher = ShardSet(options.shards, manifest).choose_teacher(options.teacher) if options.deep else None
+    place = folder_of(options.shards, whole=True)
+    manifest, edited = Manifest.load_anyway(place)
+    teacher = ShardSet(place, manifest).choose_teacher(options.teacher) if options.deep else None
     names, found = manifest.sections, Findings()
     if edited is not None:
         found.add(Broken("", "manifest", MANIFEST), str(edited))
@@ -159,7 +167,7 @@ def verify(options: VerifyOptions, reporter: Reporter, recapture: Recapture | No
         for name in names:
             verify_folder(manifest, name, found, task)
     if not found.problems:  # rows can be compared once every one of them reads
-        with ShardSet.open(options.shards) as shards:
+        with ShardSet.open(place) as shards:
             for name in names:
                 found.collect(Broken(name, "rows"), _verify_spans, shards, name)
             if teacher is not None and recapture is not None:
@@ -233,19 +241,25 @@ def _verify_part(folder: Path, unit: Unit, index: Index | None) -> Receipt:
     """A part's bytes, values, rows and, once there is one, its lines of the index; returns its receipt."""
     receipt = Receipt.load(folder, unit.part)
     path = part_path(folder, unit.part)
-    if not path.is_file():
+    if not path.is_file() and not is_in_store(folder):
         raise damaged(path, "file", "missing")
     if receipt.rows != unit.stop - unit.start:
         raise damaged(path, "receipt", f"{receipt.rows} rows, the plan says {unit.start}:{unit.stop}")
-    _read_whole(path, receipt, unit, index)  # which value it is says more than the file's sum does
-    if sha256_of(path) != receipt.sha256:
+    try:
+        _read_whole(folder, receipt, unit, index)  # which value it is says more than the file's sum does
+    except DamagedPart:
+        if not (is_in_store(folder) and forget_part(folder, receipt)):
+            raise
+        _read_whole(folder, receipt, unit, index)  # once more, from the store
+    if sha256_of_part(folder, receipt) != receipt.sha256:
         raise damaged(path, "file", "sha256 is not the receipt's")
     return receipt
 
 
-def _read_whole(path: Path, receipt: Receipt, unit: Unit, index: Index | None) -> None:
+def _read_whole(folder: Path, receipt: Receipt, unit: Unit, index: Index | None) -> None:
     """Every value of a part against its hash, every row against the index, all of them against the receipt."""
-    with PartFile(path, row_groups=receipt.row_groups, footer=receipt.footer) as part:
+    path = part_path(folder, unit.part)
+    with open_part(folder, receipt) as part:
         keys, hashes = check_part(part)
         if index is not None:
             first = int(np.searchsorted(index.part, unit.part))
@@ -265,7 +279,7 @@ def _read_whole(path: Path, receipt: Receipt, unit: Unit, index: Index | None) -
 def _verify_file(folder: Path, name: str) -> None:
     """A file beside the parts: its header, and its bytes."""
     receipt = checked_file(folder, name)[0]  # refuses a file that is not there
-    if sha256_of(folder / name) != receipt.sha256:
+    if sha256_of(fetched_file(folder, name)) != receipt.sha256:
         raise ShardError(f"{folder / name}: damaged; {remedy_for_file(folder, name)}")
 
 

@@ -44,6 +44,7 @@ from sra_train.compare.results import (
 from sra_train.compare.settings import common_settings, config_of, config_of_run, exact_config
 from sra_train.compare.tables import write_tables
 from sra_train.config import PRESETS, YARDSTICK, TrainConfig
+from sra_train.data.sources import open_shards
 from sra_train.record.run_folder import write_text
 
 
@@ -70,7 +71,8 @@ def prepare(options: CompareOptions, reporter: Reporter) -> Work:
     configs = {entry.name: config_of(options, entry) for entry in entries}
     common = config_of(options, Entry("", {"method.name": YARDSTICK}, 1))
     slots = make_slots(options.workers, devices=devices_of_machine(), cores=cores_of_machine())
-    with ShardSet.open(common.data.shards) as shards:
+    data = common.data
+    with open_shards(data.shards, cache_dir=data.cache_dir, cache_gib=data.cache_gib) as shards:
         development_rows(shards)
         checked = check_all(shards, configs)
         test = held_out(options, shards)

@@ -26,6 +26,7 @@ from sra_train.choosing import choose_student
 from sra_train.compare.jobs import Job
 from sra_train.compare.measure import Measured, development_rows, reported_rows
 from sra_train.compare.records import LOG, RUN, Trained, read_tested, read_trained, write_tested, write_trained
+from sra_train.data.sources import open_shards
 from sra_train.measure.evaluation import EvaluateOptions, load_model, load_side
 from sra_train.record.run_folder import RUN_FILE
 from sra_train.run import run
@@ -40,7 +41,8 @@ def do(job: Job, reporter: terminal.Reporter) -> None:
     """
     trained = read_trained(job.folder)
     measured: Measured | None = None
-    with ShardSet.open(job.config.data.shards) as shards:
+    data = job.config.data
+    with open_shards(data.shards, cache_dir=data.cache_dir, cache_gib=data.cache_gib) as shards:
         if trained is None:
             model, step = trained_model(job, reporter)
             if model is None:

@@ -25,12 +25,21 @@ Tracker = Literal["tensorboard", "wandb", "trackio"]
 class DataConfig(Section):
     """What is read, and how far ahead."""
 
-    shards: str = Field(default="shards", description="folder made by `sra-data align` and `sra-data cache-teacher`")
+    shards: str = Field(
+        default="shards",
+        description="folder made by `sra-data align` and `sra-data cache-teacher`, or s3://bucket/shards",
+    )
     teachers: tuple[TeacherChoice, ...] = Field(
         default=(), description="whom the student learns from; by default the only one of the shards"
     )
     window: int = Field(
         default=8, ge=1, description="row groups of the corpus (64 KiB of responses each) shuffled together"
+    )
+    cache_dir: str | None = Field(
+        default=None, description="where blocks of shards in a store are kept (default: SRA_CACHE_DIR or ~/.cache)"
+    )
+    cache_gib: float | None = Field(
+        default=None, gt=0, description="what they may weigh, in GiB (default: SRA_CACHE_GIB or 16)"
     )
     prefetch: int = Field(default=2, ge=1, description="micro-batches prepared ahead by the reading thread")
 

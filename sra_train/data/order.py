@@ -123,6 +123,12 @@ class OrderPlan:
             window=self.window,
         )
 
+    @property
+    def rows_of_window(self) -> int:
+        """Rows that are shuffled together, on average: what a reader has to have at hand."""
+        num_groups = len(np.unique(self.row_groups[self.trainable]))
+        return math.ceil(self.num_rows * min(self.window / max(num_groups, 1), 1))
+
     def place(self, step: int) -> Place:
         """Epoch and batch of global step `step`, both from 0."""
         epoch, batch = divmod(step, self.steps_per_epoch)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import queue
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from types import TracebackType
 from typing import Generic, TypeVar
 
@@ -84,6 +84,9 @@ class Prefetcher(Generic[Item]):
                     return
         except BaseException as caught:  # carried over to the consumer, which raises it
             error = caught
+        finally:
+            if isinstance(items, Generator):
+                items.close()  # here and now: it may have a thread of its own
         self._put(_End(error))
 
     def _put(self, item: Item | _End) -> bool:

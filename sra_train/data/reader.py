@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+from numpy.typing import NDArray
 
 from sra_data.errors import ShardError
 from sra_data.shards.schema import ExampleRow, SideRow, TeacherRow
@@ -66,6 +67,23 @@ class RowReader:
             self._check(one)
         return found
 
+    @property
+    def is_here(self) -> bool:
+        """Whether all folders are on this machine, so that nothing has to be fetched."""
+        return self.sources.side.is_here
+
+    def fetch(self, rows: NDArray[np.int64], *, with_text: bool = False) -> int:
+        """Bring what `__call__` will read of these rows nearer, where the shards are in a store; the bytes that came.
+
+        Raises:
+            ShardError: If the store refuses or does not answer.
+        """
+        columns = [*self.side_columns, *(SIDE_TEXT_COLUMNS if with_text else ())]
+        fetched = self.sources.side.fetch(rows, columns)
+        if with_text:
+            fetched += self.sources.shards.corpus.fetch(rows, TEXT_COLUMNS)
+        return fetched + sum(teacher.fetch(rows) for teacher in self.teachers)
+
     def _check(self, found: ExampleParts) -> None:
         others = [part.spans.id for part in found.teachers if part is not None]
         others += [part.pages.id for part in found.teachers if part is not None]
@@ -94,6 +112,12 @@ class _TeacherReader:
             self.side_columns = [*ALIGNED_COLUMNS]
         if needs.responses or needs.aligned == "edited":
             self.side_columns += [name for name in SIDE_COLUMNS if name not in self.side_columns]
+
+    def fetch(self, rows: NDArray[np.int64]) -> int:
+        """Bring its part of rows nearer; the bytes that came from a store."""
+        source, there = self.source, rows[self.source.has_row[rows]]
+        pages, side = source.pages.fetch(there, self.columns), source.side.fetch(there, self.side_columns)
+        return pages + side + source.pair.fetch(there)
 
     def read(self, rows: Sequence[int]) -> list[TeacherPart | None]:
         """The teacher's part of each row; None where it lacks it."""

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sra_data.errors import ShardError
-from sra_data.shards.store import FolderReader, PairReader, ShardSet, sides_of
+from sra_data.shards.store import FolderReader, PairReader, ShardSet, choose_places, sides_of
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,6 +77,16 @@ class Sources:
         for teacher in self.teachers:
             readers += [teacher.side, teacher.pair.reader, teacher.pages]
         return {reader.section: reader.root for reader in readers}
+
+
+def open_shards(place: str, *, cache_dir: str | None = None, cache_gib: float | None = None) -> ShardSet:
+    """Open a folder of shards or a place in a store, whose parts are read through a cache in `cache_dir`.
+
+    Raises:
+        SRAError: As `ShardSet.open`.
+    """
+    choose_places(cache_dir=cache_dir, cache_gib=cache_gib)
+    return ShardSet.open(place)
 
 
 def open_sources(

@@ -1,18 +1,22 @@
 """From rows on disk to a rank's micro-batches: the one place where order, reader and collate meet.
 
-`training_stream` yields the micro-batches of one rank from any step on; its iterator runs in the prefetch thread.
+`training_stream` yields the micro-batches of one rank from any step on; its iterator runs in the prefetch thread. Where
+the shards are in a store, another thread fetches what the next steps need (ahead.py).
 
 Legend: G global batch, b micro-batch of one rank.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 import numpy as np
 
+from sra_data.shards.store import cache_bytes
 from sra_train.contract import Batch, StepTotals
+from sra_train.data.ahead import fetching_ahead
 from sra_train.data.collate import collate
 from sra_train.data.examples import ExampleParts
 from sra_train.data.micro_batches import TokenBudget, plan_micro_batches
@@ -65,6 +69,17 @@ class BatchMaker:
         self.table = table
         self.pool = pool
 
+    def fetching_ahead(
+        self, batches: Iterator[np.ndarray], *, most_rows: int, with_text: bool = False
+    ) -> AbstractContextManager[Callable[[int], None]]:
+        """Fetch the rows of `batches` ahead of their reading; see ahead.py."""
+
+        def fetch(rows: np.ndarray) -> int:
+            return self.read.fetch(rows[rows != NO_ROW].astype(np.int64), with_text=with_text)
+
+        needed = None if self.read.is_here else fetch
+        return fetching_ahead(needed, batches, most_rows=most_rows, cache_bytes=cache_bytes())
+
     def make(
         self, rows: np.ndarray, *, step: int, index: int, is_last: bool, totals: StepTotals, with_text: bool = False
     ) -> MicroBatch:
@@ -89,12 +104,20 @@ class BatchMaker:
 
 def training_stream(maker: BatchMaker, plan: OrderPlan, share: Share, *, start: int, stop: int) -> Iterator[MicroBatch]:
     """This rank's micro-batches of the global steps [start, stop)."""
-    for step in range(start, stop):
-        rows = plan.global_batch(step)
-        totals = maker.table.totals(rows)
-        pieces = share.pieces(rows, maker.table.lengths(rows))
-        for index, piece in enumerate(pieces):
-            yield maker.make(piece, step=step, index=index, is_last=index == len(pieces) - 1, totals=totals)
+
+    def pieces_of(rows: np.ndarray) -> list[np.ndarray]:
+        return share.pieces(rows, maker.table.lengths(rows))
+
+    batches = (np.concatenate(pieces_of(plan.global_batch(step))) for step in range(start, stop))
+    most_rows = plan.rows_of_window // share.world_size + plan.batch_size
+    with maker.fetching_ahead(batches, most_rows=most_rows) as reached:
+        for step in range(start, stop):
+            reached(step - start)
+            rows = plan.global_batch(step)
+            totals = maker.table.totals(rows)
+            pieces = pieces_of(rows)
+            for index, piece in enumerate(pieces):
+                yield maker.make(piece, step=step, index=index, is_last=index == len(pieces) - 1, totals=totals)
 
 
 def development_stream(maker: BatchMaker, share: Share) -> Iterator[MicroBatch]:
@@ -105,5 +128,8 @@ def development_stream(maker: BatchMaker, share: Share) -> Iterator[MicroBatch]:
     rows = np.flatnonzero(maker.table.is_dev)
     totals = maker.table.totals(rows)
     pieces = share.pieces(rows, maker.table.lengths(rows))
-    for index, piece in enumerate(pieces):
-        yield maker.make(piece, step=0, index=index, is_last=index == len(pieces) - 1, totals=totals, with_text=True)
+    with maker.fetching_ahead(iter(pieces), most_rows=len(rows), with_text=True) as reached:
+        for index, piece in enumerate(pieces):
+            reached(index)
+            is_last = index == len(pieces) - 1
+            yield maker.make(piece, step=0, index=index, is_last=is_last, totals=totals, with_text=True)

@@ -31,7 +31,7 @@ class AlignOptions:
     Attributes:
         teachers: Hub ids (with @revision) or folders; students likewise. Every teacher is aligned with every student.
         data: See `open_source`; columns too.
-        out: The folder of shards.
+        out: The folder of shards, or a place in a store.
         dev_data: Development examples; without them `dev_share` of the prompts are, by their hash.
         teacher_max_length: Tokens of an example; None for the model's positions. student_max_length likewise.
         overlong: What happens beyond it: truncate, truncate-prompt, skip, or window: texts are cut into rows that fit.
@@ -45,6 +45,7 @@ class AlignOptions:
         engine: Who runs the units, see `sra_data/engines`; the bytes do not depend on it either.
         units: Only units a:b of the plan, or the share i/n of an array; the folders are sealed once all are there.
         trust_remote_code: Run code that comes with a tokenizer.
+        workspace: Where parts are made that go into a store; see `choose_places`.
     """
 
     teachers: tuple[str, ...]
@@ -67,6 +68,7 @@ class AlignOptions:
     engine: Engine = "local"
     units: str | None = None
     trust_remote_code: bool = False
+    workspace: str | None = None
 
     @property
     def pair_options(self) -> PairOptions:

@@ -20,7 +20,7 @@ from pathlib import Path
 from sra_data.corpus.tokenization import SideTokenizer
 from sra_data.engines import Needs, check, num_cores, run_units, team
 from sra_data.errors import SourceError
-from sra_data.shards.store import Manifest, Plan, Unit, missing_units
+from sra_data.shards.store import Manifest, Plan, Unit, choose_places, folder_of, missing_units, not_promised
 from sra_data.stages.align.options import AlignOptions, check_options, open_sources, refuse_unwritable, select_units
 from sra_data.stages.align.plan import scan
 from sra_data.stages.align.summary import AlignSummary, summarise
@@ -45,9 +45,11 @@ def align(options: AlignOptions, reporter: Reporter) -> AlignSummary:
     """
     check_options(options)
     check(options.engine, options.num_workers, Needs())
-    refuse_unwritable(Path(options.out))
-    if Manifest.exists(Path(options.out)):
-        Manifest.load(Path(options.out))  # a folder of another format is refused before hours of work
+    choose_places(workspace=options.workspace)
+    shards = folder_of(options.out)
+    refuse_unwritable(shards)
+    if Manifest.exists(shards):
+        Manifest.load(shards)  # a folder of another format is refused before hours of work
     return align_with(options, reporter, load_tokenizers(options))
 
 
@@ -75,8 +77,11 @@ def without_old_garbage() -> Iterator[None]:
 def align_with(options: AlignOptions, reporter: Reporter, tokenizers: Tokenizers) -> AlignSummary:
     """`align` with tokenizers that are loaded already; raises the same."""
     check_options(options)
-    shards = Path(options.out)
+    choose_places(workspace=options.workspace)
+    shards = folder_of(options.out)
     refuse_unwritable(shards)
+    for line in not_promised(shards):
+        reporter.line(line)
     work = Work.planned(options, tokenizers, shards)
     windows = windowing(options, [*work.sides.values()], shards)
     sources = open_sources(options)

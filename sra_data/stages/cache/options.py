@@ -30,9 +30,10 @@ class CacheOptions:
         engine: who runs the units, see `sra_data/engines`; what is written does not depend on it either.
         units: "a:b", only these units of the plan; "i/n", those of task i of an array of n.
         max_failed: examples with NaN or infinite activations that are let through.
+        workspace: of shards in a store: the folder of this machine under which parts are made before they are put.
     """
 
-    shards: str = option("shards", "The folder that `sra-data align` wrote.", is_argument=True)
+    shards: str = option("shards", "What `sra-data align` wrote: a folder, or s3://....", is_argument=True)
     teacher: TeacherSpec = field(default_factory=TeacherSpec)
     side: str | None = option(None, "The side it reads (default: the one of its tokenizer).")
     capture: CaptureOptions = field(default_factory=CaptureOptions)
@@ -47,6 +48,7 @@ class CacheOptions:
     engine: Engine = option("local", "Who runs the units: processes of this machine, or actors of a Ray cluster.")
     units: str | None = option(None, "Only the units a:b of the plan, or i/n: those of task i of n.")
     max_failed: int = option(0, "Examples with NaN or infinite activations to let through.")
+    workspace: str | None = option(None, "Where parts are made that go into a store (default: ~/.cache/sra-distill).")
 
 
 def check_options(options: CacheOptions) -> None:
@@ -62,14 +64,7 @@ def check_options(options: CacheOptions) -> None:
         raise ConfigError(f"--max-failed {options.max_failed}: must be at least 0")
     if options.num_workers is not None and options.num_workers < 1:
         raise ConfigError(f"--workers {options.num_workers}: must be at least 1")
-    if options.num_workers > 1 and (options.teacher.device_map is not None or options.teacher.tensor_parallel):
-        spread = (
-            "--tensor-parallel" if options.teacher.tensor_parallel else f"--device-map {options.teacher.device_map}"
-        )
-        raise ConfigError(
-            f"--workers {options.num_workers} with {spread}: each worker would load a teacher over the same devices; "
-            "leave one of them out"
-        )
+    _refuse_shared_devices(options)
     if options.units is not None:
         unit_range(options.units)
     if options.batch_tokens is not None and options.batch_tokens < 1:
@@ -80,3 +75,22 @@ def check_options(options: CacheOptions) -> None:
             raise ConfigError(
                 f"--{name} {value}: pages by token serve every student; leave it out, or use --granularity span"
             )
+
+
+def _refuse_shared_devices(options: CacheOptions) -> None:
+    """Several workers beside a teacher that takes several devices by itself.
+
+    Raises:
+        ConfigError: Naming both.
+    """
+    place, is_cut = options.teacher.device_map, options.teacher.tensor_parallel
+    spread = "--tensor-parallel" if is_cut else "" if place is None else f"--device-map {place}"
+    if spread and (options.num_workers or 1) > 1:
+        raise ConfigError(
+            f"--workers {options.num_workers} with {spread}: each worker would load a teacher over the same devices; "
+            "leave one of them out"
+        )
+    if is_cut and options.engine != "local":
+        raise ConfigError(
+            f"--engine {options.engine} with {spread}: torchrun starts its processes; leave one of them out"
+        )

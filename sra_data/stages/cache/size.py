@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from sra_data.errors import ModelError, ShardError
 from sra_data.shards.schema import SideRow
-from sra_data.shards.store import FolderReader, FolderSchema, Unit, cut_row_groups
+from sra_data.shards.store import FolderReader, FolderSchema, Unit, cut_row_groups, is_in_store
 from sra_data.stages.cache.examples import ExampleReader
 from sra_data.terminal import bytes_in_words
 
@@ -103,11 +103,13 @@ def files_size(*, hidden_size: int, vocabulary_size: int, dtype: str, num_ids: i
 
 
 def refuse_small_disk(folder: Path, size: PagesSize) -> None:
-    """Refuse to start what the disk cannot hold; the folder need not be there yet.
+    """Refuse to start what the disk cannot hold; the folder need not be there yet. Stores have no end.
 
     Raises:
         ShardError: With the bytes needed and free.
     """
+    if is_in_store(folder):
+        return
     free = shutil.disk_usage(next(place for place in (folder, *folder.parents) if place.exists())).free
     if size.num_bytes * DISK_ROOM > free:
         raise ShardError(

@@ -25,10 +25,12 @@ from sra_data.shards.store import (
     ShardSet,
     Unit,
     begin,
+    choose_places,
     folder_lock,
     has_file,
     is_as_sealed,
     missing_units,
+    not_promised,
     notes_of,
     record,
     remove_abandoned,
@@ -66,6 +68,7 @@ def cache_teacher(options: CacheOptions, reporter: Reporter) -> CacheSummary:
             is too small.
     """
     check_options(options)
+    choose_places(workspace=options.workspace)
     if not options.teacher.tensor_parallel:
         return _cache(options, reporter)
     with joined() as team:
@@ -87,6 +90,8 @@ def _cache(options: CacheOptions, reporter: Reporter) -> CacheSummary:
     with ShardSet.open(options.shards) as shards:
         run = CacheRun(options, shards, reporter)
         num_units = len(run.units())
+        for line in not_promised(shards.path):
+            reporter.line(line)
         chosen = choose_units(run.units(), options.units, num_units)  # refused before anything is written
         if options.units is not None:
             reporter.line(said_of(units=[unit.part for unit in chosen], num_units=num_units))

@@ -11,7 +11,7 @@ from sra_data.stages.cache.options import CacheOptions, check_options
 from sra_data.stages.estimate.accelerators import accelerator_of
 
 # What only matters once the work is done.
-NOT_OF_ESTIMATE = ("workers", "engine", "units", "max_failed", "tensor_parallel")
+NOT_OF_ESTIMATE = ("workers", "engine", "units", "max_failed", "tensor_parallel", "workspace")
 ONLY_WITH_FLEET = ("utilisation", "write_rate", "store_rate", "price")
 UTILISATION, WRITE_RATE = 0.4, 0.3  # what is assumed where nothing is said, or timed
 

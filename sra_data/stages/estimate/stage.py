@@ -13,7 +13,7 @@ import time
 from dataclasses import dataclass
 from typing import Any
 
-from sra_data.shards.store import ShardSet
+from sra_data.shards.store import ShardSet, is_in_store
 from sra_data.stages.cache.run import CacheRun
 from sra_data.stages.cache.size import DISK_ROOM
 from sra_data.stages.cache.stage import FAITHFULNESS_EXAMPLES
@@ -122,7 +122,7 @@ def _summary(
         num_bytes=size.num_bytes,
         expected_bytes=expected,
         disk_free=free,
-        fits=size.num_bytes * DISK_ROOM <= free,
+        fits=is_in_store(shards.path) or size.num_bytes * DISK_ROOM <= free,
         alternatives=tuple(sizes.alternatives(options.cache)),
         sample=sample,
         cache_hours=None if hours is None else hours.cache,
