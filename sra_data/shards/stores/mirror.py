@@ -25,7 +25,7 @@ from hashlib import md5
 from pathlib import Path
 
 from sra_data.errors import ShardError, calls
-from sra_data.shards.durable import TEMPORARY, explain, make_folder, sha256_of, flush
+from sra_data.shards.durable import TEMPORARY, explain, flush, make_folder, sha256_of
 from sra_data.shards.stores.places import local_path, mirror_folder, url_in, url_of
 from sra_data.shards.stores.remote import Entry, Remote, Seen
 
