@@ -26,8 +26,8 @@ import errno
 import json
 import os
 import re
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -208,32 +208,57 @@ class Checkpoints:
                 remove(temporary)
 
     def prune(self, best_step: int | None) -> None:
-        """Delete all but the last `keep_last` and the best; under another name, so that no half one is ever seen."""
+        """Delete all but the last `keep_last` and the best; under another name, so that no half one is ever seen.
+
+        Raises:
+            TrainingError: If the system will not have it.
+        """
         steps = self.steps()
-        for step in steps[: -self.keep_last]:
-            if step != best_step:
-                dropped = self.folder / f"{DROPPED}{self.path(step).name}"
-                os.rename(self.path(step), dropped)
-                remove(dropped)
+        with self._clearing():
+            for step in steps[: -self.keep_last]:
+                if step != best_step:
+                    dropped = self.folder / f"{DROPPED}{self.path(step).name}"
+                    os.rename(self.path(step), dropped)
+                    remove(dropped)
 
     def tidy(self) -> None:
         """Remove what a killed process has left half; only a process that has claimed the run's folder may.
 
         A checkpoint that was moved aside for one that never came gets its name back.
+
+        Raises:
+            TrainingError: If the system will not have it.
         """
-        for replaced in self.own(REPLACED):
-            final = self.folder / replaced.name.removeprefix(REPLACED)
-            if not final.exists():
-                os.rename(replaced, final)
-        for prefix in (WRITING, REPLACED, DROPPED):
-            for path in self.own(prefix):
-                remove(path)
+        with self._clearing():
+            for replaced in self.own(REPLACED):
+                final = self.folder / replaced.name.removeprefix(REPLACED)
+                if not final.exists():
+                    os.rename(replaced, final)
+            for prefix in (WRITING, REPLACED, DROPPED):
+                for path in self.own(prefix):
+                    remove(path)
+
+    @contextmanager
+    def _clearing(self) -> Iterator[None]:
+        """What the system says to a name that should go or change, as one line."""
+        try:
+            yield
+        except OSError as error:
+            raise TrainingError(
+                f"{self.folder}: what is not needed there cannot be removed ({error.strerror or error}:"
+                f" {Path(error.filename or '').name}); make the folder writable and run the same command again"
+            ) from error
 
     def set_aside(self, step: int) -> Path:
-        """Take a damaged checkpoint's name, so that it is not counted among those that are kept; where it is now."""
+        """Take a damaged checkpoint's name, so that it is not counted among those that are kept; where it is now.
+
+        Raises:
+            TrainingError: If the system will not have it.
+        """
         aside = self.folder / f"{DAMAGED}{self.path(step).name}"
-        remove(aside)
-        os.rename(self.path(step), aside)
+        with self._clearing():
+            remove(aside)
+            os.rename(self.path(step), aside)
         return aside
 
     def read_state(self, step: int, *, of_any_length: bool = False) -> dict[str, Any]:

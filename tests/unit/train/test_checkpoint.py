@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -198,6 +199,28 @@ def test_a_checkpoint_that_is_dropped_is_never_half_there(tmp_path, monkeypatch)
     assert kept.steps() == [2]
     kept.tidy()
     assert [path.name for path in kept.folder.iterdir()] == ["step-00000002"]
+
+
+@pytest.mark.parametrize("leave", [".writing-step-00000003", ".dropped-step-00000001", ".replaced-step-00000003"])
+@pytest.mark.parametrize("call", ["tidy", "prune", "set_aside"])
+def test_what_may_not_be_removed_is_one_line(tmp_path, monkeypatch, leave, call) -> None:
+    """In a folder that has become read-only; by calls that say so, for root may remove everything."""
+    kept = store(tmp_path, keep_last=1)
+    write(kept, 2)
+    shutil.copytree(kept.path(2), kept.path(3))
+    (kept.folder / leave).mkdir()
+
+    def refusing(*paths: object, **named: object) -> None:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(paths[0]))
+
+    monkeypatch.setattr(checkpoint, "remove", refusing)
+    monkeypatch.setattr(os, "rename", refusing)
+    acts = {"tidy": kept.tidy, "prune": lambda: kept.prune(None), "set_aside": lambda: kept.set_aside(2)}
+    with pytest.raises(
+        TrainingError, match="cannot be removed .Permission denied: .*; make the folder writable"
+    ) as caught:
+        acts[call]()
+    assert "\n" not in str(caught.value)
 
 
 FOREIGN = (
