@@ -97,5 +97,5 @@ def test_no_process_but_the_first_ever_holds_the_whole(tmp_path: Path) -> None:
     assert num_bytes > 190e6
     small = saved("llama", tmp_path / "small")  # imports are done with then
     _, (first, other) = load_everywhere([{"name": small}, {"name": name, "compared": False}])
-    assert first["peak"] > 0.9 * num_bytes  # the test of the test: what loading it whole takes is seen
-    assert other["peak"] < 0.75 * num_bytes  # its half, and a block or two on their way
+    assert first["peak"] > 1.2 * num_bytes  # the test of the test: the whole, and a half of it sharded
+    assert other["peak"] < 0.9 * num_bytes  # its half, a block or two on their way, and what malloc keeps
