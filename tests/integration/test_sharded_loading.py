@@ -55,6 +55,7 @@ def saved(family: str, folder: Path, **changes: Any) -> str:
     return str(folder)
 
 
+@pytest.mark.slow
 def test_every_process_gets_the_numbers_of_the_first_whatever_the_family(tmp_path: Path) -> None:
     adapters = {"lora": {"r": 4, "alpha": 8.0, "dropout": 0.0}}
     students = [
@@ -69,6 +70,7 @@ def test_every_process_gets_the_numbers_of_the_first_whatever_the_family(tmp_pat
         assert all(one["in_parts"] and one["equal"] for one in said), (asked, said)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")  # peft reads what was renamed
 def test_what_only_loading_tells_is_loaded_whole_and_what_is_refused_is_refused_everywhere(tmp_path: Path) -> None:
     peft = pytest.importorskip("peft", reason="an adapter needs peft: pip install '.[lora]'")
