@@ -55,6 +55,7 @@ def saved(family: str, folder: Path, **changes: Any) -> str:
     return str(folder)
 
 
+@pytest.mark.slow
 def test_every_process_gets_the_numbers_of_the_first_whatever_the_family(tmp_path: Path) -> None:
     adapters = {"lora": {"r": 4, "alpha": 8.0, "dropout": 0.0}}
     students = [
@@ -69,6 +70,7 @@ def test_every_process_gets_the_numbers_of_the_first_whatever_the_family(tmp_pat
         assert all(one["in_parts"] and one["equal"] for one in said), (asked, said)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")  # peft reads what was renamed
 def test_what_only_loading_tells_is_loaded_whole_and_what_is_refused_is_refused_everywhere(tmp_path: Path) -> None:
     peft = pytest.importorskip("peft", reason="an adapter needs peft: pip install '.[lora]'")
@@ -97,5 +99,5 @@ def test_no_process_but_the_first_ever_holds_the_whole(tmp_path: Path) -> None:
     assert num_bytes > 190e6
     small = saved("llama", tmp_path / "small")  # imports are done with then
     _, (first, other) = load_everywhere([{"name": small}, {"name": name, "compared": False}])
-    assert first["peak"] > 0.9 * num_bytes  # the test of the test: what loading it whole takes is seen
-    assert other["peak"] < 0.75 * num_bytes  # its half, and a block or two on their way
+    assert first["peak"] > 1.2 * num_bytes  # the test of the test: the whole, and a half of it sharded
+    assert other["peak"] < 0.9 * num_bytes  # its half, a block or two on their way, and what malloc keeps
