@@ -8,13 +8,13 @@ fault, and so is the run where none can be started.
 from __future__ import annotations
 
 import os
-import pickle
 import time
 import traceback
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
+from multiprocessing.reduction import ForkingPickler
 from typing import Any
 
 from sra_data.engines.work import Advance, UnitType, Work
@@ -58,7 +58,7 @@ class Actor:
                     f"{self.folder}: {error.strerror} on machine {os.uname().nodename}; with --engine ray every "
                     "machine must see the driver's folder, the data and the shards under the same paths"
                 ) from None
-            self.work = pickle.loads(self.packed)()
+            self.work = ForkingPickler.loads(self.packed)()
         except Exception as error:
             return _with_its_traceback(error)
         return None
@@ -178,7 +178,7 @@ class Crew:
     def _hiring(self) -> Callable[[], _Member]:
         """What starts an actor."""
         kind = self.ray.remote(num_cpus=self.cpus, num_gpus=self.gpus, max_restarts=0, max_concurrency=2)(Actor)
-        packed = self.ray.put(pickle.dumps(self.make_worker))
+        packed = self.ray.put(bytes(ForkingPickler.dumps(self.make_worker)))
         told = {name: os.environ[name] for name in HANDED_ON if name in os.environ}
         folder = os.getcwd()
 

@@ -17,7 +17,7 @@ from torch import nn
 
 from sra_data.errors import ConfigError
 from sra_data.models.declared import declared_model
-from sra_data.models.decoder import input_embeddings, text_config
+from sra_data.models.decoder import text_config, unwrap
 from sra_data.models.output_head import OutputHead
 from sra_data.stages.cache.examples import ExampleReader
 from sra_data.stages.cache.options import CacheOptions
@@ -53,10 +53,12 @@ class TeacherSize:
     @classmethod
     def of(cls, model: nn.Module) -> TeacherSize:
         """Of a model, which may stand on the meta device."""
-        config, embeddings, head = text_config(model), input_embeddings(model), OutputHead.from_model(model).weight
+        config, causal, head = text_config(model), unwrap(model), OutputHead.from_model(model).weight
+        table = causal.get_input_embeddings().weight
+        is_tied = causal.get_output_embeddings().weight is table
         every = {id(one): (name, one.numel()) for name, one in model.named_parameters()}
         parameters = sum(count for _, count in every.values())
-        read = parameters - (0 if embeddings.is_tied else embeddings.weight.numel())
+        read = parameters - (0 if is_tied else table.numel())
         experts = sum(count for name, count in every.values() if ".experts." in name)
         body = read - head.numel() - experts * (1 - _share_of_experts(config))
         heads = getattr(config, "num_attention_heads", 0) or 0
