@@ -32,7 +32,7 @@ def model() -> nn.Module:
 
 @pytest.fixture
 def optimizer(model: nn.Module) -> torch.optim.Optimizer:
-    made = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    made = torch.optim.AdamW([{"params": list(model.parameters()), "peak": 1e-2}], lr=1e-2)
     model(torch.ones(1, 3)).sum().backward()
     made.step()
     return made
