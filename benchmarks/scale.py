@@ -29,6 +29,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
@@ -151,8 +152,11 @@ def child_teacher(arguments: dict[str, Any]) -> dict[str, Any]:
 
 
 def child_side(arguments: dict[str, Any]) -> dict[str, Any]:
-    """A side of random ids with Dolly's lengths."""
-    from benchmarks.cache_shards import POSITIONS_PER_PART, write_random_side
+    """A side of random ids with Dolly's lengths, of the tokenizer that transformers believes the teacher to have."""
+    from benchmarks.cache_shards import POSITIONS_PER_PART, SIDE, write_random_side
+    from sra_data.corpus.tokenization import SideTokenizer
+    from sra_data.errors import TokenizerError
+    from sra_data.shards.store import record
 
     tokens, lengths = write_random_side(
         Path(arguments["out"]),
@@ -160,6 +164,8 @@ def child_side(arguments: dict[str, Any]) -> dict[str, Any]:
         arguments["vocabulary"],
         positions_per_part=arguments.get("positions_per_part", POSITIONS_PER_PART),
     )
+    with suppress(TokenizerError):
+        record(Path(arguments["out"]), f"sides/{SIDE}", tokenizer=SideTokenizer.load(arguments["teacher"]).fingerprint)
     return {"tokens": tokens, "lengths": lengths}
 
 
@@ -181,13 +187,13 @@ CHILDREN: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {
 }
 
 
-def child(kind: str, *, environment: dict[str, str] | None = None, **arguments: Any) -> dict[str, Any]:
+def child(job: str, *, environment: dict[str, str] | None = None, **arguments: Any) -> dict[str, Any]:
     """Do one of them in a process of its own; what it found."""
-    words = [sys.executable, "-m", "benchmarks.scale", "--child", kind, "--arguments", json.dumps(arguments)]
+    words = [sys.executable, "-m", "benchmarks.scale", "--child", job, "--arguments", json.dumps(arguments)]
     named = {**os.environ, "HF_HUB_OFFLINE": "1", **(environment or {})}
     done = subprocess.run(words, cwd=REPOSITORY, env=named, capture_output=True, text=True, check=False)
     if done.returncode:
-        sys.exit(f"error: the process that does {kind} failed: {done.stderr.strip().splitlines()[-1]}")
+        sys.exit(f"error: the process that does {job} failed: {done.stderr.strip().splitlines()[-1]}")
     found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return found
 
@@ -254,10 +260,10 @@ def measure_estimate(options: argparse.Namespace, work: Path) -> dict[str, Any]:
     for kind, shape in TEACHERS.items():
         teacher, small, large = (str(work / f"{kind}-{name}") for name in ("teacher", "probe", "shards"))
         child("teacher", kind=kind, out=teacher)
-        child("side", out=small, examples=PROBE_EXAMPLES, vocabulary=shape["vocab_size"])
+        child("side", out=small, teacher=teacher, examples=PROBE_EXAMPLES, vocabulary=shape["vocab_size"])
         probe = child("estimate", shards=small, teacher=teacher, seconds=SECONDS_OF_ESTIMATE / 4)
         examples = _examples_for(probe["tokens_per_second"] * options.seconds)
-        side = child("side", out=large, examples=examples, vocabulary=shape["vocab_size"])
+        side = child("side", out=large, teacher=teacher, examples=examples, vocabulary=shape["vocab_size"])
         said = child("estimate", shards=large, teacher=teacher, seconds=SECONDS_OF_ESTIMATE)
         taken = child("cache", shards=large, teacher=teacher)
         found[kind] = {
@@ -300,7 +306,7 @@ def measure_ray(options: argparse.Namespace, work: Path) -> dict[str, Any]:
     teacher, small = str(work / "ray-teacher"), str(work / "ray-probe")
     child("teacher", kind="gpt2", out=teacher)
     vocabulary = TEACHERS["gpt2"]["vocab_size"]
-    child("side", out=small, examples=PROBE_EXAMPLES, vocabulary=vocabulary)
+    child("side", out=small, teacher=teacher, examples=PROBE_EXAMPLES, vocabulary=vocabulary)
     probe = child("estimate", environment=ONE_THREAD, shards=small, teacher=teacher, seconds=SECONDS_OF_ESTIMATE / 4)
     tokens = probe["tokens_per_second"] * options.seconds / 2 * 1.25  # of a unit, with room
     examples = _examples_for(tokens * UNITS_OF_ENGINE)
@@ -310,6 +316,7 @@ def measure_ray(options: argparse.Namespace, work: Path) -> dict[str, Any]:
         child(
             "side",
             out=str(shards),
+            teacher=teacher,
             examples=examples,
             vocabulary=vocabulary,
             positions_per_part=_positions_a_unit(examples),
