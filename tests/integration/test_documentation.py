@@ -78,12 +78,13 @@ def test_the_first_steps_can_be_taken(place: Path) -> None:
     assert (place / "report.html").is_file()
     names = run_python(python_of(page))
     assert names["cached"].root
+    run_python(python_of(REPOSITORY / "docs" / "stores.md"))  # puts a copy of the shards into a store
     assert (place / "runs" / "from-python" / "model" / "config.json").is_file()
 
 
 def test_every_page_with_python_is_one_of_those_that_are_run() -> None:
     shown = {page.relative_to(REPOSITORY).as_posix() for page in pages() if python_of(page)}
-    assert shown == {"README.md", "docs/first-steps.md", "sra_data/shards/README.md"}
+    assert shown == {"README.md", "docs/first-steps.md", "docs/stores.md", "sra_data/shards/README.md"}
 
 
 @pytest.mark.parametrize("module", [sra_data, sra_data.api, sra_train.run], ids=lambda module: module.__name__)

@@ -263,16 +263,17 @@ def folder_of(place: str | os.PathLike[str], *, whole: bool = False) -> Path:
     return mirror.shards
 
 
-def copy_to_store(folder: Path, url: str) -> None:
+def copy_to_store(shards: str | os.PathLike[str], url: str) -> None:
     """Put a finished folder of this machine into a store, the manifest last; what is there already is not put again.
 
     Args:
-        folder: of shards.
+        shards: the folder.
         url: of a place in a store, empty or with a copy of these shards.
 
     Raises:
         ShardError: If the store holds unlike shards there, refuses, or does not answer.
     """
+    folder = Path(shards)
     mirror = _mirror(mirror_folder(url), url)
     seen = mirror.remote.see(MANIFEST)
 
