@@ -236,7 +236,7 @@ def measure_two_workers(options: argparse.Namespace, work: Path) -> dict[str, An
                 file.write(json.dumps({**row, "id": str(number)}, ensure_ascii=False) + "\n")
         settings = {"data": str(data), "out": str(out), "workers": workers, "one_core": one_core}
         child("align", environment=ONE_THREAD, **named, **settings)
-        (alignment,) = (out / "alignments").iterdir()
+        (alignment,) = (path for path in (out / "alignments").iterdir() if path.is_dir())
         return rate_between_units(alignment, lambda unit: unit.stop - unit.start)
 
     probe, _ = run("probe", min(len(lines), 12_000), workers=1, one_core=True)
@@ -325,7 +325,7 @@ def measure_ray(options: argparse.Namespace, work: Path) -> dict[str, Any]:
         done = sra_data(*words, "--engine", engine, "--workers", "1")
         if done.returncode:
             return _missing("ray_over_local", f"--engine {engine}: {done.stderr.strip().splitlines()[-1]}")
-        (pages,) = (shards / "teachers").iterdir()
+        (pages,) = (path for path in (shards / "teachers").iterdir() if path.is_dir())
         rates[engine] = rate_between_units(pages, _tokens_of(shards), warm=1 / UNITS_OF_ENGINE)
     return {
         **ratio("ray_over_local", rates["ray"][0], rates["local"][0]),
