@@ -1,8 +1,9 @@
 """What training from a store costs, beside training from the folder: SRA steps on the same batches, in the same order.
 
-    python -m benchmarks.scale_s3 [--batches 24] [--runs 2] [--threads 1]
+    python -m benchmarks.scale_s3 [--batches 64] [--runs 1] [--threads 1]
 
-Real Dolly batches (see train_shards.py), read in windows of eight row groups. The store is an S3-compatible server
+Real Dolly batches (see train_shards.py), read in windows of one row group, some 180 rows: as in training on a large
+corpus, a window is small beside the cache and the cache beside the shards. The store is an S3-compatible server
 (moto's) in a process of its own on the loopback, so it takes cores from training, as no store elsewhere does; the
 cache begins empty and holds half of the teacher's pages. Both read with the same order, checks, prefetch depth and
 memory for decompressed row groups; they take turns, and the faster run of each counts. Prints one JSON object:
@@ -42,7 +43,8 @@ from sra_train.data.prefetch import Prefetcher
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 BUCKET = "bench"
-WINDOW, DEPTH = 8, 2  # the defaults of training
+WINDOW = 1  # row groups: the cache must hold two windows, and the shards many
+DEPTH = 2  # as in training
 
 
 @contextmanager
@@ -67,8 +69,11 @@ def s3_server() -> Iterator[str]:
 
 def serve() -> None:
     """Be the server until the end; print the address."""
+    import logging
+
     from moto.server import ThreadedMotoServer
 
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)  # no line for every request
     server = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
     server.start()
     print("http://{}:{}".format(*server.get_host_and_port()), flush=True)
@@ -142,8 +147,8 @@ def measure(folder: Path, *, batches: int, runs: int) -> dict[str, float]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--batches", type=int, default=24)
-    parser.add_argument("--runs", type=int, default=2)
+    parser.add_argument("--batches", type=int, default=64)
+    parser.add_argument("--runs", type=int, default=1)
     parser.add_argument("--threads", type=int, default=1, help="of torch; the server needs a core too")
     parser.add_argument("--serve", action="store_true", help="be the server (the benchmark starts it)")
     asked = parser.parse_args()
