@@ -89,9 +89,11 @@ def _run_in_pool(
     # Started afresh rather than forked: a forked child inherits locks of threads that do not exist in it.
     context = multiprocessing.get_context("spawn")
     num_workers = len(gpus)
-    free: Any = context.SimpleQueue()  # each process takes its GPUs from here as it starts
-    for names in gpus:
-        free.put(names)
+    free: Any = None  # where each process takes its GPUs as it starts; it has a lock, which a killed one leaves behind
+    if any(gpus):
+        free = context.SimpleQueue()
+        for names in gpus:
+            free.put(names)
     threads = max(1, num_cores() // num_workers)
     pool = ProcessPoolExecutor(num_workers, context, _start, (make_worker, threads, free))
     remaining = iter(units)
@@ -141,12 +143,12 @@ def _start(make_worker: Callable[[], Work], threads: int, free: Any) -> None:
     Args:
         make_worker: makes the worker.
         threads: cores that it has to itself.
-        free: a queue of the GPUs that nobody has taken yet.
+        free: a queue of the GPUs that nobody has taken yet; None where there are none to share out.
     """
     global _work, _why_not
     threading.Thread(target=_end_with_parent, name="end with the parent", daemon=True).start()
     os.environ.setdefault("OMP_NUM_THREADS", str(threads))
-    gpus = free.get()
+    gpus = None if free is None else free.get()
     if gpus is not None:
         os.environ["CUDA_VISIBLE_DEVICES"] = gpus  # CUDA reads it when it is first used, which is later
     try:
