@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from fsspec.implementations.memory import MemoryFileSystem
 
-from sra_data.shards.stores import places, remote
+from sra_data.shards.stores import mirror, places, remote
 
 Environ = dict[str, Any]
 StartResponse = Callable[..., Any]
@@ -36,6 +37,20 @@ class Machines:
 def without_waits(patch: pytest.MonkeyPatch) -> None:
     """Ask again at once."""
     patch.setattr(remote, "WAITS", (0.0,) * len(remote.WAITS))
+
+
+@contextmanager
+def in_memory(folder: Path, patch: pytest.MonkeyPatch) -> Iterator[Machines]:
+    """Machines that share fsspec's memory, which is empty before and afterwards, and is asked again at once."""
+    _forget_all()
+    without_waits(patch)
+    yield Machines(folder, patch)
+    _forget_all()
+
+
+def _forget_all() -> None:
+    MemoryFileSystem.store.clear()
+    mirror._mirror.cache_clear()
 
 
 @dataclass

@@ -61,6 +61,16 @@ def write_examples(path: Path, num_examples: int, *, first: int = 0) -> Path:
     return path
 
 
+def write_six_units(path: Path) -> Path:
+    """Long texts, of which the models read the beginning: six units of few tokens."""
+    rows = [
+        {"id": str(number), "prompt": f"Say {number}:", "response": " ".join(SENTENCES[number % 3 :] * 60)}
+        for number in range(75)
+    ]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
+    return path
+
+
 def write_pair(folder: Path) -> tuple[Path, Path]:
     """A byte-level BPE teacher (Llama) and a Unigram student (GPT-2), untrained; (teacher, student) folders."""
     teacher, student = folder / "teacher", folder / "student"

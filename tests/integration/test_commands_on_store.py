@@ -7,24 +7,18 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from fsspec.implementations.memory import MemoryFileSystem
 
 from sra_data.shards.store import Manifest, folder_of
-from sra_data.shards.stores import mirror as mirrors
 from tests.integration.command_lines import sra_data, write_examples, write_pair
-from tests.stores import Machines, without_waits
+from tests.stores import Machines, in_memory
 
 URL = "memory://bucket/shards"
 
 
 @pytest.fixture
 def machines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Machines]:
-    MemoryFileSystem.store.clear()
-    mirrors._mirror.cache_clear()
-    without_waits(monkeypatch)
-    yield Machines(tmp_path / "machines", monkeypatch)
-    MemoryFileSystem.store.clear()
-    mirrors._mirror.cache_clear()
+    with in_memory(tmp_path / "machines", monkeypatch) as found:
+        yield found
 
 
 def test_what_commands_leave_in_a_store_is_what_they_leave_in_a_folder(machines: Machines, tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from sra_data.shards.manifest import Manifest, Plan, Receipt
-from tests.integration.command_lines import SENTENCES, sra_data, write_pair
+from tests.integration.command_lines import sra_data, write_pair, write_six_units
 
 CALL = "import sys; from sra_data.cli import main; sys.exit(main())"
 
@@ -39,11 +39,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two models, their corpus of many units, and the shards that one process makes."""
     folder = tmp_path_factory.mktemp("many")
     write_pair(folder)
-    rows = [
-        {"id": str(number), "prompt": f"Say {number}:", "response": " ".join(SENTENCES[number % 3 :] * 60)}
-        for number in range(75)
-    ]  # long texts, of which the models read the beginning: six units of few tokens
-    (folder / "data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
+    write_six_units(folder / "data.jsonl")
     return folder
 
 

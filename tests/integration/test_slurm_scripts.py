@@ -19,7 +19,7 @@ from sra_data.cli import app as data_app
 from sra_data.shards.manifest import Manifest, Plan
 from tests.conftest import REPOSITORY
 from tests.integration import slurm
-from tests.integration.command_lines import SENTENCES, sra_data, write_pair
+from tests.integration.command_lines import sra_data, write_pair, write_six_units
 from tests.integration.scripts import Ended, run_script, run_script_here
 from tests.synthetic_shards import make_shards
 from tests.training_runs import EPSILON, losses, train, weights
@@ -35,11 +35,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two models, a corpus of six units, and the shards that one process makes of them."""
     folder = tmp_path_factory.mktemp("slurm")
     write_pair(folder)
-    rows = [
-        {"id": str(number), "prompt": f"Say {number}:", "response": " ".join(SENTENCES[number % 3 :] * 60)}
-        for number in range(75)
-    ]  # long texts, of which the models read the beginning: six units of few tokens
-    (folder / "data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
+    write_six_units(folder / "data.jsonl")
     models = ("--teacher", folder / "teacher", "--student", folder / "student", "--data", folder / "data.jsonl")
     answers = (
         sra_data("align", *models, "--out", folder / "one"),

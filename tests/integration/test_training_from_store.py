@@ -9,9 +9,8 @@ import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
 from sra_data.shards.store import folder_of
-from sra_data.shards.stores import mirror as mirrors
 from sra_data.shards.stores import places
-from tests.stores import Machines, without_waits
+from tests.stores import Machines, in_memory
 from tests.synthetic_shards import SyntheticShards, make_shards
 from tests.training_runs import numbers, train
 
@@ -20,12 +19,8 @@ URL = "memory://bucket/shards"
 
 @pytest.fixture
 def machines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Machines]:
-    MemoryFileSystem.store.clear()
-    mirrors._mirror.cache_clear()
-    without_waits(monkeypatch)
-    yield Machines(tmp_path, monkeypatch)
-    MemoryFileSystem.store.clear()
-    mirrors._mirror.cache_clear()
+    with in_memory(tmp_path, monkeypatch) as found:
+        yield found
 
 
 def test_a_run_from_a_store_has_the_losses_of_a_run_from_the_folder(machines: Machines, tmp_path: Path) -> None:
