@@ -3,6 +3,7 @@
 #   make compare    every method, two students, several seeds: up to 90 minutes on two cores
 #   make test       what CI runs
 #   make test-all   the long tests too
+#   make gpu        what only a machine with a GPU can show
 #   make bad-inputs every wrong file, option, config and folder: one line each
 #   make docs       the documentation as a site, in site/
 #   make release-check  wheel, documentation, links, licences: what must hold before a release
@@ -11,6 +12,8 @@ PYTHON ?= python3
 VENV ?= .venv
 # Where torch comes from, if not from the default index (say, a CPU-only or a CUDA wheel index).
 TORCH_INDEX_URL ?=
+# Processes that share the tests out; a GPU's tests run one after the other.
+JOBS ?= 2
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
@@ -19,7 +22,7 @@ COMPARE_DATA ?= ../shared/data/dolly
 
 DOCS_READY := $(VENV)/.docs-ready
 
-.PHONY: help demo compare test test-all bad-inputs crash lint types layers bench docs release-check clean
+.PHONY: help demo compare test test-all gpu bad-inputs crash lint types layers bench docs release-check clean
 help:
 	@sed -n 's/^#   //p' Makefile
 
@@ -44,10 +47,13 @@ compare: $(READY)
 	@$(BIN)/python pipelines/compare/run.py --output compare-output $(if $(wildcard $(COMPARE_DATA)),--data $(COMPARE_DATA))
 
 test: $(READY) lint types layers
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest -m "not slow" -n $(JOBS)
 
 test-all: $(READY) lint types layers
-	$(BIN)/python -m pytest --cov --cov-report=term
+	$(BIN)/python -m pytest -n $(JOBS) --cov --cov-report=term
+
+gpu: $(READY)
+	CUDA_VISIBLE_DEVICES=$${CUDA_VISIBLE_DEVICES-0} $(BIN)/python -m pytest tests/gpu
 
 bad-inputs: $(READY)
 	@$(BIN)/python -m tests.bad_inputs.run

@@ -47,9 +47,9 @@ from sra_data.shards.store import FolderReader, Plan, Receipt, Unit, begin, seal
 from sra_data.stages.cache.faithfulness import next_token_divergences
 from sra_data.stages.cache.unit import CacheWorker, UnitSettings
 from sra_data.teacher.batching import CPU_BUDGET, plan_batches
-from sra_data.teacher.capture import Example, TeacherCapture
+from sra_data.teacher.capture import LOGITS_CHUNK_BYTES, Example, TeacherCapture
 from sra_data.teacher.loading import LoadedTeacher, load
-from sra_data.teacher.spec import LOGITS_CHUNK_BYTES, CaptureOptions, TeacherSpec
+from sra_data.teacher.spec import CaptureOptions, TeacherSpec
 
 PAGES = "teachers/benchmark-00000000"
 EXAMPLES = 96
@@ -174,7 +174,7 @@ def measure_memory(folder: Path, *, quick: bool) -> dict[str, Any]:
         )
         peaks[way] = int(done.stdout.strip().splitlines()[-1])
     found = ratio("eager_memory_over_ours", peaks["eager"], peaks["ours"])
-    return found | ratio("memory_over_body", peaks["ours"], peaks["body"] + LOGITS_CHUNK_BYTES)
+    return found | ratio("memory_over_body", peaks["ours"], peaks["body"] + LOGITS_CHUNK_BYTES["cpu"])
 
 
 def memory_of(way: str, folder: Path, *, quick: bool) -> int:

@@ -370,3 +370,7 @@ def report(
 def main() -> None:
     """Entry point of `sra-data`."""
     terminal.run(app, how_to_go_on="run the same command again: finished units are kept")
+
+
+if __name__ == "__main__":
+    main()

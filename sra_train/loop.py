@@ -30,6 +30,7 @@ from sra_train.data.order import OrderPlan
 from sra_train.data.prefetch import Prefetcher
 from sra_train.data.staging import StagingPool
 from sra_train.data.stream import BatchMaker, MicroBatch, Share, training_stream
+from sra_train.memory import less_at_once, memory_refused
 from sra_train.parallel import (
     StopRequest,
     gather_objects,
@@ -132,12 +133,14 @@ class Trainer:
         self.stop = StopRequest()
         self.stopping = False
         self.resumed_at = progress.step
+        self.at_once = (0, 0)  # examples, and tokens of the longest, of the micro-batch that is run
 
     def run(self) -> Progress:
         """Train to the end, to an early stop, or to an interruption.
 
         Raises:
             DivergedError: If the loss or the gradients are not finite.
+            TrainingError: If the device's memory runs out.
             KeyboardInterrupt: After a checkpoint, if asked to stop.
         """
         start = self.progress.step
@@ -146,8 +149,9 @@ class Trainer:
         stream = training_stream(self.maker, self.plan, self.share, start=start, stop=self.total_steps)
         with (
             self.stop,
-            Prefetcher(stream, depth=self.config.data.prefetch) as batches,
+            Prefetcher(stream, depth=self.config.data.prefetch, begin=self.take_device) as batches,
             self.reporter.task("train", total=self.total_steps, unit="steps") as task,
+            memory_refused(self.accelerator.device, self.doing, self.needing_less),
         ):
             task.go_on_from(start)
             if self.owes_evaluation() and self.between_steps():
@@ -161,6 +165,24 @@ class Trainer:
                 if self.between_steps():
                     break
         return self.progress
+
+    def take_device(self) -> None:
+        """Have this thread work for the run's GPU: page-locked memory would open a context on the first one instead."""
+        device = self.accelerator.device
+        if device.type == "cuda" and device.index is not None:  # without a number it is the first one
+            torch.cuda.set_device(device)
+
+    def doing(self) -> str:
+        """Where the run stands."""
+        rows, tokens = self.at_once
+        return f"step {self.progress.step + 1} of {self.total_steps}, {rows} examples of up to {tokens} tokens"
+
+    def needing_less(self) -> str:
+        """What to set where memory runs out."""
+        others = "training.gradient_checkpointing=true or student.lora=true"
+        if self.evaluate is not None:
+            others = f"evaluation.batch_size={max(self.config.evaluation.batch_size // 4, 1)}, {others}"
+        return less_at_once(*self.at_once, others)
 
     # ------------------------------------------------------------------ one step
 
@@ -199,6 +221,7 @@ class Trainer:
     def run_micro_batch(self, micro: MicroBatch, sums: StepSums) -> None:
         """Forward and backward of one micro-batch; gradients stay, sums grow."""
         seed_random(self.config.training.seed, micro.step, micro.index, self.share.rank)
+        self.at_once = micro.shape
         batch, _ = to_device(micro, self.accelerator.device, self.pool)
         with gradient_exchange(self.model, now=micro.is_last):
             losses = self.model(batch, micro.totals)
@@ -359,6 +382,7 @@ class Trainer:
         student.eval()
         try:
             for micro in micros:
+                self.at_once = micro.shape
                 with torch.no_grad():
                     batch, text = to_device(micro, self.accelerator.device, self.pool)
                     yield micro, student(batch, micro.totals, text)

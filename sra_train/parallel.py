@@ -28,9 +28,11 @@ from torch import nn
 
 from sra_data.errors import ConfigError
 from sra_train.config import TrainingConfig
+from sra_train.memory import memory_refused
 from sra_train.sharding import Parts, is_sharded, shard
 from sra_train.student import StudentModel
 
+TOO_LARGE = "take a smaller student, or training.strategy=fsdp2 on several GPUs"
 COMPUTE_DTYPES: dict[str, torch.dtype | None] = {"no": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -91,11 +93,15 @@ def distribute(
 
     Returns:
         The module to call in the loop, and accelerate's optimizer around AdamW.
+
+    Raises:
+        TrainingError: If the device has no room for the student.
     """
     if is_to_be_sharded(accelerator, training):
         shard(student, accelerator.device, parts)
     else:
-        student.to(accelerator.device)
+        with memory_refused(accelerator.device, lambda: "the student's weights", lambda: TOO_LARGE):
+            student.to(accelerator.device)
     optimizer = torch.optim.AdamW(
         groups_of(student),
         betas=(training.beta1, training.beta2),

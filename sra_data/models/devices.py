@@ -1,10 +1,13 @@
-"""Where a model may run: a device that this machine has, and that holds numbers."""
+"""Where a model may run: a device that this machine has, and that holds numbers; and how one says that it is full."""
 
 from __future__ import annotations
 
 import torch
 
 from sra_data.errors import ConfigError
+
+# Of torch's allocator on a CPU; of cuBLAS, which asks for its workspace itself, where torch's own error is another.
+SAID_WHERE_MEMORY_RAN_OUT = ("can't allocate memory", "CUBLAS_STATUS_ALLOC_FAILED", "CUDA error: out of memory")
 
 
 def usable_device(wanted: str | None) -> torch.device:
@@ -23,3 +26,16 @@ def usable_device(wanted: str | None) -> torch.device:
         reason = " ".join(str(error).split())[:120]
         raise ConfigError(f"--device {name}: cannot be used ({reason}); write cpu, or leave it out") from None
     return device
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an exception says that memory ran out, on an accelerator or on a CPU."""
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    return isinstance(error, RuntimeError) and any(words in str(error) for words in SAID_WHERE_MEMORY_RAN_OUT)
+
+
+def free_memory() -> None:
+    """Give cached accelerator memory back after an out-of-memory error."""
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()

@@ -20,8 +20,6 @@ DeviceMap = Literal["auto"]
 HiddenDtype = Literal["bf16", "fp16", "fp32", "int8", "none"]
 Granularity = Literal["token", "span"]
 
-LOGITS_CHUNK_BYTES = 64 << 20
-
 
 @dataclass(frozen=True)
 class TeacherSpec:
@@ -102,7 +100,7 @@ class CaptureOptions:
             mass, as its attention its tokens' mass, and the head's distribution at the centre; no next token's
             log-probability.
         top_k_dtype: "fp16" or "fp32".
-        logits_chunk_bytes: float32 logits held at a time.
+        logits_chunk_bytes: float32 logits held at a time; what suits the device where None.
     """
 
     layers: tuple[int | str, ...] = option(("last",), "Layers to keep: last, or numbers 1..L with commas.")
@@ -112,7 +110,7 @@ class CaptureOptions:
     temperatures: tuple[float, ...] = option((1.0, 2.0), "One exact log tail each, with commas.")
     granularity: Granularity = option("token", "span: pool one alignment's spans before storing.")
     top_k_dtype: Literal["fp16", "fp32"] = "fp16"
-    logits_chunk_bytes: int = LOGITS_CHUNK_BYTES
+    logits_chunk_bytes: int | None = None
 
     @property
     def by_span(self) -> bool:

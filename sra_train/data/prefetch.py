@@ -10,7 +10,7 @@ from __future__ import annotations
 import queue
 import threading
 import time
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from types import TracebackType
 from typing import Generic, TypeVar
 
@@ -34,10 +34,12 @@ class Prefetcher(Generic[Item]):
     Args:
         items: What to prepare; its work is done in the thread.
         depth: Items held ready, at least 1.
+        begin: Called in the thread before all else: what belongs to a thread, such as the GPU it works for.
     """
 
-    def __init__(self, items: Iterable[Item], *, depth: int) -> None:
+    def __init__(self, items: Iterable[Item], *, depth: int, begin: Callable[[], object] = lambda: None) -> None:
         assert depth >= 1
+        self._begin = begin
         self.seconds_waited = 0.0
         self._queue: queue.Queue[Item | _End] = queue.Queue(maxsize=depth)
         self._stop = threading.Event()
@@ -79,6 +81,7 @@ class Prefetcher(Generic[Item]):
     def _fill(self, items: Iterator[Item]) -> None:
         error: BaseException | None = None
         try:
+            self._begin()
             for item in items:
                 if not self._put(item):
                     return

@@ -41,6 +41,12 @@ class MicroBatch:
     staging: StagingBuffer
     text: ResponseText | None = None  # where bits per byte are wanted
 
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Examples, and tokens of the longest."""
+        rows, tokens = self.batch.input_ids.shape
+        return rows, tokens
+
 
 @dataclass(frozen=True)
 class Share:

@@ -7,7 +7,9 @@ the unit, so the same unit gives the same bytes whoever does it, and however oft
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -111,6 +113,16 @@ class UnitSettings:
         )
 
 
+@dataclass(frozen=True)
+class Said:
+    """A unit in memory: its examples, what the teacher said about them by number, and the receipt's notes."""
+
+    unit: Unit
+    examples: list[Example]
+    captured: dict[int, Captured]
+    notes: dict[str, Any]
+
+
 class CacheWorker:
     """Makes parts, one after the other, with a teacher loaded once.
 
@@ -127,6 +139,7 @@ class CacheWorker:
         self.environment = environment_of(teacher)
         self._is_like_the_others = False
         self.capture = TeacherCapture(teacher.model, settings.capture, settings.scales)
+        self.writes_beside = self.capture.device.type != "cpu"
 
     def close(self) -> None:
         """Give the teacher back as it was."""
@@ -154,18 +167,56 @@ class CacheWorker:
         """
         try:
             with claimed(self.settings.folder, unit, wait=self.waits) as claim:
-                return None if claim is None else self._make(unit, advance, claim)
+                return None if claim is None else self._write(self._said(unit, advance), claim)
         except BeingWritten:
             return None
 
-    def _make(self, unit: Unit, advance: Advance, claim: Claim) -> dict[str, Any]:
+    def run(self, units: Iterable[Unit], advance: Advance) -> Iterator[tuple[Unit, dict[str, Any] | None]]:
+        """Units one after the other, each with its notes once it is on disk; raises as a call does.
+
+        Where the teacher runs on an accelerator a unit is written while the next one is said: writing needs a core, and
+        a GPU that waits for it is paid for. There are two units in memory then.
+        """
+        if not self.writes_beside:
+            for unit in units:
+                yield unit, self(unit, advance)
+            return
+        with ThreadPoolExecutor(1, "write") as writer:
+            waiting: tuple[Unit, Future[dict[str, Any] | None]] | None = None
+            for unit in units:
+                begun = unit, self._begun(unit, advance, writer)
+                if waiting is not None:
+                    yield waiting[0], waiting[1].result()
+                waiting = begun
+            if waiting is not None:
+                yield waiting[0], waiting[1].result()
+
+    def _begun(self, unit: Unit, advance: Advance, writer: ThreadPoolExecutor) -> Future[dict[str, Any] | None]:
+        """One unit said, and on its way to the disk; its claim ends there."""
+        with ExitStack() as stack:
+            try:
+                claim = stack.enter_context(claimed(self.settings.folder, unit, wait=self.waits))
+            except BeingWritten:
+                claim = None
+            if claim is None:
+                return writer.submit(lambda: None)
+            said = self._said(unit, advance)
+            kept = stack.pop_all()
+
+        def write() -> dict[str, Any]:
+            with kept:
+                return self._write(said, claim)
+
+        return writer.submit(write)
+
+    def _said(self, unit: Unit, advance: Advance) -> Said:
+        """What the teacher says about a unit's examples."""
         self.refuse_mixture()
         started, splits_before = time.perf_counter(), self.capture.num_splits
         examples = self.examples.read(range(unit.start, unit.stop))
         captured = self._run(examples, advance)
         failed = [one.id for one in captured.values() if not one.is_finite]
         refuse_failed(failed, self.settings.max_failed)
-        rows = (self._row(example, captured.get(number)) for number, example in enumerate(examples))
         notes = {
             "examples": len(captured),
             "positions": sum(example.num_rows for example in examples),
@@ -175,9 +226,14 @@ class CacheWorker:
             "seconds": time.perf_counter() - started,
             "environment": self.environment,
         }
-        groups = cut_row_groups([example.num_rows for example in examples])
-        receipt = write_part(self.settings.folder, self.schema, unit, rows, groups, notes=notes, claim=claim)
-        return {**notes, "bytes": receipt.bytes}
+        return Said(unit, examples, captured, notes)
+
+    def _write(self, said: Said, claim: Claim) -> dict[str, Any]:
+        """A part and its receipt."""
+        rows = (self._row(example, said.captured.get(number)) for number, example in enumerate(said.examples))
+        groups = cut_row_groups([example.num_rows for example in said.examples])
+        receipt = write_part(self.settings.folder, self.schema, said.unit, rows, groups, notes=said.notes, claim=claim)
+        return {**said.notes, "bytes": receipt.bytes}
 
     def say(self, numbers: Sequence[int]) -> list[TeacherRow]:
         """What the teacher says about some rows, encoded as the folder stores it; nothing is written."""

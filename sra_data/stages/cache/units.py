@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import ExitStack
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
-from sra_data.engines import Needs, Team, Work, check, run_units, team
+from sra_data.engines import Needs, check, run_units, team
 from sra_data.shards.store import Unit, is_done
 from sra_data.stages.cache.run import CacheRun
 from sra_data.stages.cache.unit import CacheWorker, MakeWorker
@@ -46,16 +46,20 @@ def _do(
     run: CacheRun, units: Sequence[Unit], task: Task, *, waits: bool
 ) -> Iterator[tuple[Unit, dict[str, Any] | None]]:
     options, needs = run.options, _needs(run)
-    with ExitStack() as stack:
-        make_worker = _make_worker(run, team(options.engine, options.num_workers, needs), stack, waits)
-        yield from run_units(
-            units,
-            make_worker,
-            engine=options.engine,
-            num_workers=options.num_workers,
-            advance=lambda tokens: task.advance(tokens),
-            needs=needs,
-        )
+    crew, advance = team(options.engine, options.num_workers, needs), lambda tokens: task.advance(tokens)
+    if crew.is_here:  # with the teacher at hand, which may say the next unit while this one is written
+        with closing(CacheWorker(run.settings, run.teacher, waits=waits)) as worker:
+            yield from worker.run(units, advance)
+        return
+    run.let_go()
+    yield from run_units(
+        units,
+        MakeWorker(run.settings, min(torch.get_num_threads(), crew.threads), waits),
+        engine=options.engine,
+        num_workers=options.num_workers,
+        advance=advance,
+        needs=needs,
+    )
 
 
 def _needs(run: CacheRun) -> Needs:
@@ -106,17 +110,3 @@ class _Made:
 
 def _num_tokens(run: CacheRun, unit: Unit) -> int:
     return int(run.examples.num_tokens[unit.start : unit.stop].sum())
-
-
-def _make_worker(run: CacheRun, crew: Team, stack: ExitStack, waits: bool) -> Callable[[], Work]:
-    """What makes a worker: here, with the teacher at hand, until `stack` closes; or in a process of its own."""
-    if not crew.is_here:
-        run.let_go()
-        return MakeWorker(run.settings, min(torch.get_num_threads(), crew.threads), waits)
-
-    def here() -> Work:
-        worker = CacheWorker(run.settings, run.teacher, waits=waits)
-        stack.callback(worker.close)
-        return worker
-
-    return here

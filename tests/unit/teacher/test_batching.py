@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sra_data.teacher.batching import CPU_BUDGET, SMALLEST_BUDGET, find_batch_tokens, is_out_of_memory, plan_batches
+from sra_data.models.devices import is_out_of_memory
+from sra_data.teacher.batching import CPU_BUDGET, LARGEST_BUDGET, SMALLEST_BUDGET, find_batch_tokens, plan_batches
 
 
 @settings(max_examples=60, deadline=None)
@@ -42,6 +44,15 @@ def test_the_budget_is_half_of_what_fits_and_never_below_the_longest_example() -
     assert find_batch_tokens(try_batch, longest=6000, device=torch.device("cuda")) == 6000
     assert find_batch_tokens(try_batch, longest=10, device=torch.device("cpu")) == CPU_BUDGET
     assert SMALLEST_BUDGET <= CPU_BUDGET
+
+
+def test_no_budget_is_larger_than_what_keeps_a_unit_free_of_padding() -> None:
+    tried: list[int] = []
+    found = find_batch_tokens(tried.append, longest=10, device=torch.device("cuda"))
+    assert found == max(tried) // 2 == LARGEST_BUDGET // 2
+    lengths = np.random.default_rng(0).lognormal(4.6, 0.7, size=700).astype(int).clip(1, 320)
+    padded = sum(len(batch) * int(max(lengths[batch])) for batch in plan_batches(lengths.tolist(), found))
+    assert padded < 1.2 * lengths.sum()  # a unit in one batch would be 2.4 times its tokens
 
 
 def test_other_errors_are_not_taken_for_a_lack_of_memory() -> None:

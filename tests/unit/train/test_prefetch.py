@@ -71,3 +71,17 @@ def test_time_spent_waiting_is_measured() -> None:
     with Prefetcher(slow(), depth=1) as items:
         next(items)
         assert items.seconds_waited > 0.02
+
+
+def test_the_thread_begins_with_what_belongs_to_it_and_an_error_there_is_raised() -> None:
+    begun: list[str] = []
+
+    def fail() -> None:
+        begun.append(threading.current_thread().name)
+        raise RuntimeError("no such device")
+
+    with Prefetcher(range(3), depth=1, begin=lambda: begun.append(threading.current_thread().name)) as items:
+        assert list(items) == [0, 1, 2]
+    with Prefetcher(range(3), depth=1, begin=fail) as items, pytest.raises(RuntimeError, match="no such device"):
+        next(items)
+    assert begun == ["prefetch", "prefetch"]

@@ -1,0 +1,35 @@
+"""Laws that need a GPU (`make gpu` on a machine with one); elsewhere they skip, with that reason."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read once, before the first product of the process
+
+import pytest
+import torch
+
+from tests.synthetic_shards import SyntheticShards, make_shards
+
+HERE = Path(__file__).parent
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    if torch.cuda.is_available():
+        return
+    for item in items:
+        if HERE in item.path.parents:
+            item.add_marker(pytest.mark.skip(reason="needs a GPU: `make gpu` on a machine with one"))
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> SyntheticShards:
+    """Shards whose student has dropout."""
+    return make_shards(tmp_path_factory.mktemp("made"), dropout=0.1)
+
+
+@pytest.fixture(scope="module")
+def still(tmp_path_factory: pytest.TempPathFactory) -> SyntheticShards:
+    """Shards whose student has no dropout."""
+    return make_shards(tmp_path_factory.mktemp("still"))
