@@ -3,6 +3,7 @@
 #   make compare    every method, two students, several seeds: up to 90 minutes on two cores
 #   make test       what CI runs
 #   make test-all   the long tests too
+#   make test-scale what Ray and an S3 server hold up: brings the extra [scale]
 #   make gpu        what only a machine with a GPU can show
 #   make bad-inputs every wrong file, option, config and folder: one line each
 #   make docs       the documentation as a site, in site/
@@ -21,8 +22,9 @@ READY := $(VENV)/.ready
 COMPARE_DATA ?= ../shared/data/dolly
 
 DOCS_READY := $(VENV)/.docs-ready
+SCALE_READY := $(VENV)/.scale-ready
 
-.PHONY: help demo compare test test-all gpu bad-inputs crash lint types layers bench docs release-check clean
+.PHONY: help demo compare test test-all test-scale gpu bad-inputs crash lint types layers bench docs release-check clean
 help:
 	@sed -n 's/^#   //p' Makefile
 
@@ -35,6 +37,10 @@ $(READY): pyproject.toml constraints.txt
 	  $(if $(TORCH_INDEX_URL),--index-url $(TORCH_INDEX_URL)) torch
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --editable '.[dev]'
 	@touch $(READY)
+
+$(SCALE_READY): $(READY)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --editable '.[scale]'
+	@touch $(SCALE_READY)
 
 $(DOCS_READY): $(READY)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --editable '.[docs]'
@@ -51,6 +57,9 @@ test: $(READY) lint types layers
 
 test-all: $(READY) lint types layers
 	$(BIN)/python -m pytest -n $(JOBS) --cov --cov-report=term
+
+test-scale: $(SCALE_READY)
+	$(BIN)/python -m pytest tests/unit/shards/test_stores_s3.py $(wildcard tests/integration/test_ray*.py tests/integration/test_*store*.py)
 
 gpu: $(READY)
 	CUDA_VISIBLE_DEVICES=$${CUDA_VISIBLE_DEVICES-0} $(BIN)/python -m pytest tests/gpu
