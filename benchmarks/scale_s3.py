@@ -114,9 +114,10 @@ def seconds_of(place: Path | str, batches: int, *, trains: bool) -> tuple[float,
     return taken, waited
 
 
-def measure(folder: Path, *, batches: int, runs: int) -> dict[str, float]:
+def measure(folder: Path, *, batches: int, runs: int, threads: int) -> dict[str, float]:
     """All numbers; makes shards in `folder` and puts them into a store of its own."""
-    shards = make_shards(folder, num_examples=(batches + 1) * BATCH_SIZE)
+    shards = make_shards(folder, num_examples=(batches + 1) * BATCH_SIZE)  # by all cores
+    torch.set_num_threads(threads)
     pages = sum(path.stat().st_size for path in shards.glob("teachers/*/part-*.parquet"))
     limit = pages // 2
     taken: dict[tuple[bool, bool], list[tuple[float, float]]] = {}
@@ -154,9 +155,8 @@ def main() -> None:
     asked = parser.parse_args()
     if asked.serve:
         serve()
-    torch.set_num_threads(asked.threads)
     with tempfile.TemporaryDirectory(prefix="sra-scale-s3-") as place:
-        found: dict[str, Any] = measure(Path(place), batches=asked.batches, runs=asked.runs)
+        found: dict[str, Any] = measure(Path(place), batches=asked.batches, runs=asked.runs, threads=asked.threads)
     found |= {"cores": os.cpu_count(), "machine": platform.machine()}
     print(json.dumps({name: round(value, 4) if isinstance(value, float) else value for name, value in found.items()}))
 
