@@ -20,6 +20,11 @@ def as_called(text: str) -> str:
     return text
 
 
+def one_line(error: BaseException, most: int | None = None) -> str:
+    """What an error says on one line, of at most so many characters; its type's name where it says nothing."""
+    return " ".join(str(error).split())[:most] or type(error).__name__
+
+
 class SRAError(Exception):
     """Something the user can mend; the message is one line: what, where, value, remedy."""
 

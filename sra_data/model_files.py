@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from sra_data.errors import ModelError
+from sra_data.errors import ModelError, one_line
 
 CONFIG, ADAPTER_CONFIG = "config.json", "adapter_config.json"
 LARGEST_JSON = 64 << 20  # bytes; the largest index of weights is some ten
@@ -77,7 +77,7 @@ def read_object(path: Path, *, who: str, largest: int = LARGEST_JSON) -> dict[st
         if not isinstance(found, dict):
             raise ValueError(f"a {type(found).__name__} in place of an object")
     except (OSError, ValueError, RecursionError) as error:
-        reason = " ".join(str(error).split())[:120]
+        reason = one_line(error, 120)
         raise ModelError(f"{who}: {path.name} cannot be read ({reason}); download or save it again") from None
     return found
 

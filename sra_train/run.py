@@ -433,7 +433,7 @@ class Run:
     # ------------------------------------------------------------------ after
 
     def finish(self, checkpoints: Checkpoints, progress: Progress) -> RunSummary:
-        """Export the model, draw the plots, write the card; the first process works, the others wait."""
+        """Export the model, draw the plots, write the card, push: the first process; the others wait for all but that."""
         wants_best = self.config.checkpoints.export == "best" and progress.best_step is not None
         exported = progress.best_step if wants_best and progress.best_step is not None else progress.step
         folder, hub = None, None
@@ -463,10 +463,11 @@ class Run:
             )
             if self.config.tracking.plots:
                 draw_run(records, self.folder / "plots")
-            if self.config.hub.push_to is not None:
-                hub = push(folder, name=self.config.hub.push_to, private=self.config.hub.private)
             self.reporter.line(f"the student of step {exported} is in {folder}")
         self.accelerator.wait_for_everyone()
+        # Behind it: a push may take longer than processes wait for each other.
+        if folder is not None and self.config.hub.push_to is not None:
+            hub = push(folder, name=self.config.hub.push_to, private=self.config.hub.private)
         return RunSummary(
             output_dir=str(self.folder),
             model_folder=None if folder is None else str(folder),

@@ -26,7 +26,7 @@ from typing import Any, TypedDict
 import torch
 from torch import Tensor, nn
 
-from sra_data.errors import ConfigError, ModelError
+from sra_data.errors import ConfigError, ModelError, one_line
 from sra_data.model_files import is_folder, refuse_absurd_config
 from sra_data.models.attention import LastQueryAttention
 from sra_data.models.checkpoint import refuse_unlike
@@ -321,7 +321,7 @@ def loading_problem(name: str, error: Exception) -> str:
     folder = Path(name)
     if is_folder(name) and (folder / "config.json").is_file() and not list(folder.glob("*.safetensors*")):
         return "the folder has a config.json but no safetensors weights; add them or set student.init=random"
-    text = " ".join(str(error).split())
+    text = one_line(error)
     return f"cannot be loaded ({text[:200]}); give a Hub id or a folder with config.json and *.safetensors"
 
 

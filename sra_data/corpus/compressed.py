@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
-from sra_data.errors import SourceError
+from sra_data.errors import SourceError, one_line
 
 CODECS = {".gz": "gzip", ".zst": "zstd"}
 BUFFER_BYTES = 1 << 20
@@ -54,7 +54,7 @@ def open_data(path: Path, offset: int = 0) -> BinaryIO:
 
 def unreadable(path: Path, error: Exception) -> SourceError:
     """An error of the system, or of a damaged compressed file, as one line."""
-    reason = getattr(error, "strerror", None) or " ".join(str(error).split())[:200]
+    reason = getattr(error, "strerror", None) or one_line(error, 200)
     kind = " as " + CODECS[path.suffix] if path.suffix in CODECS else ""
     return SourceError(f"{path}: cannot be read{kind} ({reason}); check that it is there, whole and may be read")
 

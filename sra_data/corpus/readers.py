@@ -26,7 +26,7 @@ from typing import Any, BinaryIO, NoReturn
 
 from sra_data.corpus.compressed import data_suffix, open_data, stamp, unreadable
 from sra_data.corpus.examples import InvalidRow, shorten
-from sra_data.errors import SourceError
+from sra_data.errors import SourceError, one_line
 
 ROWS_PER_READ = 256
 CHARACTERS_PER_READ = 1 << 20
@@ -373,7 +373,7 @@ def _row_of(row: Any) -> dict[str, Any] | InvalidRow:
 
 
 def _unreadable(path: Path, kind: str, error: Exception) -> SourceError:
-    reason = " ".join(str(error).split())[:200]
+    reason = one_line(error, 200)
     return SourceError(f"{path}: cannot be read as {kind} ({reason}); check that the file is whole")
 
 

@@ -22,7 +22,7 @@ from sra_data.corpus.builtin import BUILTIN_SPLITS, builtin_records
 from sra_data.corpus.compressed import CODECS, data_suffix
 from sra_data.corpus.examples import Row, RowReader, parse_columns
 from sra_data.corpus.readers import COLUMNAR_SUFFIXES, RECORD_READERS, count_arrow_rows
-from sra_data.errors import SourceError
+from sra_data.errors import SourceError, one_line
 
 # Written beside the data by `Dataset.save_to_disk`; they end in .json and are no data.
 NOT_DATA = frozenset({"dataset_info.json", "state.json", "dataset_dict.json", "dataset_infos.json"})
@@ -259,7 +259,7 @@ def find_hub_files(spec: str) -> list[Path]:
     try:
         dataset = datasets.load_dataset(name, configuration, split=split)
     except (OSError, ValueError, RuntimeError) as error:
-        reason = " ".join(str(error).split())[:200]
+        reason = one_line(error, 200)
         raise SourceError(
             f"--data {spec}: neither a file or folder here nor a Hub data set that can be reached ({reason}); check "
             "the name and the split, or download it and give its folder"

@@ -22,7 +22,7 @@ from typing import Any
 
 from sra_data.engines.ray_crew import Crew
 from sra_data.engines.work import Advance, Needs, Team, UnitType, Work, counted, refuse_no_workers
-from sra_data.errors import ConfigError
+from sra_data.errors import ConfigError, one_line
 
 SECONDS_TO_CONNECT = 10.0
 SMALLEST_SHARE = 0.5  # of the cores that a worker needs, where there are fewer than would be right
@@ -106,7 +106,7 @@ def _connect(ray: Any) -> None:
             _knock(address)
         ray.init(log_to_driver=False, logging_level="error", include_dashboard=False if address is None else None)
     except (OSError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
-        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        reason = one_line(error, 200)
         if address is None:
             raise ConfigError(
                 f"--engine ray: no cluster could be started or found on this machine ({reason}); if one has crashed, "

@@ -25,7 +25,7 @@ from safetensors import SafetensorError, safe_open
 from torch import nn
 from torch.nn.modules import module as registration
 
-from sra_data.errors import ModelError, SRAError
+from sra_data.errors import ModelError, SRAError, one_line
 from sra_data.model_files import (
     ADAPTER_CONFIG,
     CONFIG,
@@ -160,7 +160,7 @@ def tensors_in(path: Path, *, who: str) -> dict[str, tuple[list[int], str]]:
             slices = {name: tensors.get_slice(name) for name in tensors.keys()}  # noqa: SIM118
             return {name: (one.get_shape(), one.get_dtype()) for name, one in slices.items()}
     except (OSError, SafetensorError) as error:
-        reason = " ".join(str(error).split())[:LONGEST_REASON]
+        reason = one_line(error, LONGEST_REASON)
         raise ModelError(
             f"{who}: cannot be loaded ({path.name}: {reason}); download or save the checkpoint again"
         ) from None

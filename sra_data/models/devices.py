@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from sra_data.errors import ConfigError
+from sra_data.errors import ConfigError, one_line
 
 # Of torch's allocator on a CPU; of cuBLAS, which asks for its workspace itself, where torch's own error is another.
 SAID_WHERE_MEMORY_RAN_OUT = ("can't allocate memory", "CUBLAS_STATUS_ALLOC_FAILED", "CUDA error: out of memory")
@@ -23,7 +23,7 @@ def usable_device(wanted: str | None) -> torch.device:
         if device.type == "meta":
             raise ValueError("it holds no numbers")
     except (RuntimeError, AssertionError, ValueError) as error:
-        reason = " ".join(str(error).split())[:120]
+        reason = one_line(error, 120)
         raise ConfigError(f"--device {name}: cannot be used ({reason}); write cpu, or leave it out") from None
     return device
 

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from sra_data.errors import ShardError
+from sra_data.errors import ShardError, one_line
 
 TEMPORARY = ".tmp"  # the end of the name of what is being written
 SEAL = "seal"  # the last key of every JSON file: sha256 of what stands before it
@@ -218,7 +218,7 @@ def read_document(path: Path, *, remedy: str) -> Document:
     except OSError as error:
         raise ShardError(f"{path}: {error.strerror}; {remedy}") from error
     except (ValueError, RecursionError) as error:
-        said = " ".join(str(error).split())
+        said = one_line(error)
         raise ShardError(f"{path}: damaged, not JSON as it was written ({said}); {remedy}") from error
 
 

@@ -17,7 +17,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from sra_data.errors import ShardError
+from sra_data.errors import ShardError, one_line
 from sra_data.shards.durable import publish, sha256_of, staged
 from sra_data.shards.kinds import KEYS
 from sra_data.shards.manifest import Receipt
@@ -239,7 +239,7 @@ def read_index(
     except FileNotFoundError:
         raise ShardError(f"{path}: missing; {REMEDY}") from None
     except (pa.ArrowException, OSError, ValueError) as error:
-        said = " ".join(str(error).split())
+        said = one_line(error)
         raise ShardError(f"{path}: damaged ({said}); delete it and {REMEDY}") from error
     return _index_of(_kind_of_table(table, kind, path), table)
 

@@ -25,7 +25,7 @@ import pyarrow.parquet as pq
 import xxhash
 from numpy.typing import NDArray
 
-from sra_data.errors import ShardError
+from sra_data.errors import ShardError, one_line
 from sra_data.shards.columns import HASHES, FolderSchema, hash_rows, schema_from_arrow, value_hash
 from sra_data.shards.manifest import Receipt, part_path, shards_of
 from sra_data.shards.part_bytes import FileBytes, PartBytes, bytes_of
@@ -104,7 +104,7 @@ def naming(path: Path, what: str) -> Iterator[None]:
     try:
         yield
     except UNREADABLE as error:
-        raise damaged(path, what, " ".join(str(error).split()) or type(error).__name__) from error
+        raise damaged(path, what, one_line(error)) from error
 
 
 class PartFile:

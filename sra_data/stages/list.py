@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from sra_data.errors import ShardError
+from sra_data.errors import ShardError, one_line
 from sra_data.shards.schema import OK
 from sra_data.shards.store import BETWEEN_SIDES, Manifest, Plan, command_for, folder_of, notes_of, sides_of, state_of
 from sra_data.stages.align.counts import PairCounts, SideCounts
@@ -172,7 +172,7 @@ def _entry(manifest: Manifest, section: str) -> Entry:
         return Entry(section, 0, 0, 0, False, str(error), str(error), {}, ())
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         # options and notes are a stage's own JSON, which no type of the shards' describes
-        said = " ".join(str(error).split())
+        said = one_line(error)
         problem = f"{manifest.shards / section}: its options or notes are not those of this version ({said})"
         remedy = command_for(section, manifest.shards)
         return Entry(section, 0, 0, 0, False, f"{problem}; {remedy}", f"{problem}; {remedy}", {}, ())

@@ -20,7 +20,7 @@ from pathlib import Path
 import torch
 
 from sra_data import terminal
-from sra_data.errors import DivergedError
+from sra_data.errors import DivergedError, one_line
 from sra_data.shards.store import ShardSet
 from sra_train.choosing import choose_student
 from sra_train.compare.jobs import Job
@@ -69,7 +69,7 @@ def trained_model(job: Job, reporter: terminal.Reporter) -> tuple[str | None, in
     try:
         summary = run(job.config, reporter)
     except DivergedError as error:
-        write_trained(job.folder, Trained("diverged", " ".join(str(error).split())))
+        write_trained(job.folder, Trained("diverged", one_line(error)))
         shutil.rmtree(folder / "checkpoints", ignore_errors=True)
         return None, 0
     assert summary.model_folder is not None

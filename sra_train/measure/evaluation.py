@@ -28,7 +28,7 @@ from sra_data.corpus.examples import Row
 from sra_data.corpus.sources import open_source
 from sra_data.corpus.tokenization import SideTokenizer, split_revision
 from sra_data.endings import Ending, Grid, Told
-from sra_data.errors import ConfigError, ModelError, SourceError, TokenizerError
+from sra_data.errors import ConfigError, ModelError, SourceError, TokenizerError, one_line
 from sra_data.models.decoder import input_embeddings
 from sra_data.models.devices import usable_device
 from sra_data.models.output_head import OutputHead
@@ -393,7 +393,7 @@ def make_prompts(rows: Sequence[Row], side: SideTokenizer) -> list[Prompt]:
                     add_generation_prompt=True,
                 )
             except TEMPLATE_FAILURES as error:
-                reason = " ".join(str(error).split())[:120] or type(error).__name__
+                reason = one_line(error, 120)
                 raise TokenizerError(
                     f"{side.name}: its chat template refuses {row.where} ({reason}); leave the example out, or give"
                     " the tokenizer another template"

@@ -39,7 +39,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from sra_data.errors import DamagedError, ShardError, TrainingError
+from sra_data.errors import DamagedError, ShardError, TrainingError, one_line
 from sra_data.shards.durable import SEAL, flush, read_document, sealed_bytes
 from sra_data.shards.metadata import Count, Strict, Xxh3, checked
 from sra_train.record.files import remove
@@ -384,7 +384,7 @@ def load_tensors(path: Path) -> dict[str, Tensor]:
     try:
         return load_file(path)
     except (OSError, SafetensorError) as error:
-        said = " ".join(str(error).split())
+        said = one_line(error)
         raise DamagedError(
             f"{path}: damaged ({said})", f"delete {path.parent} to go on from the checkpoint before"
         ) from None
@@ -537,7 +537,7 @@ def load_full_state(
             for group in optimizer.param_groups:
                 group["betas"] = tuple(group["betas"])  # JSON knows lists only
     except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
-        reason = " ".join(str(error).split())[:200]
+        reason = one_line(error, 200)
         raise TrainingError(
             f"checkpoint: its tensors do not fit the model ({reason}); use the student and the method the run began"
             " with, or a new --output-dir"

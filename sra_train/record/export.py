@@ -16,7 +16,7 @@ from huggingface_hub import ModelCard
 from safetensors import SafetensorError
 from torch import Tensor
 
-from sra_data.errors import TrainingError
+from sra_data.errors import TrainingError, one_line
 from sra_data.shards.durable import flush
 from sra_train.config import StudentConfig
 from sra_train.record.files import remove, replace_folder
@@ -78,7 +78,7 @@ def export_model(
             flush(path)
         replace_folder(temporary, folder)
     except (OSError, SafetensorError) as error:
-        reason = (error.strerror if isinstance(error, OSError) else None) or " ".join(str(error).split())
+        reason = (error.strerror if isinstance(error, OSError) else None) or one_line(error)
         raise TrainingError(
             f"{folder}: cannot be written ({reason}); free space and run the same command again"
         ) from None

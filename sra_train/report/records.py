@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sra_data.errors import TrainingError
+from sra_data.errors import TrainingError, one_line
 from sra_data.terminal import bytes_in_words, clock
 from sra_train.config import flatten
 from sra_train.config.files import read_yaml
@@ -102,7 +102,7 @@ def read_run(folder: Path, name: str) -> RunRecord:
             raise TypeError("no object")
         text = (folder / CONFIG_FILE).read_text(encoding="utf-8")
     except (OSError, ValueError, TypeError, RecursionError) as error:
-        said = " ".join(str(error).split())
+        said = one_line(error)
         raise TrainingError(
             f"{folder}: damaged ({said}); start the run again, it goes on from its checkpoint"
         ) from None

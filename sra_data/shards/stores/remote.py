@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from sra_data.errors import ConfigError, ShardError
+from sra_data.errors import ConfigError, ShardError, one_line
 
 WAITS = (0.2, 0.5, 1.0, 2.0, 5.0, 10.0)  # seconds before each further try
 AT_ONCE = 16  # requests for small files
@@ -233,18 +233,18 @@ class Remote:
                 if status == 412:
                     raise _Exists from None
                 if status == 501:
-                    raise _NotThere(f"{where}: the store cannot {doing} so ({_said(error)})") from error
+                    raise _NotThere(f"{where}: the store cannot {doing} so ({one_line(error)})") from error
                 if _is_forbidden(error, status):
                     raise ShardError(
-                        f"{where}: not allowed to {doing} there ({_said(error)}); check the credentials and the "
+                        f"{where}: not allowed to {doing} there ({one_line(error)}); check the credentials and the "
                         f"rights they have on {self.url}, then run the same command again"
                     ) from error
                 if _is_final(error, status):
-                    raise ShardError(f"{where}: the store refuses to {doing} it ({_said(error)})") from error
+                    raise ShardError(f"{where}: the store refuses to {doing} it ({one_line(error)})") from error
                 if wait is None:
                     raise ShardError(
-                        f"{where}: no answer after {len(WAITS) + 1} tries to {doing} it, the last: {_said(error)}; run "
-                        "the same command again, what is finished is kept"
+                        f"{where}: no answer after {len(WAITS) + 1} tries to {doing} it, the last: {one_line(error)}; "
+                        "run the same command again, what is finished is kept"
                     ) from error
             time.sleep(wait)
         raise AssertionError("the last try returns or raises")
@@ -271,11 +271,11 @@ def _open(url: str) -> tuple[Any, str]:
         fs, root = fsspec.core.url_to_fs(url, use_listings_cache=False, skip_instance_cache=protocol != "memory")
     except ImportError as error:
         package = DRIVERS.get(protocol)
-        remedy = f"run `pip install {package}`" if package else _said(error)
+        remedy = f"run `pip install {package}`" if package else one_line(error)
         raise ConfigError(f"{url}: {protocol}:// needs a package that is not installed; {remedy}") from None
     except ValueError as error:
         raise ConfigError(
-            f"{url}: no store that fsspec reaches ({_said(error)}); use s3://, gs://, hf:// or a folder"
+            f"{url}: no store that fsspec reaches ({one_line(error)}); use s3://, gs://, hf:// or a folder"
         ) from None
     return fs, root.rstrip("/")
 
@@ -335,7 +335,3 @@ def _is_final(error: Exception, status: int | None) -> bool:
         return 400 <= status < 500 and status not in FOR_A_MOMENT
     misused = isinstance(error, NotImplementedError | TypeError | ValueError | KeyError | IsADirectoryError)
     return misused or "Validation" in type(error).__name__
-
-
-def _said(error: BaseException) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
