@@ -433,7 +433,7 @@ class Run:
     # ------------------------------------------------------------------ after
 
     def finish(self, checkpoints: Checkpoints, progress: Progress) -> RunSummary:
-        """Export the model, draw the plots, write the card, push: the first process; the others wait for all but that."""
+        """Export the model, draw the plots, write the card, push: the first process; others wait for all but that."""
         wants_best = self.config.checkpoints.export == "best" and progress.best_step is not None
         exported = progress.best_step if wants_best and progress.best_step is not None else progress.step
         folder, hub = None, None
