@@ -10,7 +10,9 @@ os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read once, before
 import pytest
 import torch
 
-from tests.synthetic_shards import SyntheticShards, make_shards
+from tests.integration.conftest import made, still
+
+__all__ = ["made", "still"]
 
 HERE = Path(__file__).parent
 
@@ -21,15 +23,3 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if HERE in item.path.parents:
             item.add_marker(pytest.mark.skip(reason="needs a GPU: `make gpu` on a machine with one"))
-
-
-@pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> SyntheticShards:
-    """Shards whose student has dropout."""
-    return make_shards(tmp_path_factory.mktemp("made"), dropout=0.1)
-
-
-@pytest.fixture(scope="module")
-def still(tmp_path_factory: pytest.TempPathFactory) -> SyntheticShards:
-    """Shards whose student has no dropout."""
-    return make_shards(tmp_path_factory.mktemp("still"))
