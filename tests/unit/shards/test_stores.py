@@ -38,7 +38,7 @@ from sra_data.stages.list import list_shards
 from sra_data.stages.repair import repair
 from sra_data.stages.verify import VerifyOptions, verify
 from sra_data.terminal import Reporter
-from tests.stores import Machines, without_waits
+from tests.stores import Machines, in_memory
 from tests.synthetic_shards import SyntheticShards, World, make_examples, make_shards
 
 URL = "memory://bucket/shards"
@@ -47,14 +47,9 @@ LARGE = (".parquet", ".safetensors")
 
 @pytest.fixture
 def machines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Machines]:
-    MemoryFileSystem.store.clear()
-    mirrors._mirror.cache_clear()
-    without_waits(monkeypatch)
-    found = Machines(tmp_path, monkeypatch)
-    found.use("first")
-    yield found
-    MemoryFileSystem.store.clear()
-    mirrors._mirror.cache_clear()
+    with in_memory(tmp_path, monkeypatch) as found:
+        found.use("first")
+        yield found
 
 
 @pytest.fixture(scope="module")
@@ -89,6 +84,38 @@ def keys(ending: str = "") -> list[str]:
 
 def content(key: str) -> bytes:
     return MemoryFileSystem.store[f"/bucket/shards/{key}"].getvalue()
+
+
+# ------------------------------------------------------------------------------------------------------------- reading
+
+
+@pytest.mark.parametrize("times", [1, 2])
+def test_a_large_file_that_arrives_damaged_is_asked_for_again_and_refused_the_second_time(
+    in_store: SyntheticShards, machines: Machines, monkeypatch: pytest.MonkeyPatch, times: int
+) -> None:
+    """Whole files: the index, the head. One flipped bit on the way must not be read, nor stay here."""
+    machines.use("second")
+    left = [times]
+    original = remote.Remote.download
+
+    def download(self: remote.Remote, key: str, to: Path) -> bool:
+        found = original(self, key, to)
+        if "index" in key and left[0]:
+            left[0] -= 1
+            data = bytearray(to.read_bytes())
+            data[len(data) // 2] ^= 1
+            to.write_bytes(bytes(data))
+        return found
+
+    monkeypatch.setattr(remote.Remote, "download", download)
+    with ShardSet.open(URL) as shards:
+        if times == 2:
+            with pytest.raises(ShardError, match=r"index\.parquet: damaged in the store, twice; run `sra-data repair"):
+                shards.corpus.read([0])
+            assert not list((machines.folder / "second").rglob("index.parquet"))
+        else:
+            assert len(shards.corpus.read([0])) == 1
+    assert left == [0]
 
 
 # ------------------------------------------------------------------------------------------------------------- writing
