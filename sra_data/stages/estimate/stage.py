@@ -81,8 +81,8 @@ def _hours(options: EstimateOptions, sizes: Sizes, shards: ShardSet, sample: Sam
     said = sizes.scale * forward * padded / max(sample.padded_tokens, 1)
     written = sizes.scale * sample.write_seconds * int(examples.num_rows.sum()) / sample.num_positions
     # By a GPU a unit is written while the next one is said: all but the last.
-    on_cpu = sample.device == "cpu"
-    units = said + written if on_cpu else max(said, written) + min(said, written) / max(len(sizes.units), 1)
+    beside = max(said, written) + min(said, written) / max(1, round(sizes.scale * len(sizes.units)))
+    units = said + written if sample.device == "cpu" else beside
     asked_again = min(FAITHFULNESS_EXAMPLES, int((examples.num_rows > 0).sum())) * forward / sample.num_examples
     read = passes * int(examples.num_rows[is_train].sum()) * sample.bytes_per_position
     online = passes * int(examples.num_tokens[is_train].sum()) / sample.tokens_per_second

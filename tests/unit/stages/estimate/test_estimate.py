@@ -16,7 +16,9 @@ from sra_data.stages.cache import size as cache_size
 from sra_data.stages.cache.examples import ExampleReader
 from sra_data.stages.cache.options import CacheOptions
 from sra_data.stages.cache.stage import cache_teacher
+from sra_data.stages.estimate import stage
 from sra_data.stages.estimate.stage import EstimateOptions, EstimateSummary, estimate
+from sra_data.stages.estimate.summary import Sample
 from sra_data.stages.estimate.timing import padded_tokens
 from sra_data.teacher.spec import TeacherSpec
 from sra_data.terminal import Reporter, bytes_in_words
@@ -24,6 +26,21 @@ from tests.integration.command_lines import sra_data, write_examples, write_pair
 from tests.model_zoo import tiny_model
 from tests.tokenizer_zoo import train_byte_level
 from tests.unit.stages.cache.worlds import changed
+
+SAMPLE = Sample(
+    num_examples=4,
+    num_tokens=100,
+    num_positions=50,
+    num_failed=0,
+    device="cpu",
+    tokens_per_second=10.0,
+    write_seconds=1.0,
+    bytes_per_position=100.0,
+    compression=1.0,
+    read_bytes_per_second=1e6,
+    padded_tokens=100,
+    begin_seconds=5.0,
+)
 
 
 @pytest.fixture(scope="module")
@@ -161,19 +178,34 @@ def test_a_teacher_is_chosen_as_cache_teacher_chooses_it(shards: Path, tmp_path:
         estimated(options_of(shards, name=str(larger)), is_timed=is_timed)
 
 
-def test_offline_pays_from_the_second_pass_on(shards: Path) -> None:
+def test_offline_pays_from_the_second_pass_on(shards: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     options = options_of(shards)
     assert estimated(options, epochs=1, students=1).cheaper == "equal"
     several = estimated(options, epochs=3, students=2)
     assert (several.online_passes, several.cheaper) == (6, "offline")
-    timed = estimated(options, epochs=50, students=20, is_timed=True, seconds=0.5)
-    once = estimated(options, epochs=1, students=1, is_timed=True, seconds=0.5)
+    monkeypatch.setattr(stage, "time_sample", lambda *_: SAMPLE)
+    timed = estimated(options, epochs=50, students=20, is_timed=True)
+    once = estimated(options, epochs=1, students=1, is_timed=True)
     assert timed.online_hours is not None
-    assert timed.cache_hours is not None
-    assert timed.online_hours > 100 * timed.cache_hours
+    assert once.online_hours is not None
+    assert timed.online_hours == pytest.approx(1000 * once.online_hours)
     assert timed.cheaper == "offline"
     # One epoch of one student: the teacher runs once either way, and writing comes on top.
-    assert once.cheaper in ("online", "equal")
+    assert once.cheaper == "online"
+
+
+def test_a_gpu_writes_beside_the_next_unit_and_a_cpu_behind_it(shards: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    hours = {}
+    for device in ("cpu", "cuda"):
+        monkeypatch.setattr(stage, "time_sample", lambda *_, on=device: replace(SAMPLE, device=on))
+        said = estimated(options_of(shards), is_timed=True, examples=4_000_000)
+        assert said.cache_hours is not None
+        hours[device] = 3600 * said.cache_hours - SAMPLE.begin_seconds - 16 * 10.0 / SAMPLE.num_examples
+        written = SAMPLE.write_seconds * said.num_positions / SAMPLE.num_positions
+        units = said.num_units
+    said_alone = hours["cpu"] - written
+    assert said_alone > written > 0  # a hundred tokens took ten seconds, fifty positions one
+    assert hours["cuda"] == pytest.approx(said_alone + written / units, rel=1e-4)
 
 
 def test_hours_go_by_the_tokens_of_padded_batches_and_count_what_comes_before_the_first_unit(shards: Path) -> None:

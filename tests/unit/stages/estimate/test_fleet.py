@@ -69,6 +69,17 @@ def test_hours_are_operations_over_what_all_accelerators_do(shards: Path, tmp_pa
     assert said.num_tokens == 10**9 * LENGTH
 
 
+def test_small_batches_are_no_faster_than_the_weights_can_be_read(shards: Path, tmp_path: Path) -> None:
+    teacher = write_config(tmp_path / "teacher")
+    config = AutoConfig.from_pretrained(teacher)
+    size = TeacherSize.of(declared_model(config, who="x", trust_remote_code=False))
+    said = planned(shards, teacher, cache={"batch_tokens": LENGTH}, gpu="a100", examples=10**9, utilisation=1.0).fleet
+    assert said is not None
+    by_reading = 10**9 * size.read * 2 / 2039e9
+    assert by_reading > said.operations / 312e12  # type: ignore[operator]
+    assert said.forward_hours == pytest.approx(by_reading / 3600, rel=1e-6)
+
+
 def test_so_many_accelerators_take_so_many_times_less_and_cost_the_same(shards: Path, tmp_path: Path) -> None:
     teacher = write_config(tmp_path / "teacher")
     one, many = (planned(shards, teacher, gpu="h100", gpus=n, examples=64_000_000, price=2.0).fleet for n in (1, 64))
