@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from sra_data.errors import ConfigError
+from sra_data.models.output_head import OutputHead
 from sra_data.stages.cache.options import CacheOptions
 from sra_data.stages.cache.stage import cache_teacher
 from sra_data.teacher.capture import Captured, Example, TeacherCapture
@@ -69,6 +70,16 @@ def test_bf16_stays_near_float32(family: str) -> None:
     asked = examples(9, 37, 20)
     expected = said_by(tiny_model(family), asked)
     agree(said_by(tiny_model(family).cuda().bfloat16(), asked), expected, 0.06)
+
+
+@pytest.mark.parametrize("family", ["llama", "phi", "gemma2", "cohere"])
+def test_the_head_keeps_its_float32_sums(family: str) -> None:
+    head = OutputHead.from_model(tiny_model(family).cuda().bfloat16())
+    exact = OutputHead.from_model(tiny_model(family).cuda().bfloat16().double())
+    hidden = torch.randn(64, head.weight.shape[1], device="cuda").bfloat16()
+    expected = exact.logits(hidden.double()).float()
+    torch.testing.assert_close(head.float32_logits(hidden), expected, atol=1e-4, rtol=1e-4)
+    assert (head.logits(hidden).float() - expected).abs().max() > 1e-3  # or there would be nothing to keep
 
 
 def test_a_batch_that_does_not_fit_is_halved_and_says_the_same() -> None:

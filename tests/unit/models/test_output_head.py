@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from sra_data.errors import ModelError
+from sra_data.models import output_head
 from sra_data.models.output_head import OutputHead, check_output_head
 from tests.model_zoo import FAMILIES, tiny_model
 
@@ -19,6 +20,21 @@ def test_head_over_last_states_gives_the_models_logits(family: str) -> None:
     head = OutputHead.from_model(model)
     torch.testing.assert_close(head.logits(output.hidden_states[-1]), output.logits, atol=1e-6, rtol=1e-6)
     check_output_head(model, head)
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma2", "cohere", "phi", "granite"])
+@pytest.mark.parametrize("keeps_sums", [False, True])
+def test_logits_in_float32_are_those_of_the_whole_product(family: str, keeps_sums: bool, monkeypatch) -> None:
+    """Where a device hands over float32 sums of halves, the rest of the head is as it is elsewhere."""
+    monkeypatch.setattr(output_head, "_keeps_sums", lambda hidden: keeps_sums)
+    monkeypatch.setattr(output_head, "_sums", lambda hidden, weight: hidden.float() @ weight.float().T)
+    head = OutputHead.from_model(tiny_model(family).bfloat16())
+    exact = OutputHead.from_model(tiny_model(family).bfloat16().float())
+    hidden = torch.randn(6, 32).bfloat16()
+    found = head.float32_logits(hidden)
+    assert found.dtype == torch.float32
+    tolerance = 1e-5 if keeps_sums else 0.05
+    torch.testing.assert_close(found, exact.logits(hidden.float()), atol=tolerance, rtol=tolerance)
 
 
 @pytest.mark.parametrize("family", ["gemma2", "cohere", "gptj"])
