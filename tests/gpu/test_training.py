@@ -84,7 +84,7 @@ def test_auto_is_bf16_where_the_gpu_has_it(still, tmp_path) -> None:
     train(still, tmp_path / "auto", training__epochs=1)
     recorded = json.loads((tmp_path / "auto" / "run.json").read_text())
     expected = "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "no"
-    assert recorded["config"]["training"]["precision"] == expected
+    assert recorded["identity"]["training.precision"] == expected
 
 
 @pytest.mark.parametrize("precision", ["no", "bf16"])
