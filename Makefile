@@ -59,7 +59,7 @@ test-all: $(READY) lint types layers
 	$(BIN)/python -m pytest -n $(JOBS) --cov --cov-report=term
 
 test-scale: $(SCALE_READY)
-	$(BIN)/python -m pytest tests/unit/shards/test_stores_s3.py $(wildcard tests/integration/test_ray*.py tests/integration/test_*store*.py)
+	$(BIN)/python -m pytest tests/unit/engines tests/unit/shards/test_stores_s3.py $(wildcard tests/integration/test_ray*.py tests/integration/test_*store*.py)
 
 gpu: $(READY)
 	CUDA_VISIBLE_DEVICES=$${CUDA_VISIBLE_DEVICES-0} $(BIN)/python -m pytest tests/gpu
