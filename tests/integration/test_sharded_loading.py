@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import socket
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -14,40 +11,17 @@ import pytest
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
-from tests.conftest import REPOSITORY
 from tests.model_zoo import tiny_model
+from tests.ranks import start_ranks
 
 RANK = Path(__file__).with_name("loading_rank.py")
-SECONDS_TO_FINISH = 300
 
 
 def load_everywhere(students: list[dict[str, Any]], world_size: int = 2) -> list[list[dict[str, Any]]]:
     """Load some students on so many processes; of each student what every process said, in rank order."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    processes = []
-    for rank in range(world_size):
-        environment = os.environ | {
-            "RANK": str(rank),
-            "WORLD_SIZE": str(world_size),
-            "MASTER_ADDR": "127.0.0.1",
-            "MASTER_PORT": str(port),
-            "OMP_NUM_THREADS": "1",
-            "PYTHONPATH": str(REPOSITORY),
-        }
-        command = [sys.executable, str(RANK), json.dumps(students)]
-        pipe = subprocess.PIPE
-        processes.append(
-            subprocess.Popen(command, env=environment, cwd=REPOSITORY, stdout=pipe, stderr=pipe, text=True)
-        )
-    try:
-        said = [process.communicate(timeout=SECONDS_TO_FINISH) for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
-    assert [process.returncode for process in processes] == [0] * world_size, "\n".join(error for _, error in said)
-    return [list(of_one) for of_one in zip(*(json.loads(output) for output, _ in said), strict=True)]
+    ended = start_ranks([sys.executable, str(RANK), json.dumps(students)], world_size)
+    assert [code for code, _, _ in ended] == [0] * world_size, "\n".join(error for _, _, error in ended)
+    return [list(of_one) for of_one in zip(*(json.loads(output) for _, output, _ in ended), strict=True)]
 
 
 def saved(family: str, folder: Path, **changes: Any) -> str:

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import socket
-import subprocess
 import sys
 from pathlib import Path
 
@@ -20,12 +17,11 @@ from sra_data.stages.cache.options import CacheOptions, check_options
 from sra_data.teacher.loading import load
 from sra_data.teacher.spec import TeacherSpec
 from sra_data.teacher.tensor_parallel import joined
-from tests.conftest import REPOSITORY
 from tests.integration.command_lines import write_examples, write_pair
+from tests.ranks import start_ranks
 
 COMMAND = [sys.executable, "-c", "from sra_data.cli import main; main()"]
 KEPT = ["--layers", "1,last", "--hidden-dtype", "fp32", "--top-k", "5", "--dtype", "fp32"]
-SECONDS_TO_FINISH = 300
 
 
 def knows_plans() -> bool:
@@ -45,31 +41,8 @@ def aligned(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def together(num_processes: int, *arguments: object) -> list[tuple[int, str, str]]:
-    """Run a command in several processes, as torchrun would; each one's exit code, output and error."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    processes = []
-    for rank in range(num_processes):
-        environment = os.environ | {
-            "RANK": str(rank),
-            "LOCAL_RANK": str(rank),
-            "WORLD_SIZE": str(num_processes),
-            "MASTER_ADDR": "127.0.0.1",
-            "MASTER_PORT": str(port),
-            "OMP_NUM_THREADS": "1",
-            "PYTHONPATH": str(REPOSITORY),
-        }
-        command = [*COMMAND, *map(str, arguments)]
-        processes.append(
-            subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-        )
-    try:
-        said = [process.communicate(timeout=SECONDS_TO_FINISH) for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
-    return [(process.returncode, *one) for process, one in zip(processes, said, strict=True)]
+    """Run a command in several processes; each one's exit code, output and error."""
+    return start_ranks([*COMMAND, *map(str, arguments)], num_processes)
 
 
 @pytest.mark.slow

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import socket
-import subprocess
 import sys
 from pathlib import Path
 
@@ -13,12 +10,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.conftest import REPOSITORY
+from tests.ranks import start_ranks
 from tests.synthetic_shards import SyntheticShards, make_shards
 from tests.training_runs import EPSILON, losses, of_steps, train, weights
 
 RANK = Path(__file__).with_name("training_rank.py")
-SECONDS_TO_FINISH = 300
 
 
 @pytest.fixture(scope="module")
@@ -41,32 +37,11 @@ def options(made: SyntheticShards, out: Path, **changes: object) -> dict[str, ob
 
 def launch(world_size: int, chosen: dict[str, object], *, stop_after: int = -1) -> int:
     """Run `world_size` processes as torchrun would; the first one's exit code."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    processes = []
-    for rank in range(world_size):
-        environment = os.environ | {
-            "RANK": str(rank),
-            "LOCAL_RANK": str(rank),
-            "WORLD_SIZE": str(world_size),
-            "LOCAL_WORLD_SIZE": str(world_size),
-            "MASTER_ADDR": "127.0.0.1",
-            "MASTER_PORT": str(port),
-            "OMP_NUM_THREADS": "1",
-            "PYTHONPATH": str(REPOSITORY),
-        }
-        command = [sys.executable, str(RANK), json.dumps(chosen), str(stop_after)]
-        processes.append(subprocess.Popen(command, env=environment, cwd=REPOSITORY, stderr=subprocess.PIPE, text=True))
-    try:
-        said = [process.communicate(timeout=SECONDS_TO_FINISH)[1] for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
-    codes = {process.returncode for process in processes}
-    assert len(codes) == 1, "\n".join(said)
+    ended = start_ranks([sys.executable, str(RANK), json.dumps(chosen), str(stop_after)], world_size)
+    codes, said = {code for code, _, _ in ended}, "\n".join(error for _, _, error in ended)
+    assert len(codes) == 1, said
     code = codes.pop()
-    assert code in (0, 130), "\n".join(said)
+    assert code in (0, 130), said
     return code
 
 
