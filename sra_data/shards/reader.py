@@ -287,16 +287,15 @@ class FolderReader:
             stored: Iterable[Any] = self._part(group.part).direct(column.name, group.in_part, sizes, rows)
         else:
             stored = (group.values[column.name][row] for row in rows.tolist())
-        hashes = group.hashes[rows, self.schema.columns.index(column)].tolist()
-        values = []
-        for row, count, known, data in zip(rows.tolist(), counts[rows].tolist(), hashes, stored, strict=True):
-            if value_hash(data) != known:
-                self._refuse(group, row, f"column {column.name}", "checksum differs")
-            if column.codec == TEXT:
-                values.append(None if data is None else bytes(data).decode())
-            else:
-                values.append(column.decode(data, count))
-        return values
+        stored = list(stored)
+        known = group.hashes[rows, self.schema.columns.index(column)].tolist()
+        found = list(map(value_hash, stored))
+        if found != known:
+            wrong = [a != b for a, b in zip(found, known, strict=True)].index(True)
+            self._refuse(group, int(rows[wrong]), f"column {column.name}", "checksum differs")
+        if column.codec == TEXT:
+            return [None if data is None else bytes(data).decode() for data in stored]
+        return list(map(column.decode, stored, counts[rows].tolist()))
 
     def _refuse(self, group: _Group, row: int, what: str, problem: str) -> None:
         path = part_path(self.folder, group.part)
