@@ -1,6 +1,6 @@
 """A real pair on one GPU, from text to a trained student: seconds, tokens a second, bytes and memory. One JSON object.
 
-    python -m benchmarks.gpu [--out FOLDER] [--shared ../shared] [--teacher qwen1.5-1.8b] [--steps 60] [--only ...]
+    python -m benchmarks.gpu [--out FOLDER] [--shared ../shared] [--teacher qwen1.5-1.8b] [--steps 60] [--runs ...]
 
 Qwen1.5-1.8B's configuration and tokenizer with random weights (a forward takes as long whatever they are) teach GPT-2's
 124 M on Dolly, by the commands themselves. Nothing is held to a target but what `estimate` says beforehand:
@@ -193,6 +193,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=60)
     parser.add_argument("--rows", type=int, help="of Dolly's training rows; all where nothing is said")
     parser.add_argument("--without-estimate", action="store_true")
+    parser.add_argument("--without-batches", action="store_true")
     parser.add_argument("--folder", type=Path, help="work in this folder, and leave it")
     parser.add_argument("--out", type=Path, help="keep the result as it grows in this file")
     parser.add_argument("--runs", nargs="+", choices=list(RUNS), default=list(RUNS))
@@ -240,8 +241,9 @@ def main() -> None:
             keep(**errors_of(estimate, found["cache"]))
         keep(head=head_errors(teacher))
         torch.cuda.empty_cache()
-        keep(batches=batch_rates(teacher, shards))
-        torch.cuda.empty_cache()
+        if not arguments.without_batches:
+            keep(batches=batch_rates(teacher, shards))
+            torch.cuda.empty_cache()
         for one in arguments.runs:
             keep(**{one: train(shards, folder / "runs" / one, RUNS[one], arguments.steps)})
         keep(**ratios(found))

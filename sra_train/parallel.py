@@ -24,6 +24,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
+from accelerate.state import AcceleratorState, is_initialized
 from torch import nn
 
 from sra_data.errors import ConfigError
@@ -61,10 +62,13 @@ def make_accelerator(training: TrainingConfig) -> Accelerator:
         raise ConfigError("training.precision=fp16 with training.strategy=fsdp2: not supported; use bf16")
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         os.environ.setdefault("OMP_NUM_THREADS", "1")  # or accelerate warns that it sets it
+    # bf16 needs nothing of accelerate: the student runs its own autocast; fp16 needs its loss scaling
+    scaled = "fp16" if precision == "fp16" else "no"
+    if is_initialized() and AcceleratorState().mixed_precision != scaled:
+        AcceleratorState._reset_state()  # an earlier run's, of this process, which would be refused; the group stays
     return Accelerator(
         cpu=not torch.cuda.is_available(),
-        # bf16 needs nothing of accelerate: the student runs its own autocast; fp16 needs its loss scaling
-        mixed_precision="fp16" if precision == "fp16" else "no",
+        mixed_precision=scaled,
         # buffers (a frozen teacher head) are equal everywhere and stay so: never send them round
         kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)],
     )
