@@ -14,6 +14,8 @@ Qwen1.5-1.8B's configuration and tokenizer with random weights (a forward takes 
                       ratios of tokens a second
     batches           the teacher's tokens a second (without padding) by padded tokens of a batch, and by megabytes of
                       float32 logits held at a time
+    attention         the teacher's tokens a second over rows of new shapes: with cuDNN's kernels, which make a plan of
+                      each, without (as the commands run), and with the plans made
     head              the teacher's log-probabilities from logits rounded to bfloat16, beside those of float32 sums
 """
 
@@ -32,6 +34,7 @@ from contextlib import ExitStack
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
 
@@ -120,34 +123,72 @@ def ratios(found: dict[str, Any]) -> dict[str, float]:
     return {f"{name}_over_{base}": rates[name] / rates[base] for name, base in pairs.items() if base in rates}
 
 
-def batch_rates(teacher: Path, shards: Path) -> dict[str, float]:
-    """Tokens a second of one unit's rows through the teacher, cut into batches of so many tokens."""
+def loaded_with_rows(teacher: Path, shards: Path, num_units: int) -> tuple[Any, list[list[Any]]]:
+    """The teacher's model, and the examples of the first units."""
     from sra_data.shards.store import ShardSet
     from sra_data.stages.cache.examples import ExampleReader
-    from sra_data.teacher.batching import plan_batches
-    from sra_data.teacher.capture import TeacherCapture
     from sra_data.teacher.loading import load
-    from sra_data.teacher.spec import CaptureOptions, TeacherSpec
+    from sra_data.teacher.spec import TeacherSpec
 
-    loaded = load(TeacherSpec(str(teacher)))
-    found: dict[str, float] = {}
     with ShardSet.open(shards) as opened:
         (place,) = (shards / "sides").glob("teacher-*")
-        rows = ExampleReader(opened.side(place.name)).read(range(ROWS_OF_A_UNIT))
+        examples = ExampleReader(opened.side(place.name))
+        starts = range(0, num_units * ROWS_OF_A_UNIT, ROWS_OF_A_UNIT)
+        units = [examples.read(range(start, start + ROWS_OF_A_UNIT)) for start in starts]
+    return load(TeacherSpec(str(teacher))).model, units
+
+
+def rate(model: Any, rows: list[Any], budget: int, megabytes: int = 512, *, warm: bool = True) -> float:
+    """Tokens a second of a unit's rows through the teacher, cut into batches of so many tokens."""
+    from sra_data.teacher.batching import plan_batches
+    from sra_data.teacher.capture import TeacherCapture
+    from sra_data.teacher.spec import CaptureOptions
+
     lengths = [len(one.ids) for one in rows]
+    capture = TeacherCapture(model, CaptureOptions(logits_chunk_bytes=megabytes << 20))
+    batches = [[rows[index] for index in batch] for batch in plan_batches(lengths, budget)]
+    if warm:
+        capture(batches[0])
+    torch.cuda.synchronize()
+    started = time.perf_counter()
+    for batch in batches:
+        capture(batch)
+    torch.cuda.synchronize()
+    seconds = time.perf_counter() - started
+    capture.close()
+    return sum(lengths) / seconds
+
+
+def batch_rates(teacher: Path, shards: Path) -> dict[str, float]:
+    """By padded tokens of a batch, and by megabytes of float32 logits held at a time."""
+    model, (rows,) = loaded_with_rows(teacher, shards, 1)
+    found: dict[str, float] = {}
     for budget in (4096, 8192, 16384, 32768, 131072):
         for megabytes in (64, 512, 2048) if budget == 16384 else (512,):
-            capture = TeacherCapture(loaded.model, CaptureOptions(logits_chunk_bytes=megabytes << 20))
-            batches = [[rows[index] for index in batch] for batch in plan_batches(lengths, budget)]
-            capture(batches[0])
-            torch.cuda.synchronize()
-            started = time.perf_counter()
-            for batch in batches:
-                capture(batch)
-            torch.cuda.synchronize()
-            found[f"{budget}_by_{megabytes}"] = sum(lengths) / (time.perf_counter() - started)
-            capture.close()
+            found[f"{budget}_by_{megabytes}"] = rate(model, rows, budget, megabytes)
     return found
+
+
+def attention_rates(teacher: Path, shards: Path) -> dict[str, dict[str, float]]:
+    """Of units that no other has a shape of batches in common with, with cuDNN's attention and without."""
+    model, (first, *others) = loaded_with_rows(teacher, shards, 4)
+    choose = torch.backends.cuda.enable_cudnn_sdp
+    rate(model, first, 16384)
+
+    def with_plans(rows: list[Any]) -> float:
+        choose(True)
+        with mock.patch.object(torch.backends.cuda, "enable_cudnn_sdp"):  # nothing takes it back
+            return rate(model, rows, 16384, warm=False)
+
+    with_plans(first)
+    return {
+        f"unit_{number}": {
+            "with_new_plans": with_plans(rows),
+            "without_plans": rate(model, rows, 16384, warm=False),
+            "with_known_plans": with_plans(rows),
+        }
+        for number, rows in enumerate(others)
+    }
 
 
 def head_errors(teacher: Path) -> dict[str, float]:
@@ -242,6 +283,8 @@ def main() -> None:
         keep(head=head_errors(teacher))
         torch.cuda.empty_cache()
         if not arguments.without_batches:
+            keep(attention=attention_rates(teacher, shards))
+            torch.cuda.empty_cache()
             keep(batches=batch_rates(teacher, shards))
             torch.cuda.empty_cache()
         for one in arguments.runs:

@@ -30,6 +30,7 @@ from torch import Tensor, nn
 from sra_data.cards import licence_of
 from sra_data.errors import ConfigError, DamagedError, TrainingError
 from sra_data.model_files import commit_of
+from sra_data.models.devices import kernels_for_any_shape
 from sra_data.models.output_head import OutputHead
 from sra_data.shards.store import ShardSet
 from sra_data.terminal import Reporter
@@ -93,7 +94,7 @@ def run(config: TrainConfig, reporter: Reporter | None = None) -> RunSummary:
         KeyboardInterrupt: After Ctrl-C or SIGTERM; a checkpoint has been written.
     """
     config = resolve(config)
-    with deterministic(config.training.deterministic):
+    with kernels_for_any_shape(), deterministic(config.training.deterministic):
         accelerator = make_accelerator(config.training)
         shown = (reporter or Reporter()) if accelerator.is_main_process else Reporter()
         data = config.data

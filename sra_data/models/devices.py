@@ -1,6 +1,11 @@
-"""Where a model may run: a device that this machine has, and that holds numbers; and how one says that it is full."""
+"""Where a model may run: a device that this machine has, and that holds numbers; how one says that it is full; and with
+which of its kernels.
+"""
 
 from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 
@@ -39,3 +44,18 @@ def free_memory() -> None:
     """Give cached accelerator memory back after an out-of-memory error."""
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
+
+
+@contextmanager
+def kernels_for_any_shape() -> Iterator[None]:
+    """Attention without cuDNN, which torch takes first on some GPUs; for the whole process, until the block ends.
+
+    cuDNN makes a plan for every shape that it has not met, a tenth of a second for each, while nearly every batch of
+    texts is as long as none before. FlashAttention and its like, which come next, take any shape at once.
+    """
+    was_taken = torch.backends.cuda.cudnn_sdp_enabled()
+    torch.backends.cuda.enable_cudnn_sdp(False)
+    try:
+        yield
+    finally:
+        torch.backends.cuda.enable_cudnn_sdp(was_taken)

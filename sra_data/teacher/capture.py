@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from sra_data.errors import ModelError
 from sra_data.models.attention import LastQueryAttention
 from sra_data.models.decoder import decoder_body, decoder_layers, length_border, unwrap
-from sra_data.models.devices import free_memory, is_out_of_memory
+from sra_data.models.devices import free_memory, is_out_of_memory, kernels_for_any_shape
 from sra_data.models.output_head import OutputHead
 from sra_data.models.placement import device_of_module
 from sra_data.shards.codecs import EncodedTensor, encode_float32
@@ -177,6 +177,7 @@ class TeacherCapture:
         middle = len(examples) // 2
         return self(examples[:middle]) + self(examples[middle:])
 
+    @kernels_for_any_shape()
     @torch.inference_mode()
     def capture(self, examples: Sequence[Example]) -> list[Captured]:
         """One forward of one right-padded batch."""

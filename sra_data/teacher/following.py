@@ -10,6 +10,7 @@ from torch import nn
 from sra_data.errors import ModelError, SRAError
 from sra_data.models.attention import LastQueryAttention
 from sra_data.models.decoder import decoder_body, unwrap
+from sra_data.models.devices import kernels_for_any_shape
 from sra_data.models.placement import device_of_module
 from sra_data.teacher.loading import load
 from sra_data.teacher.tensor_parallel import End, Forward, Load, Team
@@ -34,6 +35,7 @@ def follow(team: Team) -> None:
         raise ModelError("--tensor-parallel: the first process was refused; its error says why")
 
 
+@kernels_for_any_shape()
 @torch.inference_mode()
 def _take_part(model: nn.Module, order: Forward, team: Team) -> None:
     """One forward of the body, with the rows of attention that the leader reads."""

@@ -30,7 +30,7 @@ from sra_data.corpus.tokenization import SideTokenizer, split_revision
 from sra_data.endings import Ending, Grid, Told
 from sra_data.errors import ConfigError, ModelError, SourceError, TokenizerError, one_line
 from sra_data.models.decoder import input_embeddings
-from sra_data.models.devices import usable_device
+from sra_data.models.devices import kernels_for_any_shape, usable_device
 from sra_data.models.output_head import OutputHead
 from sra_data.shards.store import ShardSet
 from sra_data.terminal import Reporter
@@ -147,6 +147,7 @@ def check_options(options: EvaluateOptions) -> torch.device:
     return usable_device(options.device)
 
 
+@kernels_for_any_shape()
 def evaluate(options: EvaluateOptions, reporter: Reporter | None = None) -> EvaluationSummary:
     """Measure models on one corpus.
 

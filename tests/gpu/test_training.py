@@ -128,6 +128,14 @@ def test_a_step_waits_for_the_gpu_once(still, tmp_path, name: str) -> None:
     assert [one for one in steady if len(one) > 1] == []
 
 
+def test_attention_takes_kernels_that_need_no_plan_of_a_shape(still, tmp_path) -> None:
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+        train(still, tmp_path / "out", training__precision="bf16", training__max_steps=2, **ALONE)
+    taken = {event.key for event in profile.key_averages() if "scaled_dot_product" in event.key}
+    assert "aten::_scaled_dot_product_flash_attention" in taken
+    assert [name for name in taken if "cudnn" in name] == []
+
+
 def test_memory_that_runs_out_is_one_line_and_the_run_goes_on_from_its_checkpoint(still, tmp_path) -> None:
     config = GPT2Config(n_layer=4, n_embd=512, n_head=4, n_positions=128, vocab_size=2000)
     student = student_of(still, tmp_path / "student", GPT2LMHeadModel(config))
