@@ -11,9 +11,9 @@ Rows are read in the order of the files, a few at a time. Those that are asked f
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Collection, Iterator
+from bisect import bisect_right
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from sra_data.captures.compressed import CONFIG, read_compression, unpack_ids, unpack_values
+from sra_data.captures.compressed import CONFIG, Compression, read_compression, unpack_ids, unpack_values
 from sra_data.captures.distributions import Distributions, distributions
 from sra_data.captures.files import CapturedRow, checked_ids, files_in, folder_named
 from sra_data.errors import CaptureError, one_line
@@ -52,6 +52,7 @@ class DistillkitCapture:
             )
         self.form = read_compression(self.folder)
         self.files = [*self.parquet, self.folder / CONFIG]
+        self._firsts: list[int] = []  # of each file, its first row's number
 
     def rows(self) -> Iterator[CapturedRow]:
         """All rows, ids alone."""
@@ -59,77 +60,88 @@ class DistillkitCapture:
             ids = _ids_of(row, where)
             yield CapturedRow(number, where, ids, len(ids) - 1)
 
-    def keep(self, numbers: Collection[int], scratch: Path | None) -> Kept:
-        """The rows of these numbers, set down in a file without a name under `scratch`."""
-        kept = Kept(self, scratch)
+    def keep(self, numbers: NDArray[np.int64], scratch: Path | None) -> Kept:
+        """The rows of these numbers, ascending, set down in a file without a name under `scratch`."""
+        kept = Kept(self.form, numbers, scratch)
         try:
-            self._set_down(kept, numbers)
+            for number, where, row in self._read([IDS, VALUES, INDICES]):
+                if number in kept:
+                    kept.put(number, *self._checked(row, where))
         except BaseException:
             kept.close()
             raise
         return kept
 
-    def _set_down(self, kept: Kept, numbers: Collection[int]) -> None:
-        for number, where, row in self._read([IDS, VALUES, INDICES]):
-            if number in numbers:
-                ids = _ids_of(row, where)
-                values, indices = _bytes_of(row[VALUES], VALUES, where), _bytes_of(row[INDICES], INDICES, where)
-                for name, found, width in (
-                    (VALUES, values, self.form.value_bytes),
-                    (INDICES, indices, self.form.index_bytes),
-                ):
-                    if found.shape != (len(ids) - 1, width):
-                        raise CaptureError(
-                            f"{where}: {name} of {found.shape[0]} positions with {found.shape[1]} bytes, {len(ids)} ids"
-                            f" and k={self.form.k} make {len(ids) - 1} with {width}; is {CONFIG} that of this capture?"
-                        )
-                kept.put(number, where, ids, values, indices)
+    def where(self, number: int) -> str:
+        """File and row of a row that was read, for messages."""
+        file = bisect_right(self._firsts, number) - 1
+        return f"{self.parquet[file]}, row {number - self._firsts[file]}"
+
+    def _checked(
+        self, row: dict[str, Any], where: str
+    ) -> tuple[NDArray[np.int64], NDArray[np.uint8], NDArray[np.uint8]]:
+        """Ids, values and indices of a row.
+
+        Raises:
+            CaptureError: If there are not as many bytes as the ids and the configuration make.
+        """
+        ids = _ids_of(row, where)
+        values, indices = _bytes_of(row[VALUES], VALUES, where), _bytes_of(row[INDICES], INDICES, where)
+        widths = (VALUES, values, self.form.value_bytes), (INDICES, indices, self.form.index_bytes)
+        for name, found, width in widths:
+            if found.shape != (len(ids) - 1, width):
+                raise CaptureError(
+                    f"{where}: {name} of {found.shape[0]} positions with {found.shape[1]} bytes, {len(ids)} ids"
+                    f" and k={self.form.k} make {len(ids) - 1} with {width}; is {CONFIG} that of this capture?"
+                )
+        return ids, values, indices
 
     def _read(self, columns: list[str]) -> Iterator[tuple[int, str, dict[str, Any]]]:
         """(number, file and row, columns) of every row."""
-        number = 0
+        number, self._firsts = 0, []
         for path in self.parquet:
             with _naming(path), pq.ParquetFile(path) as file:
                 _refuse_other_columns(file.schema_arrow, path)
-                first = number
+                self._firsts.append(number)
                 for batch in file.iter_batches(batch_size=ROWS_AT_ONCE, columns=columns, use_threads=False):
                     for index in range(batch.num_rows):
                         row = {name: batch.column(name)[index] for name in columns}
-                        yield number, f"{path}, row {number - first}", row
+                        yield number, self.where(number), row
                         number += 1
-
-
-@dataclass(frozen=True)
-class _Place:
-    """Where a row stands in the file of those kept."""
-
-    start: int
-    num_ids: int
-    where: str
 
 
 class Kept:
     """Rows of a capture that are at hand in any order; the file is gone with the process."""
 
-    def __init__(self, capture: DistillkitCapture, scratch: Path | None) -> None:
-        self.form = capture.form
+    def __init__(self, form: Compression, numbers: NDArray[np.int64], scratch: Path | None) -> None:
+        self.form = form
+        self._numbers = numbers
+        self._starts = np.zeros(len(numbers), np.int64)
+        self._num_ids = np.zeros(len(numbers), np.int64)
         self._file = tempfile.TemporaryFile(dir=scratch)  # noqa: SIM115 - closed by `close`
-        self._places: dict[int, _Place] = {}
         self._end = 0
 
-    def put(
-        self,
-        number: int,
-        where: str,
-        ids: NDArray[np.int64],
-        values: NDArray[np.uint8],
-        indices: NDArray[np.uint8],
-    ) -> None:
-        """Set a row down."""
-        self._places[number] = _Place(self._end, len(ids), where)
-        for part in (ids, values, indices):
-            self._file.write(np.ascontiguousarray(part).data)
-            self._end += part.nbytes
+    def __contains__(self, number: int) -> bool:
+        place = int(np.searchsorted(self._numbers, number))
+        return place < len(self._numbers) and int(self._numbers[place]) == number
+
+    def put(self, number: int, ids: NDArray[np.int64], values: NDArray[np.uint8], indices: NDArray[np.uint8]) -> None:
+        """Set a row down.
+
+        Raises:
+            CaptureError: If the disk is full.
+        """
+        place = np.searchsorted(self._numbers, number)
+        self._starts[place], self._num_ids[place] = self._end, len(ids)
+        try:
+            for part in (ids, values, indices):
+                self._file.write(np.ascontiguousarray(part).data)
+                self._end += part.nbytes
+        except OSError as error:
+            raise CaptureError(
+                f"after {self._end:,} bytes nothing more of the capture can be set down ({one_line(error, 80)}); free "
+                "space beside the shards, or import fewer units at a time with --units"
+            ) from error
 
     def close(self) -> None:
         """Give the file back."""
@@ -137,18 +149,19 @@ class Kept:
 
     def ids_of(self, number: int) -> NDArray[np.int64]:
         """Of a row."""
-        place = self._places[number]
-        return np.frombuffer(self._bytes(place.start, 8 * place.num_ids), np.int64)
+        start, count = self._place_of(number)
+        return np.frombuffer(self._bytes(start, 8 * count), np.int64)
 
-    def distributions_of(self, number: int, positions: NDArray[Any], *, vocabulary_size: int) -> Distributions:
+    def distributions_of(
+        self, number: int, positions: NDArray[Any], *, vocabulary_size: int, where: str
+    ) -> Distributions:
         """What a row says at some positions.
 
         Raises:
-            CaptureError: See `distributions`.
+            CaptureError: See `distributions`, in which `where` is the row.
         """
-        place, form = self._places[number], self.form
-        count = place.num_ids - 1
-        start = place.start + 8 * place.num_ids
+        start, num_ids = self._place_of(number)
+        form, count, start = self.form, num_ids - 1, start + 8 * num_ids
         values = np.frombuffer(self._bytes(start, count * form.value_bytes), np.uint8).reshape(count, -1)
         start += count * form.value_bytes
         indices = np.frombuffer(self._bytes(start, count * form.index_bytes), np.uint8).reshape(count, -1)
@@ -156,8 +169,13 @@ class Kept:
             unpack_ids(indices[positions], form),
             unpack_values(values[positions], form),
             vocabulary_size=vocabulary_size,
-            where=place.where,
+            where=where,
         )
+
+    def _place_of(self, number: int) -> tuple[int, int]:
+        """Where a row begins, and its ids."""
+        place = np.searchsorted(self._numbers, number)
+        return int(self._starts[place]), int(self._num_ids[place])
 
     def _bytes(self, start: int, count: int) -> bytes:
         self._file.seek(start)

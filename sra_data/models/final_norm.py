@@ -63,6 +63,8 @@ def is_normed(norm: nn.Module, states: Tensor) -> bool:
 
     A norm's weights show in what it makes of plus and minus ones, whose own mean is 0 and whose size is 1.
     """
+    if isinstance(norm, nn.Identity):
+        return False  # there is nothing that could act twice
     ones = torch.ones_like(states[:1])
     ones[:, 1::2] = -1
     plus, minus = norm(ones).float(), norm(-ones).float()

@@ -20,6 +20,7 @@ from sra_data.captures.files import digest_of
 from sra_data.captures.matching import CUT, Matches, prefix_hashes
 from sra_data.captures.speculators import SpeculatorsCapture, captured_layers
 from sra_data.errors import CaptureError
+from sra_data.models.decoder import length_border_of
 from sra_data.models.final_norm import final_norm, is_normed
 from sra_data.shards.store import ShardSet, Unit, is_done, is_in_store
 from sra_data.stages.cache.choose import asked_teacher
@@ -32,7 +33,7 @@ from sra_data.stages.units import unit_range
 from sra_data.teacher.batching import CPU_BUDGET
 from sra_data.teacher.loading import DTYPES, num_layers_of, read_config
 from sra_data.teacher.spec import CaptureOptions, Dtype, TeacherSpec
-from sra_data.terminal import Reporter
+from sra_data.terminal import Reporter, bytes_in_words
 
 ROWS_AT_ONCE = 256
 Capture = DistillkitCapture | SpeculatorsCapture
@@ -64,6 +65,7 @@ class ImportRun(CacheRun):
         teacher = asked_teacher(shards, options.teacher)
         config = read_config(teacher)
         self._text_config = config.get_text_config(decoder=True)
+        _refuse_longrope(self._text_config)
         self.layers: tuple[int, ...] = ()
         if isinstance(capture, SpeculatorsCapture):
             self.layers = captured_layers(
@@ -72,6 +74,8 @@ class ImportRun(CacheRun):
             _refuse_inner_layers(self.layers, num_layers_of(config))
         else:
             self.files = ()
+        num_bytes = sum(path.stat().st_size for path in capture.files)
+        reporter.line(f"taking the digest of {len(capture.files):,} files, {bytes_in_words(num_bytes)}")
         self._digest = digest_of(capture.files)
         super().__init__(_cache_options(capture, options, _as_saved(teacher, config)), shards, reporter)
         _refuse_uncaptured(self.layers, self.settings.capture.layer_numbers, capture)
@@ -188,19 +192,18 @@ class ImportRun(CacheRun):
     def worker(self, *, waits: bool) -> PartsWorker:
         """What makes parts in this process."""
         if isinstance(self.capture, DistillkitCapture):
-            return TopKWorker(self.settings, self.matches, self._kept, waits=waits)
+            return TopKWorker(self.settings, self.capture, self.matches, self._kept, waits=waits)
         return StatesWorker(self.settings, self.teacher, self.source, waits=waits)
 
     @cached_property
     def _kept(self) -> Kept:
         """The captured rows of the units that are to be done, at hand in the side's order."""
         assert isinstance(self.capture, DistillkitCapture)
-        wanted: set[int] = set()
+        to_do = np.zeros(len(self.examples.side), bool)
         for unit in self._to_do():
-            numbers = np.arange(unit.start, unit.stop)
-            numbers = numbers[self.examples.num_rows[numbers] > 0]
-            rows = self.matches.rows_of(self._needed[numbers])
-            wanted |= set(rows[rows >= 0].tolist())
+            to_do[unit.start : unit.stop] = True
+        rows = self.matches.rows_of(self._needed[to_do & (self.examples.num_rows > 0)])
+        wanted = np.unique(rows[rows >= 0])
         self.reporter.line(f"reading {len(wanted):,} rows of {self.capture.folder}")
         scratch: Path | None = None if is_in_store(self.folder) else self.shards.path
         return self.capture.keep(wanted, scratch)
@@ -241,6 +244,20 @@ def _as_saved(teacher: TeacherSpec, config: Any) -> TeacherSpec:
     said = getattr(config.get_text_config(decoder=True), "dtype", None) or getattr(config, "dtype", None)
     names: dict[Any, Dtype] = {dtype: name for name, dtype in DTYPES.items()}
     return replace(teacher, dtype=teacher.dtype or names.get(said, "fp32"))
+
+
+def _refuse_longrope(config: Any) -> None:
+    """Refuse a teacher whose positions depend on the whole text's length: a server fixes them by its own longest text.
+
+    Raises:
+        CaptureError: Saying so.
+    """
+    border = length_border_of(config)
+    if border is not None:
+        raise CaptureError(
+            f"teacher of type {config.model_type}: texts of more than {border} tokens are read by other frequencies "
+            "(longrope), and no capture says by which it was; run `sra-data cache-teacher`"
+        )
 
 
 def _refuse_inner_layers(layers: tuple[int, ...], num_layers: int) -> None:

@@ -18,7 +18,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from sra_data.captures.distillkit import Kept
+from sra_data.captures.distillkit import DistillkitCapture, Kept
 from sra_data.captures.matching import Matches
 from sra_data.captures.speculators import SpeculatorsCapture
 from sra_data.engines import Advance
@@ -52,9 +52,12 @@ def refuse_failed_import(failed: Sequence[str], max_missing: int) -> None:
 class TopKWorker(PartsWorker):
     """Makes parts of what a DistillKit capture holds."""
 
-    def __init__(self, settings: UnitSettings, matches: Matches, kept: Kept, *, waits: bool) -> None:
+    def __init__(
+        self, settings: UnitSettings, capture: DistillkitCapture, matches: Matches, kept: Kept, *, waits: bool
+    ) -> None:
         """`kept`: the captured rows of the units that will be asked for."""
         super().__init__(settings, environment={}, waits=waits)
+        self.capture = capture
         self.matches = matches
         self.kept = kept
         self._counts = {"rescaled": 0, "repeated": 0}
@@ -74,7 +77,8 @@ class TopKWorker(PartsWorker):
     def _captured(self, example: Example, row: int) -> Captured:
         """What a captured row says at an example's positions."""
         refuse_others(example, self.kept.ids_of(row))
-        said = self.kept.distributions_of(row, example.positions, vocabulary_size=self.settings.vocabulary_size)
+        size, where = self.settings.vocabulary_size, self.capture.where(row)
+        said = self.kept.distributions_of(row, example.positions, vocabulary_size=size, where=where)
         self._counts["rescaled"] += said.num_rescaled
         self._counts["repeated"] += said.num_repeated
         self._largest = max(self._largest, said.largest_sum)

@@ -54,13 +54,13 @@ def model() -> Any:
 
 def kept(folder: Path) -> Any:
     capture = DistillkitCapture(str(folder))
-    return capture.keep({row.number for row in capture.rows()}, None)
+    return capture.keep(np.array([row.number for row in capture.rows()]), None)
 
 
 def read_whole(folder: Path) -> None:
     with closing(kept(folder)) as rows:
         for number in range(len(ROWS)):
-            rows.distributions_of(number, np.arange(2), vocabulary_size=97)
+            rows.distributions_of(number, np.arange(2), vocabulary_size=97, where="here")
 
 
 def refused(folder: Path) -> str:
@@ -82,7 +82,7 @@ def test_what_was_packed_is_unpacked(model: Any, tmp_path: Path, name: str) -> N
     for number, ids in enumerate(ROWS):
         assert rows.ids_of(number).tolist() == ids
         positions = np.arange(len(ids) - 1)
-        said = rows.distributions_of(number, positions, vocabulary_size=97)
+        said = rows.distributions_of(number, positions, vocabulary_size=97, where="here")
         wanted = log_probs_of(model, ids)
         for position in positions:
             best = np.argsort(-wanted[position], kind="stable")[: form["k"]]
@@ -100,6 +100,20 @@ def test_files_are_read_in_the_order_of_their_numbers(model: Any, tmp_path: Path
     rows = [distillkit_row(model, [1, 2, 3 + number], EXACT) for number in range(12)]
     write_distillkit(tmp_path, rows, EXACT, rows_a_file=1)
     assert [row.ids[2] for row in DistillkitCapture(str(tmp_path)).rows()] == list(range(3, 15))
+
+
+def test_a_row_is_named_by_its_file(model: Any, tmp_path: Path) -> None:
+    rows = [distillkit_row(model, [1, 2, 3 + number], EXACT) for number in range(5)]
+    capture = DistillkitCapture(str(write_distillkit(tmp_path, rows, EXACT, rows_a_file=2)))
+    assert [capture.where(row.number) for row in capture.rows()] == [row.where for row in capture.rows()]
+    assert capture.where(3).endswith("data_1.parquet, row 1")
+
+
+def test_rows_are_kept_that_were_asked_for_alone(model: Any, tmp_path: Path) -> None:
+    write_distillkit(tmp_path, [distillkit_row(model, ids, EXACT) for ids in ROWS], EXACT)
+    with closing(DistillkitCapture(str(tmp_path)).keep(np.array([0, 2]), None)) as rows:
+        assert [number in rows for number in range(4)] == [True, False, True, False]
+        assert rows.ids_of(2).tolist() == ROWS[2]
 
 
 # ------------------------------------------------------------------------------------------------ distributions

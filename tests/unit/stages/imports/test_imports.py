@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import io
 import json
 import shutil
 from dataclasses import replace
@@ -13,6 +15,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from sra_data.captures import distillkit
 from sra_data.errors import CaptureError, ConfigError, ShardError, SRAError
 from sra_data.shards.schema import TeacherRow
 from sra_data.shards.store import FolderReader, Manifest, ShardSet
@@ -333,6 +336,31 @@ def test_a_teacher_of_another_tokenizer_is_refused(world: World, tmp_path: Path,
         options = replace(options, captured_layers=(1, 3))
     with pytest.raises(ShardError, match="has tokenizer"):
         import_capture(format, str(folder), options, Reporter())
+
+
+def test_a_teacher_whose_positions_depend_on_the_texts_length_is_refused(world: World, tmp_path: Path) -> None:
+    folder = capture_distillkit(world, tmp_path / "captured")
+    factors = [1.0] * 4
+    rope = {"rope_type": "longrope", "rope_theta": 1e4, "short_factor": factors, "long_factor": factors}
+    other = save_teacher(
+        tmp_path / "long", rope_parameters=rope | {"original_max_position_embeddings": 8, "factor": 16.0}
+    )
+    options = ImportOptions(str(world.shards), TeacherSpec(name=str(other), device="cpu"))
+    with pytest.raises(CaptureError, match="texts of more than 8 tokens are read by other frequencies"):
+        import_capture("distillkit", str(folder), options, Reporter())
+
+
+def test_a_full_disk_is_one_line(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = capture_distillkit(world, tmp_path / "captured")
+
+    class Full(io.BytesIO):
+        def write(self, data: Any) -> int:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(distillkit.tempfile, "TemporaryFile", lambda **options: Full())
+    with pytest.raises(CaptureError, match=r"after 0 bytes nothing more .* No space left on device") as error:
+        import_it(world, "distillkit", folder)
+    assert "--units" in str(error.value)
 
 
 def test_states_of_another_width_are_refused(world: World, tmp_path: Path) -> None:
