@@ -134,7 +134,10 @@ def read_compression(folder: Path) -> Compression:
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         name = ".".join(map(str, first["loc"])) or "content"
-        raise CaptureError(f"{path}: {name}: {first['msg'].removeprefix('Value error, ')}; {remedy}") from None
+        message = first["msg"].removeprefix("Value error, ")
+        if first["type"] == "extra_forbidden":
+            message = "a setting that is not known here and may change what the bytes mean"
+        raise CaptureError(f"{path}: {name}: {message}; {remedy}") from None
 
 
 def unpack_ids(packed: NDArray[np.uint8], form: Compression) -> NDArray[np.int64]:

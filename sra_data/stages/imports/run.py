@@ -36,6 +36,7 @@ from sra_data.teacher.spec import CaptureOptions, Dtype, TeacherSpec
 from sra_data.terminal import Reporter, bytes_in_words
 
 ROWS_AT_ONCE = 256
+SHOWN = 8  # ids in a message
 Capture = DistillkitCapture | SpeculatorsCapture
 
 
@@ -146,12 +147,16 @@ class ImportRun(CacheRun):
         """
         has_rows = np.flatnonzero(self.examples.num_rows > 0)
         found = self.matches.rows_of(self._needed[has_rows])
-        missing = has_rows[found < 0]
+        missing, num_cut = has_rows[found < 0], int((found == CUT).sum())
+        if len(missing) == len(has_rows) and not num_cut:
+            raise CaptureError(
+                f"{self.capture.folder}: not one of the {len(has_rows)} examples of {self.settings.side} is in its "
+                f"{self.matches.num_captured} rows; {self._beginnings(int(missing[0]))}: capture the data that were "
+                "aligned, by this teacher's tokenizer and template"
+            )
         if len(missing) <= self.asked.max_missing:
             return
-        first = self.examples.side.index.id_of(int(missing[0]))
-        num_cut = int((found == CUT).sum())
-        why = "capture the data that were aligned, with this teacher's tokens"
+        why = "capture the data that were aligned"
         if num_cut == len(missing):
             why = (
                 "they end where the capture does, which says nothing behind its last token: align with a "
@@ -159,9 +164,16 @@ class ImportRun(CacheRun):
             )
         raise CaptureError(
             f"{self.capture.folder}: {len(missing)} of the {len(has_rows)} examples of {self.settings.side} are in "
-            f"none of its {self.matches.num_captured} rows, the first {first}; {why}, or let them through as failed "
-            f"with --max-missing {len(missing)}"
+            f"none of its {self.matches.num_captured} rows, the first {self.examples.side.index.id_of(int(missing[0]))}"
+            f"; {why}, or let them through as failed with --max-missing {len(missing)}"
         )
+
+    def _beginnings(self, number: int) -> str:
+        """The first ids of an example and of the capture: what a template or a beginning token changes shows there."""
+        (example,) = self.examples.read([number])
+        captured = next(iter(self.capture.rows()), None)
+        theirs = "none" if captured is None else " ".join(map(str, captured.ids[:SHOWN]))
+        return f"example {example.id} begins with ids {' '.join(map(str, example.ids[:SHOWN]))}, its rows with {theirs}"
 
     @cached_property
     def source(self) -> CapturedStates:

@@ -63,7 +63,7 @@ class ImportSummary(Told):
 
     def ending(self) -> Ending:
         """It in words."""
-        kept = [f"layers {', '.join(map(str, self.layers))} behind their norm"] if self.layers else []
+        kept = [f"layers {', '.join(map(str, self.layers))}, the last behind its norm"] if self.layers else []
         fitted = self.exact_k is not None and self.exact_k < self.top_k
         kept += [f"top {self.top_k}{f', from {self.exact_k} on by a fit' if fitted else ''}"] if self.top_k else []
         rescaled = f"{self.num_rescaled:,} positions, up to {self.largest_sum:.4g}" if self.num_rescaled else ""

@@ -182,7 +182,7 @@ def test_what_is_no_capture_is_refused(model: Any, tmp_path: Path) -> None:
         ({"d": 400}, "positions with 5 bytes, 6 ids and k=5 make 5 with 6"),
         ({"polynomial_terms": ["cbrt"]}, "polynomial_terms"),
         ({"exact_dtype": "int8"}, "exact_dtype"),
-        ({"surprise": 1}, "surprise: Extra inputs"),
+        ({"surprise": 1}, "surprise: a setting that is not known here"),
         ({"k": "many"}, "k: Input should be a valid integer"),
         ({"k": 1 << 40}, "k: Input should be less"),
         ({"polynomial_degree": 3}, "before `residual_bins`"),

@@ -271,7 +271,10 @@ def test_a_row_that_ends_at_the_last_position_says_nothing_there(world: World, t
 
 def test_a_shorter_capture_does_not_serve(world: World, tmp_path: Path) -> None:
     folder = capture_speculators(world, tmp_path / "short", [ids[:-3] for ids in texts_of()])
-    assert "12 of the 12 examples" in refused(world, "speculators", folder)
+    said = refused(world, "speculators", folder)
+    ids = [" ".join(map(str, text[:8])) for text in (texts_of()[-1], texts_of()[0][:-3])]
+    assert f"example e0 begins with ids {ids[0]}, its rows with {ids[1]}: capture the data" in said
+    assert "not one of the 12 examples" in refused(world, "speculators", folder, max_missing=12)
 
 
 def test_numbers_that_are_none_are_failed_examples(world: World, tmp_path: Path) -> None:
@@ -401,6 +404,16 @@ def test_a_live_teacher_that_says_otherwise_is_found_by_verify(world: World, tmp
     done = import_it(world, "speculators", folder)
     options = VerifyOptions(world.shards, deep=True, teacher=done.section.partition("/")[2])
     assert verify(options, Reporter(), recapture).problems
+
+
+@pytest.mark.parametrize(("seed", "is_well"), [(0, True), (9, False)])
+def test_verify_compares_what_was_stored_as_it_was(world: World, tmp_path: Path, seed: int, is_well: bool) -> None:
+    """A coarse curve is the capture's choice and no damage; another model's first values are another model's."""
+    coarse = {**FITTED, "exact_k": 4, "polynomial_terms": [0], "residual_bins": []}
+    captured = world if is_well else replace(world, teacher=save_teacher(tmp_path / "other", seed=seed))
+    done = import_it(world, "distillkit", capture_distillkit(captured, tmp_path / "captured", form=coarse))
+    options = VerifyOptions(world.shards, deep=True, teacher=done.section.partition("/")[2])
+    assert (not verify(options, Reporter(), recapture).problems) is is_well
 
 
 def test_a_broken_part_is_repaired_by_importing_again(world: World, tmp_path: Path) -> None:
