@@ -45,7 +45,8 @@ from sra_data.shards.codecs import encode_float32, estimate_channel_scales, scal
 from sra_data.shards.schema import TeacherRow
 from sra_data.shards.store import FolderReader, Plan, Receipt, Unit, begin, seal, write_part
 from sra_data.stages.cache.faithfulness import next_token_divergences
-from sra_data.stages.cache.unit import CacheWorker, UnitSettings
+from sra_data.stages.cache.parts import UnitSettings
+from sra_data.stages.cache.unit import CacheWorker
 from sra_data.teacher.batching import CPU_BUDGET, plan_batches
 from sra_data.teacher.capture import LOGITS_CHUNK_BYTES, Example, TeacherCapture
 from sra_data.teacher.loading import LoadedTeacher, load

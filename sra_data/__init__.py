@@ -11,9 +11,9 @@ See `sra_data.api`, which is imported when one of these is first asked for.
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from sra_data.api import align, cache_teacher, open_shards
+    from sra_data.api import align, cache_teacher, import_capture, open_shards
 
-__all__ = ["__version__", "align", "cache_teacher", "open_shards"]
+__all__ = ["__version__", "align", "cache_teacher", "import_capture", "open_shards"]
 
 __version__ = "0.1.0"
 

@@ -1,4 +1,4 @@
-"""The stages from Python: `align`, `cache_teacher`, `open_shards`, as `import sra_data` offers them.
+"""The stages from Python: `align`, `cache_teacher`, `import_capture`, `open_shards`, as `import sra_data` offers them.
 
     import sra_data
 
@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING
 
 from sra_data.choices import Boundaries, Engine, OnInvalid, Overlong, VocabularyMatch
 from sra_data.stages.cache.options import CacheOptions
+from sra_data.stages.imports.options import Format, ImportOptions, StoredDtype
 from sra_data.teacher.spec import (
     CaptureOptions,
     DeviceMap,
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
     from sra_data.shards.store import ShardSet
     from sra_data.stages.align.summary import AlignSummary
     from sra_data.stages.cache.summary import CacheSummary
+    from sra_data.stages.imports.summary import ImportSummary
 
 Path = str | os.PathLike[str]
 
@@ -244,6 +246,85 @@ def cache_teacher(
         workspace=None if workspace is None else os.fspath(workspace),
     )
     return stage.cache_teacher(options, reporter or Reporter())
+
+
+def import_capture(
+    format: Format,
+    capture: Path,
+    shards: Path = "shards",
+    teacher: Path | None = None,
+    *,
+    device: str | None = None,
+    device_map: DeviceMap | None = None,
+    trust_remote_code: bool = False,
+    allow_pickle: bool = False,
+    side: str | None = None,
+    layers: Sequence[int | str] = ("last",),
+    captured_layers: Sequence[int] = (),
+    hidden_dtype: StoredDtype = "bf16",
+    top_k: int = 0,
+    temperatures: Sequence[float] = (1.0, 2.0),
+    units: str | None = None,
+    max_missing: int = 0,
+    workspace: Path | None = None,
+    reporter: Reporter | None = None,
+) -> ImportSummary:
+    """Make a teacher's pages from what another tool captured of it, row by row with the same token ids.
+
+    The text and the teacher's side are those of `align`. Called again it does the units that are missing.
+
+        >>> imported = sra_data.import_capture("distillkit", "captured", "shards", max_missing=3)
+        >>> imported.section, imported.num_failed
+
+    Args:
+        format: "distillkit" or "speculators".
+        capture: The folder that tool wrote.
+        shards: The folder that `align` wrote.
+        teacher: Whose capture it is: Hub id (with @revision) or folder; None for the only one that was aligned.
+        device: Of the teacher's norm and head; None for a GPU where there is one.
+        device_map: "auto" spreads a teacher that fits no device; None for one device.
+        trust_remote_code: Run code that comes with the teacher.
+        allow_pickle: Read weights that are not safetensors.
+        side: The side it reads, by its name or the start of it; None for the one of its tokenizer.
+        layers: Of speculators: hidden states to keep, numbers 1..L or "last".
+        captured_layers: Of speculators: the layers its server was told to capture; () for those it takes by itself.
+        hidden_dtype: Of speculators: how hidden states are stored.
+        top_k: Of speculators: log-probabilities to compute a position, 0 for none.
+        temperatures: With `top_k`, one exact log tail each.
+        units: Only the units "a:b" of the plan.
+        max_missing: Examples that the capture does not hold, to let through as failed.
+        workspace: Where parts are made that go into a store, under ~/.cache where None.
+        reporter: Told what happens; nothing is shown without one.
+
+    Returns:
+        What was done, what was missing and what did not add up; `.lines()` are the words of the command line.
+
+    Raises:
+        SRAError: One line for everything a user can mend.
+    """
+    from sra_data.stages.imports import stage
+
+    spec = TeacherSpec(
+        name=None if teacher is None else os.fspath(teacher),
+        device=device,
+        device_map=device_map,
+        trust_remote_code=trust_remote_code,
+        allow_pickle=allow_pickle,
+    )
+    options = ImportOptions(
+        shards=os.fspath(shards),
+        teacher=spec,
+        side=side,
+        layers=tuple(layers),
+        captured_layers=tuple(captured_layers),
+        hidden_dtype=hidden_dtype,
+        top_k=top_k,
+        temperatures=tuple(temperatures),
+        units=units,
+        max_missing=max_missing,
+        workspace=None if workspace is None else os.fspath(workspace),
+    )
+    return stage.import_capture(format, os.fspath(capture), options, reporter or Reporter())
 
 
 def open_shards(shards: Path = "shards") -> ShardSet:

@@ -17,6 +17,7 @@ from sra_data.errors import ConfigError
 from sra_data.options import expand
 from sra_data.stages.cache.options import CacheOptions
 from sra_data.stages.estimate.options import NOT_OF_ESTIMATE, EstimateOptions
+from sra_data.stages.imports.options import NOT_OF_IMPORT, Format, ImportOptions
 from sra_data.teacher.spec import KNOWN_BY_PAGES, TeacherSpec
 
 app = Program("Write down what a teacher said about a corpus, once: align, estimate, cache, verify, repair, report.")
@@ -204,6 +205,22 @@ def cache_teacher(options: CacheOptions, config: Config = None, json: Json = Fal
     summary = stage.cache_teacher(options, reporter)
     if not options.teacher.tensor_parallel or terminal.is_first():
         terminal.finish(summary, as_json=json)
+
+
+@app.command("import")
+@expand(leave_out=NOT_OF_IMPORT)
+def import_capture(
+    format: Annotated[Format, typer.Argument(help="Which tool captured: distillkit or speculators.")],
+    capture: Annotated[str, typer.Argument(help="The folder of its capture.")],
+    options: ImportOptions,
+    config: Config = None,
+    json: Json = False,
+) -> None:
+    """Make a teacher's pages from another tool's capture, row by row with the same token ids."""
+    reporter = terminal.start(f"import: {capture} of {format}, into {options.shards}", quiet=json)
+    from sra_data.stages.imports import stage
+
+    terminal.finish(stage.import_capture(format, capture, options, reporter), as_json=json)
 
 
 @app.command()

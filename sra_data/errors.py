@@ -40,6 +40,10 @@ class SourceError(SRAError):
     """The user's text: a file, a row or a column that cannot be read as examples."""
 
 
+class CaptureError(SRAError):
+    """Another tool's capture of a teacher: a file or a row that is not as its format says, or not of this side."""
+
+
 class TokenizerError(SRAError):
     """A tokenizer that cannot be loaded or whose offsets cannot be trusted."""
 

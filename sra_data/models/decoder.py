@@ -106,7 +106,12 @@ def length_border(model: nn.Module) -> int | None:
     "longrope" has two sets of frequencies and takes the long one where the LONGEST row of the batch asks for it, so a
     batch must not hold rows on both sides of the border.
     """
-    rope = getattr(text_config(model), "rope_parameters", None) or {}
+    return length_border_of(text_config(model))
+
+
+def length_border_of(config: Any) -> int | None:
+    """The same of a text decoder's configuration."""
+    rope = getattr(config, "rope_parameters", None) or {}
     kinds = [rope, *(kind for kind in rope.values() if isinstance(kind, dict))]  # of all layers, or by layer type
     borders = [
         int(kind["original_max_position_embeddings"])

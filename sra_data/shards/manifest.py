@@ -337,7 +337,8 @@ class Manifest:
         found = self.section(name)
         if found is None or found.get("root") is None:
             state = "missing" if found is None else "unfinished"
-            raise ShardError(f"{self.shards / name}: {state}; {command_for(name, self.shards)}")
+            remedy = command_for(name, self.shards, imported=(found or {}).get("imported"))
+            raise ShardError(f"{self.shards / name}: {state}; {remedy}")
         return SealedFacts(found, where=self.shards / name)
 
 
@@ -352,8 +353,10 @@ def kind_of(section: str) -> str:
     return GROUPS.get(section.partition("/")[0], "corpus")
 
 
-def command_for(section: str, shards: Path) -> str:
-    """The remedy for a missing or unfinished section."""
+def command_for(section: str, shards: Path, *, imported: Mapping[str, Any] | None = None) -> str:
+    """The remedy for a missing or unfinished section; `imported`: what it says of its origin."""
+    if imported:
+        return f"run `sra-data import {imported['format']} CAPTURE {shards}` (run again, it does what is missing)"
     if kind_of(section) == "teacher":
         return f"run `sra-data cache-teacher {shards}` (run again, it does what is missing)"
     return f"run `sra-data align ... --out {shards}` with the same arguments, it does what is missing"

@@ -154,6 +154,24 @@ class ReachRecord(Strict):
     rows: list[Count] = []
 
 
+class ImportRecord(Strict):
+    """From which capture of another tool a teacher's pages were taken.
+
+    `rows` are its own, `exact_k` of a top k were stored as they were. `rescaled` are positions whose probabilities have
+    a sum above 1 (`largest_sum`), `repeated` ids that stand twice at one: known once all units are there.
+    """
+
+    format: Literal["distillkit", "speculators"]
+    capture: FileName
+    files: Count
+    rows: Count
+    layers: list[Number] = []
+    exact_k: Number | None = None
+    rescaled: Count = 0
+    repeated: Count = 0
+    largest_sum: Annotated[float, Field(ge=1, allow_inf_nan=False)] = 1.0
+
+
 class SectionRecord(BaseModel):
     """A section of the manifest; the facts that are read anywhere, each with its type."""
 
@@ -200,6 +218,7 @@ class SectionRecord(BaseModel):
     num_splits: Count = 0
     faithfulness: Facts = {}
     reach: list[ReachRecord] | None = None
+    imported: ImportRecord | None = None
 
     @model_validator(mode="after")
     def _a_root_has_its_facts(self) -> SectionRecord:

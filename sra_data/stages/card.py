@@ -190,6 +190,8 @@ def _holds(entry: Entry) -> Iterator[str]:
         yield f"{facts['positions']:,} {'spans' if facts['granularity'] == 'span' else 'positions'}"
         layers = ", ".join(map(str, facts["layers"] or []))
         yield f"layers {layers or 'none'} of {facts['num_layers']} in {facts['hidden_dtype']}, top {facts['top_k']}"
+        if facts["imported"]:
+            yield f"imported from a capture of {facts['imported']}, not compared with the live model"
 
 
 def _model(name: str | None, revision: str | None) -> str:

@@ -194,8 +194,12 @@ def go_on(manifest: Manifest, section: str) -> str:
     group, _, name = section.partition("/")
     shards = shlex.quote(str(manifest.shards))
     if group == "teachers":
-        model = (manifest.section(section) or {}).get("name")
+        facts = manifest.section(section) or {}
+        model, origin = facts.get("name"), facts.get("imported")
         named = f" --teacher {shlex.quote(str(model))}" if model else ""
+        if origin:
+            captured = f"{origin['format']} {shlex.quote(origin['capture'])}"
+            return f"run `sra-data import {captured} {shards}{named}` with that capture's place and the same options"
         return f"run `sra-data cache-teacher {shards}{named}` with the same options"
     for pair in manifest.pairs:
         if group == "corpus" or name in (pair["teacher_side"], pair["student_side"], pair["alignment"]):
@@ -275,7 +279,9 @@ def _teacher(manifest: Manifest, section: str, plan: Plan) -> tuple[dict[str, An
         f"{known['hidden_dtype']}{_if(known['top_k'], ', top {}')}",
         f"{positions:,} {row}s{'' if each is None else f', {each:,.0f} bytes each'}",
     ]
-    facts = {"model": known.pop("name"), **known, "side": side, "granularity": granularity}
+    imported = (found.get("imported") or {}).get("format")
+    words += [f"imported from {found['imported']['rows']:,} rows of {imported}"] if imported else []
+    facts = {"model": known.pop("name"), **known, "side": side, "granularity": granularity, "imported": imported}
     return {**facts, "positions": positions, "bytes_per_position": each}, words
 
 

@@ -11,6 +11,7 @@ from tests.crash import world
 KINDS = (
     "align_options",
     "cache_options",
+    "import_options",
     "run_options",
     "corpus",
     "models",

@@ -43,7 +43,8 @@ def options_of(command: str) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize(
-    ("command", "function"), [("align", sra_data.align), ("cache-teacher", sra_data.cache_teacher)]
+    ("command", "function"),
+    [("align", sra_data.align), ("cache-teacher", sra_data.cache_teacher), ("import", sra_data.import_capture)],
 )
 def test_every_option_of_a_command_is_an_argument_with_its_default(command: str, function: Callable[..., Any]) -> None:
     arguments = {name: one.default for name, one in inspect.signature(function).parameters.items()}
@@ -57,7 +58,9 @@ def test_every_option_of_a_command_is_an_argument_with_its_default(command: str,
         assert given == (WORKERS.get(command) if name == "workers" and command in WORKERS else default), name
 
 
-@pytest.mark.parametrize("function", [sra_data.align, sra_data.cache_teacher, sra_data.open_shards])
+@pytest.mark.parametrize(
+    "function", [sra_data.align, sra_data.cache_teacher, sra_data.import_capture, sra_data.open_shards]
+)
 def test_every_argument_is_explained_and_an_example_shown(function: Callable[..., Any]) -> None:
     words = inspect.getdoc(function) or ""
     assert ">>> " in words

@@ -40,13 +40,13 @@ class Chosen:
         """The sections that the pages are made from."""
         return (f"sides/{self.side}", *(() if self.pair is None else (self.pair.reader.section,)))
 
-    def section_of(self, identity: TeacherIdentity) -> str:
-        """``teachers/<model>-<8 hex>``: one folder for each teacher, side and, by span, alignment.
+    def section_of(self, identity: TeacherIdentity, *others: str) -> str:
+        """``teachers/<model>-<8 hex>``: one folder for each teacher, side and, by span, alignment, and for what else.
 
         What else is asked (dtype, layers, top k) is not in the name: other options for one teacher are refused, field
         by field, not put beside.
         """
-        inputs = [identity.fingerprint, *self.made_from]
+        inputs = [identity.fingerprint, *self.made_from, *others]
         return f"teachers/{folder_name(identity.name, inputs, otherwise='teacher')}"
 
 

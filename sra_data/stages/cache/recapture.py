@@ -13,7 +13,8 @@ from sra_data.errors import ShardError
 from sra_data.options import recorded, restored
 from sra_data.shards.schema import TeacherRow
 from sra_data.shards.store import ShardSet
-from sra_data.stages.cache.unit import CacheWorker, UnitSettings
+from sra_data.stages.cache.parts import UnitSettings
+from sra_data.stages.cache.unit import CacheWorker
 from sra_data.teacher.loading import load, settled
 from sra_data.teacher.spec import CaptureOptions, TeacherSpec, check_teacher
 

@@ -25,8 +25,9 @@ from sra_data.shards.manifest import Plan, Unit, is_begun
 from sra_data.shards.store import ShardSet, has_file, refuse_if_changed
 from sra_data.stages.cache.choose import Chosen, choose
 from sra_data.stages.cache.options import CacheOptions
+from sra_data.stages.cache.parts import PartsWorker, UnitSettings
 from sra_data.stages.cache.size import PagesSize, files_size, ids_that_occur, pages_size, refuse_small_disk
-from sra_data.stages.cache.unit import UnitSettings
+from sra_data.stages.cache.unit import CacheWorker
 from sra_data.stages.sampling import sample_rows
 from sra_data.teacher.admission import Probe, admit, rows_to_probe
 from sra_data.teacher.batching import find_batch_tokens
@@ -55,18 +56,29 @@ class CacheRun:
         examples: what the teacher is given.
     """
 
+    name = "cache-teacher"  # of the command
+    files: tuple[str, ...] = FILES  # beside the parts
+
     def __init__(self, options: CacheOptions, shards: ShardSet, reporter: Reporter) -> None:
         self.options = options
         self.shards = shards
         self.reporter = reporter
         self.chosen: Chosen = choose(shards, options)
         self.identity = identify(self.chosen.teacher)
-        self.section = self.chosen.section_of(self.identity)
+        self.section = self.chosen.section_of(self.identity, *self.apart())
         self.had: dict[str, Any] = {}
         if is_begun(shards.path, self.section):
             self.had = Plan.load(shards.path / self.section).fingerprint
         self.settings = self._begun()
         self.examples = self.settings.examples(shards)
+
+    def apart(self) -> tuple[str, ...]:
+        """What sets these pages apart from others of the same teacher and side: nothing."""
+        return ()
+
+    def worker(self, *, waits: bool) -> PartsWorker:
+        """What makes parts in this process."""
+        return CacheWorker(self.settings, self.teacher, waits=waits)
 
     def _begun(self) -> UnitSettings:
         """What is known before anything is tried; what an existing plan has decided is taken from it."""
@@ -235,7 +247,7 @@ class CacheRun:
     def size_of(self, units: list[Unit]) -> PagesSize:
         """Bytes of these units' pages, and of the files beside them where they are not there yet."""
         settings, bytes_of_files = self.settings, 0
-        if not all(has_file(self.folder, name) for name in FILES):
+        if not all(has_file(self.folder, name) for name in self.files):
             bytes_of_files = files_size(
                 hidden_size=settings.hidden_size,
                 vocabulary_size=settings.vocabulary_size,

@@ -40,11 +40,11 @@ from sra_data.shards.store import (
 )
 from sra_data.stages.cache.faithfulness import measure, refuse_unfaithful
 from sra_data.stages.cache.options import CacheOptions, check_options
+from sra_data.stages.cache.parts import refuse_failed
 from sra_data.stages.cache.reach import can_measure, measure_reach
-from sra_data.stages.cache.run import FILES, CacheRun
+from sra_data.stages.cache.run import CacheRun
 from sra_data.stages.cache.size import refuse_small_disk
 from sra_data.stages.cache.summary import CacheSummary, facts_at_beginning, facts_at_end, summarise
-from sra_data.stages.cache.unit import refuse_failed
 from sra_data.stages.cache.units import do_units, refuse_no_room
 from sra_data.stages.sampling import sample_rows
 from sra_data.stages.units import said_of, unit_range
@@ -108,7 +108,7 @@ def _cache(options: CacheOptions, reporter: Reporter) -> CacheSummary:
             run.section,
             run.fingerprint(),
             run.units,
-            files=FILES,
+            files=run.files,
             made_from=made_from,
             facts=facts_at_beginning(run),
         )

@@ -13,7 +13,7 @@ import torch
 from sra_data.engines import Needs, check, run_units, team
 from sra_data.shards.store import Unit, is_done
 from sra_data.stages.cache.run import CacheRun
-from sra_data.stages.cache.unit import CacheWorker, MakeWorker
+from sra_data.stages.cache.unit import MakeWorker
 from sra_data.terminal import Task, bytes_in_words
 
 
@@ -31,7 +31,7 @@ def do_units(run: CacheRun, missing: list[Unit]) -> int:
     if not missing:
         return 0
     total = sum(_num_tokens(run, unit) for unit in missing)
-    with run.reporter.task("cache-teacher", total=total, unit="tokens") as task:
+    with run.reporter.task(run.name, total=total, unit="tokens") as task:
         made = _Made(run, task, len(missing))
         claimed = made.add(_do(run, missing, task, waits=False))
         others = [unit for unit in claimed if not is_done(run.folder, unit)]
@@ -48,7 +48,7 @@ def _do(
     options, needs = run.options, _needs(run)
     crew, advance = team(options.engine, options.num_workers, needs), lambda tokens: task.advance(tokens)
     if crew.is_here:  # with the teacher at hand, which may say the next unit while this one is written
-        with closing(CacheWorker(run.settings, run.teacher, waits=waits)) as worker:
+        with closing(run.worker(waits=waits)) as worker:
             yield from worker.run(units, advance)
         return
     run.let_go()

@@ -15,8 +15,8 @@ from sra_data.shards.store import ShardSet
 from sra_data.stages.cache.choose import choose, pair_of
 from sra_data.stages.cache.examples import ExampleReader
 from sra_data.stages.cache.options import CacheOptions
+from sra_data.stages.cache.parts import UnitSettings
 from sra_data.stages.cache.size import PagesSize, files_size, ids_that_occur, pages_size
-from sra_data.stages.cache.unit import UnitSettings
 from sra_data.stages.estimate.summary import Alternative
 from sra_data.teacher.loading import dtype_of, name_of, num_layers_of, read_config
 

@@ -163,6 +163,9 @@ def _pages_rows(pages: PagesFacts) -> Iterator[tuple[str, str]]:
     yield "folder", pages.name
     yield "teacher", str(facts["name"])
     yield "side", str(facts["side"])
+    if facts.get("imported"):
+        origin = facts["imported"]
+        yield "imported from", f"{origin['rows']:,} rows of {origin['format']}, not compared with the live teacher"
     yield "layers kept", f"{', '.join(map(str, facts['layers']))} of {facts['num_layers']}"
     yield "hidden states", f"{facts['hidden_size']:,} channels, {facts['hidden_dtype']}"
     if facts["top_k"]:

@@ -13,7 +13,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from sra_data.errors import ModelError, ShardError
 from sra_data.shards.store import Manifest
-from sra_data.stages.cache import choose, unit
+from sra_data.stages.cache import choose, parts, unit
 from sra_data.stages.cache.stage import cache_teacher
 from sra_data.teacher import provenance
 from sra_data.teacher.loading import LoadedTeacher
@@ -150,7 +150,7 @@ def test_units_made_apart_in_unlike_ways_are_not_sealed(world: World, monkeypatc
     """Neither process saw the other's units when it began."""
     cache_teacher(world.options(units="0:1"), Reporter())
     other_environment(monkeypatch, attention="eager")
-    monkeypatch.setattr(unit, "refuse_mixture", lambda *_, **__: None)
+    monkeypatch.setattr(parts, "refuse_mixture", lambda *_, **__: None)
     with pytest.raises(ShardError, match="units made with unlike attention sdpa and eager"):
         cache_teacher(world.options(), Reporter())
     (name,) = Manifest.load(world.shards).names("teachers")

@@ -9,7 +9,7 @@ import pytest
 
 from sra_data.errors import ModelError, ShardError
 from sra_data.shards.store import Manifest, ShardSet
-from sra_data.stages.cache import unit as unit_module
+from sra_data.stages.cache import parts as parts_module
 from sra_data.stages.cache.run import CacheRun
 from sra_data.stages.cache.stage import cache_teacher
 from sra_data.stages.cache.unit import CacheWorker
@@ -34,13 +34,13 @@ def beside(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_bytes_are_those_of_one_after_the_other(world: World, tmp_path: Path, monkeypatch, beside) -> None:
     other = copy_of(world, tmp_path / "other")
     threads: list[str] = []
-    original = unit_module.write_part
+    original = parts_module.write_part
 
     def write_part(*arguments: object, **options: object) -> object:
         threads.append(threading.current_thread().name)
         return original(*arguments, **options)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(unit_module, "write_part", write_part)
+    monkeypatch.setattr(parts_module, "write_part", write_part)
     assert cache_teacher(other.options(), Reporter()).num_done == 3
     assert len(threads) == 3
     assert all(name.startswith("write") for name in threads)

@@ -1,0 +1,1 @@
+"""Other tools' captures of a teacher, read as their formats say: DistillKit's and speculators'."""

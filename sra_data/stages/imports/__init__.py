@@ -1,0 +1,1 @@
+"""`sra-data import`: a teacher's pages from another tool's capture of it."""
