@@ -10,6 +10,7 @@ import pytest
 
 from sra_data.shards.store import Manifest, folder_of
 from tests.integration.command_lines import sra_data, write_examples, write_pair
+from tests.integration.test_import import capture_both
 from tests.stores import Machines, in_memory
 
 URL = "memory://bucket/shards"
@@ -44,3 +45,22 @@ def test_what_commands_leave_in_a_store_is_what_they_leave_in_a_folder(machines:
     again = sra_data("align", *names, "--out", URL)
     assert again.exit_code == 0
     assert sra_data("report", URL, "--out", tmp_path / "report.html").exit_code == 0
+
+
+@pytest.mark.parametrize("format", ["distillkit", "speculators"])
+def test_an_import_into_a_store_is_that_into_a_folder(machines: Machines, tmp_path: Path, format: str) -> None:
+    teacher, student = write_pair(tmp_path)
+    names = ("--teacher", teacher, "--student", student, "--data", write_examples(tmp_path / "my.jsonl", 8))
+    machines.use("first")
+    for place in (tmp_path / "here", URL):
+        assert sra_data("align", *names, "--out", place, "--workers", 1).exit_code == 0
+    capture_both(tmp_path / "here", teacher, tmp_path / "distillkit", tmp_path / "speculators", (1, 3))
+    layers = ("--captured-layers", "1,3") if format == "speculators" else ()
+    machines.use("second")
+    places = tmp_path / "here", URL
+    answers = [sra_data("import", format, tmp_path / format, place, *layers, "--json") for place in places]
+    assert [answer.exit_code for answer in answers] == [0, 0], answers
+    here, there = (json.loads(answer.output) for answer in answers)
+    assert (here["root"], here["section"]) == (there["root"], there["section"])
+    machines.use("third")
+    assert sra_data("verify", URL).exit_code == 0
