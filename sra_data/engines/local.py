@@ -19,7 +19,7 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from typing import Any
 
-from sra_data.engines.work import Advance, Needs, Team, UnitType, Work, counted, num_cores, refuse_no_workers
+from sra_data.engines.work import Advance, Needs, Team, UnitType, Work, counted, num_cores, refuse_no_workers, result_of
 from sra_data.errors import ConfigError, SRAError
 
 _work: Work | None = None
@@ -50,10 +50,9 @@ def run_units(
     refuse_no_workers(num_workers)
     show = advance or (lambda amount: None)
     if team(num_workers, needs).is_here:
-        work: Work | None = None
-        for unit in units:
-            work = work or make_worker()
-            yield unit, work(unit, show)
+        waiting = list(units)
+        if waiting:
+            yield from make_worker()(waiting, show)
     else:
         yield from _run_in_pool(units, make_worker, gpus_of_workers(_count(num_workers, needs), needs), show)
 
@@ -170,5 +169,5 @@ def _do(unit: Any) -> tuple[Any, int]:
         raise _why_not
     assert _work is not None
     done: list[int] = []
-    result = _work(unit, done.append)
+    result = result_of(_work, unit, done.append)
     return result, sum(done)

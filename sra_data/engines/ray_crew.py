@@ -17,7 +17,7 @@ from functools import partial
 from multiprocessing.reduction import ForkingPickler
 from typing import Any
 
-from sra_data.engines.work import Advance, UnitType, Work
+from sra_data.engines.work import Advance, UnitType, Work, result_of
 from sra_data.errors import ConfigError, SRAError
 
 # Seconds without a sign of progress after which an actor counts as hanging. A batch takes seconds; what can take long
@@ -67,7 +67,7 @@ class Actor:
         """A unit's result, or what it raised, and all that was done so far."""
         assert self.work is not None
         try:
-            return self.work(unit, self._advance), None, self.done
+            return result_of(self.work, unit, self._advance), None, self.done
         except Exception as error:
             return None, _with_its_traceback(error), self.done
 

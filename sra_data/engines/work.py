@@ -11,7 +11,8 @@ from sra_data.errors import ConfigError
 
 UnitType = TypeVar("UnitType")
 Advance = Callable[[int], None]
-Work = Callable[[Any, Advance], Any]
+# Does units one after the other, each with its result once it is done; what it overlaps is its own affair.
+Work = Callable[[Iterable[Any], Advance], Iterator[tuple[Any, Any]]]
 
 
 @dataclass(frozen=True)
@@ -71,8 +72,9 @@ class Engine(Protocol):
 
         Args:
             units: in the order they are started.
-            make_worker: makes the function that does one unit: `work(unit, advance)`; called once for each of several
-                workers, who share nothing; it must be picklable where there are several.
+            make_worker: makes what does units, `work(units, advance)`: all of them where one worker is here, else one
+                at a time; called once for each of several workers, who share nothing; it must be picklable where they
+                are not here.
             num_workers: how many; None leaves it to the engine.
             advance: told how much was done while it is done (at the latest when a unit is finished); what is taken
                 back, because a unit's worker was lost, is told as less than nothing.
@@ -83,6 +85,12 @@ class Engine(Protocol):
             Whatever a unit raises, after which no further unit is started.
         """
         ...
+
+
+def result_of(work: Work, unit: Any, advance: Advance) -> Any:
+    """The result of one unit, done alone."""
+    ((_, result),) = work([unit], advance)
+    return result
 
 
 def refuse_no_workers(num_workers: int | None) -> None:

@@ -18,7 +18,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from sra_data.corpus.tokenization import SideTokenizer
-from sra_data.engines import Needs, check, num_cores, run_units, team
+from sra_data.engines import Advance, Needs, check, num_cores, run_units, team
+from sra_data.engines import Work as UnitWork
 from sra_data.errors import SourceError
 from sra_data.shards.store import Manifest, Plan, Unit, choose_places, folder_of, missing_units, not_promised
 from sra_data.stages.align.options import AlignOptions, check_options, open_sources, refuse_unwritable, select_units
@@ -164,32 +165,28 @@ def _do(worker: AlignWorker, units: Sequence[Unit], options: AlignOptions, repor
         return 0
     tokens = 0
     with reporter.task("align", total=sum(unit.stop - unit.start for unit in units), unit="examples") as task:
-        for unit, count in _done(worker, units, options):
+        for _, count in _done(worker, units, options, lambda examples: task.advance(examples)):
             tokens += count
-            task.advance(unit.stop - unit.start)
     return tokens
 
 
-def _done(worker: AlignWorker, units: Sequence[Unit], options: AlignOptions) -> Iterator[tuple[Unit, int]]:
-    engine, num_workers, needs = options.engine, options.num_workers, Needs(worth=default_workers(len(units)))
-    crew = team(engine, num_workers and min(num_workers, len(units)), needs)
-    if crew.is_here:  # one worker that cuts the next unit while it writes this one
-        yield from worker.run(units)
-        return
-    worker = replace(worker, rows=None)  # processes read theirs themselves
-    make_worker = functools.partial(_unit_work, worker, crew.threads)
-    yield from run_units(units, make_worker, engine=engine, num_workers=num_workers, needs=needs)
+def _done(
+    worker: AlignWorker, units: Sequence[Unit], options: AlignOptions, advance: Advance
+) -> Iterator[tuple[Unit, int]]:
+    engine, needs = options.engine, Needs(worth=default_workers(len(units)))
+    num_workers = options.num_workers and min(options.num_workers, len(units))
+    crew = team(engine, num_workers, needs)
+    make_worker: Callable[[], UnitWork] = functools.partial(_beside_others, replace(worker, rows=None), crew.threads)
+    if crew.is_here:  # the rows that the scan kept are at hand
+        make_worker = lambda: worker.run  # noqa: E731
+    yield from run_units(units, make_worker, engine=engine, num_workers=num_workers, advance=advance, needs=needs)
 
 
-def _unit_work(worker: AlignWorker, threads: int) -> Callable[[Unit, Callable[[int], None]], int]:
-    """What does one unit, beside others that do theirs: it shares the cores with them and nothing else."""
+def _beside_others(worker: AlignWorker, threads: int) -> UnitWork:
+    """What does units beside others that do theirs: it shares the cores with them and nothing else."""
     os.environ["RAYON_NUM_THREADS"] = str(threads)
     os.environ["TOKENIZERS_PARALLELISM"] = "true" if threads > 1 else "false"
-    return functools.partial(_do_one, replace(worker))
-
-
-def _do_one(worker: AlignWorker, unit: Unit, advance: Callable[[int], None]) -> int:
-    return sum(tokens for _, tokens in worker.run([unit]))
+    return replace(worker).run
 
 
 def default_workers(num_units: int) -> int:

@@ -9,13 +9,14 @@ soon as its rows are whole: the corpus's before any is cut, a side's before it i
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from sra_data.corpus.examples import Row
 from sra_data.corpus.sources import Source, SourceRange
+from sra_data.engines import Advance
 from sra_data.shards.images import StoredImages, load_images
 from sra_data.shards.store import EncodedRows, Unit, is_done, read_part, write_columns
 from sra_data.stages.align.batches import cut_batches, example_columns, rows_of_part
@@ -52,18 +53,27 @@ class AlignWorker:
     # Kept from unit to unit, made where it is used: a worker travels to its process without them.
     _images: dict[str, StoredImages] = field(init=False, default_factory=dict)
 
-    def run(self, units: Sequence[Unit]) -> Iterator[tuple[Unit, int]]:
-        """Do units one after the other; yields each, once it is on disk, with the tokens that were cut for it."""
+    def run(self, units: Iterable[Unit], advance: Advance) -> Iterator[tuple[Unit, int]]:
+        """Do units one after the other; yields each, once it is on disk, with the tokens that were cut for it.
+
+        The next unit is cut while one is written; `advance` is told the examples of each that is done.
+        """
         with threads(*self.sides) as cutters, threads("corpus", *self.sides, *self._pair_names) as writers:
             waiting: UnitParts | None = None
             for made in self._begun(units, cutters, writers):
                 self._write_sides(made, writers)
                 self._line_up(made, writers)
                 if waiting is not None:
-                    yield waiting.finished()
+                    yield self._finished(waiting, advance)
                 waiting = made
             if waiting is not None:
-                yield waiting.finished()
+                yield self._finished(waiting, advance)
+
+    @staticmethod
+    def _finished(made: UnitParts, advance: Advance) -> tuple[Unit, int]:
+        unit, tokens = made.finished()
+        advance(unit.stop - unit.start)
+        return unit, tokens
 
     @property
     def _pair_names(self) -> list[str]:
@@ -79,7 +89,7 @@ class AlignWorker:
 
     # -------------------------------------------------------------------------------------------------- reading rows
 
-    def _begun(self, units: Sequence[Unit], cutters: Threads, writers: Threads) -> Iterator[UnitParts]:
+    def _begun(self, units: Iterable[Unit], cutters: Threads, writers: Threads) -> Iterator[UnitParts]:
         """Every unit with its rows read and on their way through the tokenizers: a few units while others are cut."""
         cutter = Cutter(self.shards, self.sides, self.on_invalid == "skip")
         before: list[UnitParts] = []
@@ -93,7 +103,7 @@ class AlignWorker:
             before = together
         yield from before
 
-    def _read_together(self, units: Sequence[Unit]) -> Iterator[list[UnitParts]]:
+    def _read_together(self, units: Iterable[Unit]) -> Iterator[list[UnitParts]]:
         """The units with their rows: as many as tokenizers cut at once, one at least."""
         together: list[UnitParts] = []
         for unit in units:

@@ -70,4 +70,4 @@ class MakeWorker:
         import torch
 
         torch.set_num_threads(self.num_threads)
-        return CacheWorker(self.settings, load(self.settings.teacher), waits=self.waits)
+        return CacheWorker(self.settings, load(self.settings.teacher), waits=self.waits).run

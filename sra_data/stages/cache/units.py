@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import closing
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
-from sra_data.engines import Needs, check, run_units, team
+from sra_data.engines import Needs, Work, check, run_units, team
 from sra_data.shards.store import Unit, is_done
 from sra_data.stages.cache.run import CacheRun
 from sra_data.stages.cache.unit import MakeWorker
@@ -46,20 +46,22 @@ def _do(
     run: CacheRun, units: Sequence[Unit], task: Task, *, waits: bool
 ) -> Iterator[tuple[Unit, dict[str, Any] | None]]:
     options, needs = run.options, _needs(run)
-    crew, advance = team(options.engine, options.num_workers, needs), lambda tokens: task.advance(tokens)
-    if crew.is_here:  # with the teacher at hand, which may say the next unit while this one is written
-        with closing(run.worker(waits=waits)) as worker:
-            yield from worker.run(units, advance)
-        return
-    run.let_go()
-    yield from run_units(
-        units,
-        MakeWorker(run.settings, min(torch.get_num_threads(), crew.threads), waits),
-        engine=options.engine,
-        num_workers=options.num_workers,
-        advance=advance,
-        needs=needs,
-    )
+    crew = team(options.engine, options.num_workers, needs)
+    with ExitStack() as stack:
+        make_worker: Callable[[], Work]
+        if crew.is_here:  # the teacher is at hand
+            make_worker = lambda: stack.enter_context(closing(run.worker(waits=waits))).run  # noqa: E731
+        else:
+            run.let_go()
+            make_worker = MakeWorker(run.settings, min(torch.get_num_threads(), crew.threads), waits)
+        yield from run_units(
+            units,
+            make_worker,
+            engine=options.engine,
+            num_workers=options.num_workers,
+            advance=lambda tokens: task.advance(tokens),
+            needs=needs,
+        )
 
 
 def _needs(run: CacheRun) -> Needs:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,13 +26,14 @@ class Noting:
     def __call__(self) -> Work:
         return self.work
 
-    def work(self, unit: int, advance: Advance) -> int:
-        """One unit."""
-        self.before(unit, advance)
-        time.sleep(self.seconds)
-        advance(unit)
-        note(self.folder / str(unit), str(os.getpid()))
-        return unit * unit
+    def work(self, units: Iterable[int], advance: Advance) -> Iterator[tuple[int, int]]:
+        """Unit after unit."""
+        for unit in units:
+            self.before(unit, advance)
+            time.sleep(self.seconds)
+            advance(unit)
+            note(self.folder / str(unit), str(os.getpid()))
+            yield unit, unit * unit
 
     def before(self, unit: int, advance: Advance) -> None:
         """What happens before a unit is done."""
@@ -102,7 +103,9 @@ def dying() -> Work:
 
 def telling_where() -> Work:
     """Workers that say which folder they are in, and which GPUs and how many threads they have."""
-    return lambda unit, advance: (os.getcwd(), os.environ.get("CUDA_VISIBLE_DEVICES"), os.environ["OMP_NUM_THREADS"])
+    return lambda units, advance: (
+        (unit, (os.getcwd(), os.environ.get("CUDA_VISIBLE_DEVICES"), os.environ["OMP_NUM_THREADS"])) for unit in units
+    )
 
 
 def note(path: Path, line: str) -> None:

@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import get_args
@@ -18,7 +18,7 @@ import pytest
 from sra_data import engines
 from sra_data.choices import Engine
 from sra_data.engines import local
-from sra_data.engines.work import Needs, Work, num_cores
+from sra_data.engines.work import Advance, Needs, Work, num_cores
 from sra_data.errors import ConfigError, ShardError, SRAError
 
 run_units = local.run_units
@@ -27,11 +27,12 @@ run_units = local.run_units
 def squares() -> Work:
     """A worker that squares; unit 13 is refused."""
 
-    def work(unit: int, advance: Callable[[int], None]) -> int:
-        if unit == 13:
-            raise ShardError("unit 13: refused")
-        advance(unit)
-        return unit * unit
+    def work(units: Iterable[int], advance: Advance) -> Iterator[tuple[int, int]]:
+        for unit in units:
+            if unit == 13:
+                raise ShardError("unit 13: refused")
+            advance(unit)
+            yield unit, unit * unit
 
     return work
 
@@ -79,9 +80,9 @@ def unwilling() -> Work:
 
 
 def dying() -> Work:
-    def work(unit: int, advance: Callable[[int], None]) -> int:
+    def work(units: Iterable[int], advance: Advance) -> Iterator[tuple[int, int]]:
         os.kill(os.getpid(), signal.SIGKILL)
-        return unit
+        yield 0, 0
 
     return work
 
@@ -101,11 +102,12 @@ import os, signal, sys, time
 from sra_data.engines import local
 
 def noting():
-    def work(unit, advance):
-        if unit == 9 and sys.argv[1] == "long":
-            time.sleep(1000)
-        os.write(1, b"%d\\n" % os.getpid())  # in one piece
-        return unit
+    def work(units, advance):
+        for unit in units:
+            if unit == 9 and sys.argv[1] == "long":
+                time.sleep(1000)
+            os.write(1, b"%d\\n" % os.getpid())  # in one piece
+            yield unit, unit
     return work
 
 if __name__ == "__main__":
@@ -234,9 +236,10 @@ def four_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
 def seeing() -> Work:
     """A worker that says which GPUs it sees, and takes its time, so that all have something to do."""
 
-    def work(unit: int, advance: Callable[[int], None]) -> str | None:
-        time.sleep(1.0)
-        return os.environ.get("CUDA_VISIBLE_DEVICES")
+    def work(units: Iterable[int], advance: Advance) -> Iterator[tuple[int, str | None]]:
+        for unit in units:
+            time.sleep(1.0)
+            yield unit, os.environ.get("CUDA_VISIBLE_DEVICES")
 
     return work
 

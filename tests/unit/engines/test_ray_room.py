@@ -82,7 +82,7 @@ def test_without_ray_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None
     with pytest.raises(ConfigError, match=told):
         engines.check("ray", None, Needs())
     with pytest.raises(ConfigError, match=told):
-        list(engines.run_units([1], lambda: lambda unit, advance: unit, engine="ray"))
+        list(engines.run_units([1], lambda: lambda units, advance: iter(()), engine="ray"))
 
 
 def test_no_cluster_at_the_address_is_one_line_and_changes_no_signal(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -92,7 +92,7 @@ def test_no_cluster_at_the_address_is_one_line_and_changes_no_signal(monkeypatch
     with pytest.raises(ConfigError, match=r"--engine ray: no cluster at 127\.0\.0\.1:1, .* `ray start --head`"):
         engines.check("ray", None, Needs())
     with pytest.raises(ConfigError, match="no cluster at"):
-        list(engines.run_units([1], lambda: lambda unit, advance: unit, engine="ray"))
+        list(engines.run_units([1], lambda: lambda units, advance: iter(()), engine="ray"))
     assert signal.getsignal(signal.SIGTERM) is before
 
 

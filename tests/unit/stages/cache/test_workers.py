@@ -43,9 +43,7 @@ def test_the_parent_lets_go_of_its_teacher_before_workers_elsewhere_load_theirs(
     def elsewhere(units: Any, make_worker: Any, *, advance: Any, **rest: Any) -> Any:
         assert isinstance(make_worker, MakeWorker)
         held.append(sum(model() is not None for model in loaded))
-        work = make_worker()
-        for unit in units:
-            yield unit, work(unit, advance)
+        yield from make_worker()(units, advance)
 
     monkeypatch.setattr(cache_units, "run_units", elsewhere)
     monkeypatch.setattr(cache_units, "check", lambda *asked: None)
