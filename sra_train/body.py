@@ -1,9 +1,10 @@
 """A language model's body on right-padded ids: hidden states out, no logits, and nothing that makes the host wait.
 
 A causal body reads no later token, so on the right padding changes nothing for real tokens (they are equal to the last
-bit) and no mask is handed in: attention keeps its fast causal kernels, and transformers need not look at the mask's
-values. What it would look at instead, without a mask, is whether several examples were packed into one row, and whether
-there is padding on the left; both are known here, and each look would wait for the device in every forward.
+bit, or to rounding where torch takes another kernel) and no mask is handed in: attention keeps its fast causal kernels,
+and transformers need not look at the mask's values. What it would look at instead, without a mask, is whether several
+examples were packed into one row, and whether there is padding on the left; both are known here, and each look would
+wait for the device in every forward.
 
 A body that sees later tokens too (bidirectional attention) gets its mask.
 

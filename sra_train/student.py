@@ -40,6 +40,7 @@ from sra_data.models.decoder import (
     text_config,
     unwrap,
 )
+from sra_data.models.devices import without_numbers
 from sra_data.models.output_head import OutputHead, check_output_head
 from sra_data.models.softcap import use_softcapped_sdpa
 from sra_train.body import Body
@@ -239,7 +240,7 @@ def declared_student(name: str, options: StudentConfig) -> nn.Module:
     from transformers.initialization import no_init_weights
 
     shared, placed = _how_to_open(options)
-    with quiet_transformers(), torch.device("meta"), no_init_weights():
+    with quiet_transformers(), without_numbers(), no_init_weights():
         config = AutoConfig.from_pretrained(name, **shared)
         model = AutoModelForCausalLM.from_config(config, trust_remote_code=options.trust_remote_code, **placed)
         model.tie_weights()  # which is left out where weights are not initialised

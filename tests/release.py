@@ -183,8 +183,8 @@ def licence_of(one: Distribution) -> str:
     classified = [
         line.rpartition(" :: ")[2] for line in known.get_all("Classifier") or () if line.startswith("License ::")
     ]
-    written = (known["License"] or "").strip().partition("\n")[0]
-    return known["License-Expression"] or "; ".join(classified) or written[:80]
+    written = (known.get("License") or "").strip().partition("\n")[0]
+    return known.get("License-Expression") or "; ".join(classified) or written[:80]
 
 
 if __name__ == "__main__":

@@ -20,7 +20,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError, safe_open
 from torch import nn
 from torch.nn.modules import module as registration
@@ -36,6 +35,7 @@ from sra_data.model_files import (
     is_weights_name,
     read_object,
 )
+from sra_data.models.devices import without_numbers
 
 WHOLE, PICKLED = "model.safetensors", "pytorch_model.bin"
 ADAPTER_WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
@@ -225,7 +225,7 @@ def without_memory(config: Any, limit: _Limit, *, trust_remote_code: bool) -> An
         in_one_line(lambda error: f"{who}: no model can be built of its {CONFIG} ({reason_of(error)}); {USE_ANOTHER}"),
         limit.watching(),
         warnings.catch_warnings(),
-        torch.device("meta"),
+        without_numbers(),
         no_init_weights(),
     ):
         warnings.simplefilter("ignore")  # of tensors without elements, say

@@ -47,6 +47,15 @@ def free_memory() -> None:
 
 
 @contextmanager
+def without_numbers() -> Iterator[None]:
+    """The meta device: what is made in the block has names and shapes, and takes no memory."""
+    import transformers.modeling_utils  # noqa: F401 - of torch 2.7 it imports what cannot be imported in the block
+
+    with torch.device("meta"):
+        yield
+
+
+@contextmanager
 def kernels_for_any_shape() -> Iterator[None]:
     """Attention without cuDNN, which torch takes first on some GPUs; for the whole process, until the block ends.
 

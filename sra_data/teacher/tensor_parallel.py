@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from sra_data.errors import ConfigError, ModelError
 from sra_data.models.decoder import decoder_body
+from sra_data.models.devices import without_numbers
 from sra_data.teacher.spec import TeacherSpec
 
 WHOLE = "replicate"  # transformers' name of what is not cut
@@ -203,7 +204,7 @@ def sharding_options(config: Any, *, who: str, trust_remote_code: bool) -> dict[
             f"--tensor-parallel: transformers {transformers.__version__} cuts models in another way; run `pip install "
             "-U transformers`, or use --device-map auto"
         )
-    with torch.device("meta"):
+    with without_numbers():
         model = transformers.AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
     plan = dict(getattr(model, "tp_plan", None) or {})
     if not plan:

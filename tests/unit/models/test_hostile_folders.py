@@ -164,7 +164,7 @@ def test_what_is_refused_allocates_nothing(tmp_path: Path, monkeypatch: pytest.M
     original = torch.nn.Embedding.__init__
 
     def watched(self: Any, *arguments: Any, **options: Any) -> None:
-        devices.append(torch.get_default_device().type)
+        devices.append(torch.empty(0).device.type)
         original(self, *arguments, **options)
 
     monkeypatch.setattr(torch.nn.Embedding, "__init__", watched)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from importlib.metadata import version
+
 import pytest
-import torch
-import transformers
 
 from sra_data.errors import ShardError
 from sra_data.teacher.loading import LoadedTeacher
@@ -29,7 +29,7 @@ def teacher(**options: str) -> LoadedTeacher:
 def test_an_environment_names_device_dtype_attention_and_versions() -> None:
     found = environment_of(teacher())
     assert {**found} | {"device": "cpu", "device_name": "cpu", "dtype": "float32", "attention": "sdpa"} == found
-    assert (found["torch"], found["transformers"]) == (torch.__version__, transformers.__version__)
+    assert (found["torch"], found["transformers"]) == (version("torch"), version("transformers"))
     assert environment_of(teacher(attn_implementation="eager"))["attention"] == "eager"
 
 

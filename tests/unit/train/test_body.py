@@ -12,6 +12,9 @@ from tests.model_zoo import ATTENTION_FAMILIES, FAMILIES, tiny_model
 from tests.waits import WaitCounter
 
 LENGTHS = torch.tensor([13, 9, 4])
+ROUNDING = (
+    1e-6  # another kernel may be taken without a mask: of torch 2.7 it is, of 2.13 both are equal to the last bit
+)
 
 
 def padded_batch() -> tuple[torch.Tensor, torch.Tensor]:
@@ -29,7 +32,7 @@ def test_real_tokens_have_the_same_states_with_and_without_a_padding_mask(family
     with_mask = decoder_body(model)(input_ids=ids, attention_mask=mask, use_cache=False, output_hidden_states=True)
     without = Body(model)(ids, LENGTHS, all_layers=True)
     for one, other in zip(with_mask.hidden_states, without.hidden_states, strict=True):
-        assert float((one - other)[mask.bool()].abs().max()) == 0.0
+        assert float((one - other)[mask.bool()].abs().max()) <= ROUNDING
 
 
 @torch.no_grad()
@@ -43,7 +46,7 @@ def test_the_last_real_tokens_attention_is_the_same_too(family: str) -> None:
     with reader.capture(LENGTHS - 1) as without:
         Body(model)(ids, LENGTHS)
     for layer in (2, 3):
-        torch.testing.assert_close(without[layer], with_mask[layer], rtol=0, atol=0)
+        torch.testing.assert_close(without[layer], with_mask[layer], rtol=0, atol=ROUNDING)
 
 
 @torch.no_grad()
