@@ -12,9 +12,8 @@ from tests.model_zoo import ATTENTION_FAMILIES, FAMILIES, tiny_model
 from tests.waits import WaitCounter
 
 LENGTHS = torch.tensor([13, 9, 4])
-ROUNDING = (
-    1e-6  # another kernel may be taken without a mask: of torch 2.7 it is, of 2.13 both are equal to the last bit
-)
+# Of states of some units. Without a mask torch may take another kernel: 2.7 does, by 2.13 both are equal to the last bit.
+ROUNDING = 1e-5
 
 
 def padded_batch() -> tuple[torch.Tensor, torch.Tensor]:
