@@ -12,7 +12,7 @@ from tests.model_zoo import ATTENTION_FAMILIES, FAMILIES, tiny_model
 from tests.waits import WaitCounter
 
 LENGTHS = torch.tensor([13, 9, 4])
-# Of states of some units. Without a mask torch may take another kernel: 2.7 does, by 2.13 both are equal to the last bit.
+# Of states of some units. Without a mask torch may take another kernel: 2.7 does, by 2.13 both are equal bit by bit.
 ROUNDING = 1e-5
 
 
