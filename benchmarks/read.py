@@ -1,6 +1,6 @@
 """How fast a part of the teacher's pages becomes tensors again, and how many bytes it takes.
 
-    python -m benchmarks.read [--positions 32768] [--runs 7]
+    python -m benchmarks.read [--positions 32768] [--runs 7] [--checked-runs 61]
 
 Writes one part of synthetic rows (hidden states of width 2,048 in bfloat16, last-query attention, top-64 of a
 vocabulary of 151,936 with two log tails, the next token's log-probability; response lengths as of instruction data)
@@ -15,7 +15,8 @@ that size. Both read from the page cache. Prints one JSON object:
                         processor's cache: a harder measure, without a target
     checked_over_unchecked, checked_all_over_unchecked_all
                         hidden states and attention, or every column, read from opening the folder on, over the same
-                        without a single hash computed, seal, footer and values (target: every column, 1.08)
+                        without a single hash computed, seal, footer and values: the median of ratios of neighbouring
+                        runs (target: every column, 1.08)
     bytes_per_token     bytes of the part on disk / cached positions (target: 2 x 2,048 + 290)
 """
 
@@ -38,7 +39,7 @@ from unittest import mock
 import numpy as np
 import torch
 
-from sra_data.shards import durable, part
+from sra_data.shards import durable, known_hashes, part
 from sra_data.shards import reader as reader_module
 from sra_data.shards.codecs import EncodedTensor, encode_float32, estimate_channel_scales
 from sra_data.shards.columns import FolderSchema
@@ -62,6 +63,10 @@ TOP_K = 64
 LAYER = 24
 SIDE, TEACHER = "sides/synthetic-00000000", "teachers/synthetic-00000000"
 PROMPT_TOKENS = 40
+CHECKS = {
+    "checked_over_unchecked": ("checked", "unchecked"),
+    "checked_all_over_unchecked_all": ("checked_all", "unchecked_all"),
+}
 
 
 def response_lengths(num_positions: int, rng: np.random.Generator) -> list[int]:
@@ -198,7 +203,7 @@ def unchecked(run: Callable[[], None]) -> Callable[[], None]:
 
     def patched() -> None:
         with ExitStack() as stack:
-            for module, name in ((reader_module, "value_hash"), (reader_module, "hash_rows"), (part, "footer_hash_of")):
+            for module, name in ((reader_module, "value_hash"), (known_hashes, "hash_rows"), (part, "footer_hash_of")):
                 stack.enter_context(mock.patch.object(module, name, skip))
             stack.enter_context(mock.patch.object(durable, "_is_sealed", skip))  # an object is true
             run()
@@ -219,8 +224,8 @@ def read_raw(path: Path, num_bytes: int, num_reads: int) -> Callable[[], None]:
     return run
 
 
-def medians(sides: dict[str, Callable[[], None]], runs: int) -> dict[str, float]:
-    """Median seconds of each, run in turn after one warm-up; every second time in the other order."""
+def seconds_of(sides: dict[str, Callable[[], None]], runs: int) -> dict[str, list[float]]:
+    """Seconds of each, run in turn after one warm-up; every second time in the other order."""
     times: dict[str, list[float]] = {name: [] for name in sides}
     for number in range(runs + 1):
         for name, side in list(sides.items())[:: -1 if number % 2 else 1]:  # what ran before leaves its traces
@@ -228,10 +233,10 @@ def medians(sides: dict[str, Callable[[], None]], runs: int) -> dict[str, float]
             side()
             if number:
                 times[name].append(time.perf_counter() - start)
-    return {name: statistics.median(measured) for name, measured in times.items()}
+    return times
 
 
-def measure(shards: Path, num_positions: int, runs: int, hidden_dtype: str) -> dict[str, Any]:
+def measure(shards: Path, num_positions: int, runs: int, checked_runs: int, hidden_dtype: str) -> dict[str, Any]:
     """All ratios with their two sides, in seconds and bytes."""
     part_bytes, positions = write_shards(shards, num_positions, hidden_dtype)
     path = shards / TEACHER / "part-00000.parquet"
@@ -240,7 +245,7 @@ def measure(shards: Path, num_positions: int, runs: int, hidden_dtype: str) -> d
     states = [f"hidden.{LAYER}", f"attention.{LAYER}"]
     with FolderReader(shards, TEACHER) as reader:
         num_groups = len(reader.index.group_starts) - 1
-        times = medians(
+        measured = seconds_of(
             {
                 "raw": read_raw(path, read_bytes, 1),
                 "small_raw": read_raw(path, read_bytes, num_groups),
@@ -248,26 +253,27 @@ def measure(shards: Path, num_positions: int, runs: int, hidden_dtype: str) -> d
                 "raw_all": read_raw(path, part_bytes, 1),
                 "small_raw_all": read_raw(path, part_bytes, num_groups),
                 "read_all": read_tensors(reader, None),
-                "checked": open_and_read(shards, states),
-                "unchecked": unchecked(open_and_read(shards, states)),
-                "checked_all": open_and_read(shards, None),
-                "unchecked_all": unchecked(open_and_read(shards, None)),
             },
             runs,
         )
+    for names, columns in ((("checked", "unchecked"), states), (("checked_all", "unchecked_all"), None)):
+        run = open_and_read(shards, columns)
+        measured |= seconds_of(dict(zip(names, (run, unchecked(run)), strict=True)), checked_runs)
+    times = {name: statistics.median(seconds) for name, seconds in measured.items()}
     pairs = {
         "read_over_raw": (times["raw"], times["read"]),
         "read_all_over_raw": (times["raw_all"], times["read_all"]),
         "read_over_small_raw": (times["small_raw"], times["read"]),
         "read_all_over_small_raw": (times["small_raw_all"], times["read_all"]),
-        "checked_over_unchecked": (times["checked"], times["unchecked"]),
-        "checked_all_over_unchecked_all": (times["checked_all"], times["unchecked_all"]),
+        **{name: (times[one], times[other]) for name, (one, other) in CHECKS.items()},
         "bytes_per_token": (part_bytes, positions),
     }
     result: dict[str, Any] = {"num_row_groups": num_groups}
     for name, (numerator, denominator) in pairs.items():
         result[name] = numerator / denominator
         result[f"{name}_numerator"], result[f"{name}_denominator"] = numerator, denominator
+    for name, (one, other) in CHECKS.items():  # a few percent: pair by pair, because the machine's speed drifts
+        result[name] = statistics.median(a / b for a, b in zip(measured[one], measured[other], strict=True))
     return result
 
 
@@ -276,11 +282,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--positions", type=int, default=32_768)
     parser.add_argument("--runs", type=int, default=7)
+    parser.add_argument("--checked-runs", type=int, default=61, help="of the two checked_... and their other sides")
     parser.add_argument("--hidden-dtype", choices=["bf16", "fp16", "fp32", "int8"], default="bf16")
     chosen = parser.parse_args()
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
-        result = measure(Path(folder), chosen.positions, chosen.runs, chosen.hidden_dtype)
+        result = measure(Path(folder), chosen.positions, chosen.runs, chosen.checked_runs, chosen.hidden_dtype)
     configuration = vars(chosen) | {"width": WIDTH, "vocab_size": VOCAB_SIZE, "top_k": TOP_K, "temperatures": 2}
     versions = {name: version(name) for name in ("numpy", "pyarrow", "torch", "xxhash")}
     machine = {"machine": platform.machine(), "python": platform.python_version(), **versions}

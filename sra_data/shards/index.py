@@ -5,7 +5,7 @@ Some 40 bytes a row in memory beside the ids; ids stay in Arrow's buffers, words
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -111,6 +111,25 @@ class Index:
         changes = (np.diff(self.part) != 0) | (np.diff(self.row_group) != 0)
         starts = [np.zeros(min(len(self), 1), np.int64), np.flatnonzero(changes) + 1, np.full(1, len(self))]
         return np.concatenate(starts).astype(np.int64)
+
+    @cached_property
+    def part_of_group(self) -> NDArray[np.int32]:
+        """The part that each row group is in: int32 [groups]."""
+        found: NDArray[np.int32] = self.part[self.group_starts[:-1]]
+        return found
+
+    def keys(self, names: Sequence[str], first: int, stop: int) -> list[list[Any]]:
+        """Key columns of rows [first, stop)."""
+        columns: list[list[Any]] = []
+        for name in names:
+            if name == "id":
+                columns.append(self.ids[first:stop].to_pylist())
+            elif name in self.words:
+                codes, words = self.words[name]
+                columns.append([words[code] for code in codes[first:stop]])
+            else:
+                columns.append(self.numbers[name][first:stop].tolist())
+        return columns
 
 
 def index_table(keys: pa.Table, row_hashes: NDArray[np.uint64], receipt: Receipt) -> pa.Table:

@@ -19,9 +19,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sra_data.errors import ShardError
-from sra_data.shards.columns import TEXT, Column, FolderSchema, hash_rows, value_hash
+from sra_data.shards.columns import TEXT, Column, FolderSchema, value_hash
 from sra_data.shards.index import Index, read_index, refuse_other_rows
 from sra_data.shards.kinds import Row, build_row
+from sra_data.shards.known_hashes import KnownHashes
 from sra_data.shards.manifest import Manifest, command_for, is_in_store, kind_of, part_path, shards_of
 from sra_data.shards.part import (
     DamagedPart,
@@ -96,6 +97,7 @@ class FolderReader:
         self._cache_bytes = cache_bytes
         self._lock = threading.RLock()
         self._parts: OrderedDict[int, PartFile] = OrderedDict()
+        self._known: dict[int, KnownHashes] = {}  # of open parts
         self._groups: OrderedDict[int, _Group] = OrderedDict()
         self._held_bytes = 0
 
@@ -129,6 +131,7 @@ class FolderReader:
             for part in self._parts.values():
                 part.close()
             self._parts.clear()
+            self._known.clear()
             self._groups.clear()
             self._held_bytes = 0
 
@@ -268,15 +271,7 @@ class FolderReader:
 
     def _keys(self, first: int, stop: int) -> list[dict[str, Any]]:
         """The key columns of rows [first, stop), from the index."""
-        columns: list[list[Any]] = []
-        for name in self.schema.keys:
-            if name == "id":
-                columns.append(self.index.ids[first:stop].to_pylist())
-            elif name in self.index.words:
-                codes, words = self.index.words[name]
-                columns.append([words[code] for code in codes[first:stop]])
-            else:
-                columns.append(self.index.numbers[name][first:stop].tolist())
+        columns = self.index.keys(list(self.schema.keys), first, stop)
         return [dict(zip(self.schema.keys, row, strict=True)) for row in zip(*columns, strict=True)]
 
     def _decoded(self, group: _Group, column: Column, rows: NDArray[np.int64]) -> list[Any]:
@@ -319,16 +314,10 @@ class FolderReader:
         """A row group with its hashes, checked against the index."""
         first, stop = (int(row) for row in self.index.group_starts[number : number + 2])
         part, in_part = int(self.index.part[first]), int(self.index.row_group[first])
-        hashes = self._part(part).hashes(in_part)
+        hashes = self._hashes(part).of(number)
         counts = self.index.numbers.get("num_positions")
         positions = np.zeros(stop - first, np.int64) if counts is None else counts[first:stop].astype(np.int64)
         group = _Group(number, part, in_part, first, self._keys(first, stop), hashes, positions)
-        columns = [[keys[name] for keys in group.keys] for name in self.schema.keys]
-        if len(hashes) != len(group.keys):
-            self._refuse(group, 0, "hashes", f"of {len(hashes)} rows, the sealed index has {len(group.keys)}")
-        wrong = np.flatnonzero(hash_rows(columns, hashes) != self.index.row_hash[first:stop])
-        if len(wrong):
-            self._refuse(group, int(wrong[0]), "hashes", "not those of the sealed index")
         self._held_bytes += group.num_bytes
         return group
 
@@ -346,9 +335,18 @@ class FolderReader:
         if part is None:
             part = self._parts[number] = open_part(self.folder, self._metadata.receipts[number])
             if len(self._parts) > OPEN_PARTS:
-                self._parts.popitem(last=False)[1].close()
+                oldest, closed = self._parts.popitem(last=False)
+                closed.close()
+                self._known.pop(oldest, None)
         self._parts.move_to_end(number)
         return part
+
+    def _hashes(self, number: int) -> KnownHashes:
+        """The hashes of an open part's values."""
+        part = self._part(number)
+        if number not in self._known:
+            self._known[number] = KnownHashes(part, number, self.index, list(self.schema.keys), at_once=self.is_here)
+        return self._known[number]
 
 
 def refuse_other_base(reader: FolderReader, base: FolderReader) -> None:

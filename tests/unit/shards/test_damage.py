@@ -97,8 +97,35 @@ def test_a_damaged_value_is_named_with_file_example_and_column(
         reader = reader_of(opened, section)
         if others:
             reader.read(rows, others)  # other columns still read
+        behind = range(rows.stop, 24)  # whole row groups of the same part, which still read
+        assert len(reader.read(behind)) == len(behind) > 0
         with pytest.raises(ShardError, match=last):
             reader.read(rows, ["hidden.2"] if others else None)
+        assert len(reader.read(behind)) == len(behind)
+
+
+@pytest.mark.parametrize("is_here", [True, False], ids=["on a disk", "in a store"])
+def test_hashes_are_read_by_part_from_a_disk_and_by_row_group_from_a_store(
+    shards: Path, monkeypatch: pytest.MonkeyPatch, is_here: bool
+) -> None:
+    asked: list[int] = []
+    real = PartFile.hashes
+
+    def noted(self: PartFile, row_group: int) -> Any:
+        asked.append(row_group)
+        return real(self, row_group)
+
+    monkeypatch.setattr(PartFile, "hashes", noted)
+    monkeypatch.setattr(FolderReader, "is_here", is_here)
+    with ShardSet.open(shards) as opened:
+        reader = reader_of(opened, TEACHER)
+        groups = list(range(int((reader.index.part_of_group == 1).sum())))
+        for _ in range(2):
+            reader.read([12], ["hidden.2"])
+        assert asked == (groups if is_here else [0])
+        reader.read([23], ["hidden.2"])
+        assert asked == (groups if is_here else [0, groups[-1]])
+    assert len(groups) > 1
 
 
 def _chunk_end(part: Path, column: str) -> int:
