@@ -12,7 +12,7 @@ import functools
 import gc
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -176,9 +176,12 @@ def _done(
     engine, needs = options.engine, Needs(worth=default_workers(len(units)))
     num_workers = options.num_workers and min(options.num_workers, len(units))
     crew = team(engine, num_workers, needs)
-    make_worker: Callable[[], UnitWork] = functools.partial(_beside_others, replace(worker, rows=None), crew.threads)
-    if crew.is_here:  # the rows that the scan kept are at hand
-        make_worker = lambda: worker.run  # noqa: E731
+
+    def here() -> UnitWork:  # where the rows that the scan kept are at hand
+        return worker.run
+
+    elsewhere = functools.partial(_beside_others, replace(worker, rows=None), crew.threads)
+    make_worker = here if crew.is_here else elsewhere
     yield from run_units(units, make_worker, engine=engine, num_workers=num_workers, advance=advance, needs=needs)
 
 

@@ -102,16 +102,7 @@ def _cache(options: CacheOptions, reporter: Reporter) -> CacheSummary:
         run.find()
         if not run.had:
             run.refuse_impossible()
-        made_from = run.chosen.made_from
-        plan = begin(
-            shards.path,
-            run.section,
-            run.fingerprint(),
-            run.units,
-            files=run.files,
-            made_from=made_from,
-            facts=facts_at_beginning(run),
-        )
+        plan = begin_pages(run, facts_at_beginning(run))
         missing = choose_units(missing_units(run.folder, plan), options.units, num_units)
         refuse_small_disk(run.folder, run.size_of(missing))
         write_files(run)
@@ -119,6 +110,14 @@ def _cache(options: CacheOptions, reporter: Reporter) -> CacheSummary:
         if not missing_units(run.folder, plan):
             finish(run, plan)
         return summarise(run, plan, num_done=num_made)
+
+
+def begin_pages(run: CacheRun, facts: dict[str, Any]) -> Plan:
+    """The plan of a teacher's pages, written where there is none yet; `facts` are what the manifest says of them."""
+    made_from = run.chosen.made_from
+    return begin(
+        run.shards.path, run.section, run.fingerprint(), run.units, files=run.files, made_from=made_from, facts=facts
+    )
 
 
 def choose_units(missing: list[Unit], units: str | None, num_units: int) -> list[Unit]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from typing import Any
@@ -48,15 +48,16 @@ def _do(
     options, needs = run.options, _needs(run)
     crew = team(options.engine, options.num_workers, needs)
     with ExitStack() as stack:
-        make_worker: Callable[[], Work]
-        if crew.is_here:  # the teacher is at hand
-            make_worker = lambda: stack.enter_context(closing(run.worker(waits=waits))).run  # noqa: E731
-        else:
+
+        def here() -> Work:  # where the teacher is at hand
+            return stack.enter_context(closing(run.worker(waits=waits))).run
+
+        elsewhere = MakeWorker(run.settings, min(torch.get_num_threads(), crew.threads), waits)
+        if not crew.is_here:
             run.let_go()
-            make_worker = MakeWorker(run.settings, min(torch.get_num_threads(), crew.threads), waits)
         yield from run_units(
             units,
-            make_worker,
+            here if crew.is_here else elsewhere,
             engine=options.engine,
             num_workers=options.num_workers,
             advance=lambda tokens: task.advance(tokens),

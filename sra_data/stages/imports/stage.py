@@ -13,7 +13,6 @@ from sra_data.shards.store import (
     Manifest,
     Plan,
     ShardSet,
-    begin,
     choose_places,
     folder_lock,
     is_as_sealed,
@@ -24,7 +23,7 @@ from sra_data.shards.store import (
     seal,
 )
 from sra_data.stages.cache.size import refuse_small_disk
-from sra_data.stages.cache.stage import choose_units, record_reach, write_files
+from sra_data.stages.cache.stage import begin_pages, choose_units, record_reach, write_files
 from sra_data.stages.cache.summary import facts_at_end
 from sra_data.stages.cache.units import do_units
 from sra_data.stages.imports.options import ImportOptions, check_options
@@ -77,15 +76,7 @@ def _import(run: ImportRun, options: ImportOptions, reporter: Reporter) -> Impor
     run.find()
     if not run.had:
         refuse_small_disk(run.folder, run.size_of(run.units()))
-    plan = begin(
-        shards.path,
-        run.section,
-        run.fingerprint(),
-        run.units,
-        files=run.files,
-        made_from=run.chosen.made_from,
-        facts=facts_of_import(run),
-    )
+    plan = begin_pages(run, facts_of_import(run))
     missing = choose_units(missing_units(run.folder, plan), options.units, num_units)
     if run.files:
         write_files(run)
